@@ -1,0 +1,109 @@
+"""What every step writes: files that are whole or absent, problems that are listed, `meta.json` beside each result."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Problem(NamedTuple):
+    """One thing that could not be used: where it is, what was expected and found, and what to do about it."""
+
+    where: str
+    what: str
+    todo: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" + (f" ({self.todo})" if self.todo else "")
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its name when the block ends, and vanishes when it raises.
+
+    The temporary name keeps the ending of `path`, so that writers which go by it (Pillow, PyAV) do the same for both.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_UMASK)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+_UMASK = _read_umask()  # mkstemp makes files for their owner alone; results are for everyone the user lets in
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write `text` as UTF-8, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write `value` as indented JSON, whole or not at all; NaN is an error, because other readers refuse it."""
+    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; a file that is missing or cut off is named in the error."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: expected a JSON file here, found none") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected JSON, found a file that cannot be read as such ({error})") from None
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a new empty folder beside `path` that takes its place when the block ends, and vanishes when it raises.
+
+    A folder cannot be replaced in one step: the old one steps aside to `.<name>.old` first, and `recover_folder` puts it
+    back if the process died in between.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_UMASK)
+        old = _aside(path)
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def recover_folder(path: str | Path) -> Path:
+    """Put back what `atomic_folder` had set aside when it was killed between its two steps, and sweep up its leftovers."""
+    path = Path(path)
+    if not path.exists() and _aside(path).exists():
+        os.replace(_aside(path), path)
+    for leftover in path.parent.glob(f".{path.name}.*.new"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    return path
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")

@@ -1,0 +1,257 @@
+"""Beam search: the image once, its keys and values shared by all its descriptions and beams, text cached.
+
+One step feeds two tokens per beam, [last word, `<mask>`]; the mask's output predicts the next word, and its keys and
+values are written over by that word's in the next step. Beam bookkeeping stays in tensors.
+
+Source: decoding of the public BEiT-3 captioning recipe.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from beit3lib.model import TEXT, Captioner, ImageMemory, finish, project
+from beit3lib.tokenizer import prefix_ids
+
+Description = tuple[str, str]  # (subject, aspect)
+
+
+class Caption(NamedTuple):
+    """One generated caption: `score` is Σ log p / (words + 2)^length_penalty; `log_probs` one per id."""
+
+    text: str
+    score: float
+    ids: list[int]
+    log_probs: list[float]
+
+
+@torch.inference_mode()
+def generate(
+    model: Captioner,
+    images: Tensor | ImageMemory,
+    tokenizer=None,
+    num_beams: int = 3,
+    max_tokens: int = 64,
+    length_penalty: float = 0.6,
+    descriptions: Sequence[Description] | None = None,
+) -> list[Caption]:
+    """Caption B images: B captions, or B x len(descriptions), image by image.
+
+    `images` float (B, 3, S, S) in [-1, 1], or their memory. `max_tokens` counts `<s>` and not the prefix of a
+    description. `descriptions`: default those the model was taught.
+    """
+    tokenizer = tokenizer or model.tokenizer
+    descriptions = model.descriptions if descriptions is None else descriptions
+    prefixes = [prefix_ids(tokenizer, *description) for description in descriptions] or [[]]
+    memory = model.encode_image(images) if isinstance(images, Tensor) else images
+    search = BeamSearch(model, memory, tokenizer, prefixes, num_beams, max_tokens, length_penalty)
+    return [_caption(tokenizer, *kept) for kept in search.run()]
+
+
+def _caption(tokenizer, ids: list[int], log_probs: list[float], score: float) -> Caption:
+    return Caption(tokenizer.decode(ids, skip_special_tokens=True).strip(), score, ids, log_probs)
+
+
+def word_probs(tokenizer, caption: Caption) -> list[float]:
+    """How sure the model was of each word of `caption.text`: the product of the probabilities of its pieces."""
+    words: list[float] = []
+    for piece, log_prob in zip(tokenizer.convert_ids_to_tokens(caption.ids), caption.log_probs, strict=True):
+        if piece in tokenizer.all_special_tokens:
+            continue
+        if piece.startswith("▁") or not words:
+            words.append(0.0)
+        words[-1] += log_prob
+    return [float(torch.tensor(total).exp()) for total in words]
+
+
+class TextCache:
+    """Keys and values of the words so far, (L, R, H, C, d) each, preallocated; R rows = images x descriptions x beams."""
+
+    def __init__(self, model: Captioner, rows: int, capacity: int, like: Tensor) -> None:
+        config = model.config
+        shape = (config.layers, rows, config.heads, capacity, config.width // config.heads)
+        self.keys = like.new_zeros(shape)
+        self.values = like.new_zeros(shape)
+
+    def reorder(self, rows: Tensor, used: int) -> None:
+        """Row r becomes what row rows[r] was, in its first `used` places; rows may become fewer."""
+        for name in ("keys", "values"):
+            store = getattr(self, name)
+            moved = store[:, rows, :, :used]
+            if len(rows) < store.shape[1]:
+                store = store[:, : len(rows)].clone()
+            store[:, :, :, :used] = moved
+            setattr(self, name, store)
+
+
+class BeamSearch:
+    """The state of one call of `generate`; S sentences = images x descriptions, K beams each."""
+
+    def __init__(self, model, memory, tokenizer, prefixes, num_beams, max_tokens, length_penalty) -> None:
+        self.model, self.memory = model, memory
+        self.device, self.beams, self.penalty = model.device, num_beams, length_penalty
+        self.end_id, self.mask_id = tokenizer.eos_token_id, tokenizer.mask_token_id
+        self.max_len = max_tokens
+        self.sentences = memory.batch * len(prefixes)
+        self.starts = [[tokenizer.bos_token_id, *prefix] for prefix in prefixes]
+        self.prefill = max(map(len, self.starts)) - 1  # slots before the word that step 1 feeds
+        self._prepare_rows()
+        self._prepare_results()
+
+    def _prepare_rows(self) -> None:
+        images, descriptions, beams = self.memory.batch, len(self.starts), self.beams
+        rows = self.sentences * beams
+        self.cache = TextCache(self.model, rows, self.prefill + self.max_len, self.memory.keys[0])
+        padded = [[-1] * (self.prefill + 1 - len(start)) + start for start in self.starts]
+        start = torch.tensor(padded, device=self.device)  # (descriptions, prefill + 1), -1 where nothing stands
+        start = start.repeat(images, 1).repeat_interleave(beams, 0)  # (R, prefill + 1)
+        self.hidden = start[:, : self.prefill] < 0  # (R, prefill) slots that nobody may see
+        self.offset = -self.hidden.sum(1)  # a word in slot s stands at position s + offset
+        self.last = start[:, -1]
+        if self.prefill:
+            self._feed(start[:, :-1].clamp(min=0), 0)
+
+    def _prepare_results(self) -> None:
+        count, device = self.sentences, self.device
+        self.alive = torch.arange(count, device=device)  # sentence numbers still in the batch
+        self.scores = torch.full((count, self.beams), -1e9, device=device)
+        self.scores[:, 0] = 0
+        self.words = torch.zeros(count, self.beams, self.max_len, dtype=torch.long, device=device)
+        self.log_probs = torch.zeros(count, self.beams, self.max_len, device=device)
+        self.kept_score = torch.full((count,), -torch.inf, device=device)
+        self.kept_words, self.kept_log_probs = self.words[:, 0].clone(), self.log_probs[:, 0].clone()
+        self.kept_length = torch.zeros(count, dtype=torch.long, device=device)
+
+    def run(self) -> list[tuple[list[int], list[float], float]]:
+        """(ids, log probabilities, score) of the best hypothesis of each sentence."""
+        for written in range(self.max_len - 1):  # words before the one that is looked for
+            slot = self.prefill + written
+            pair = torch.stack([self.last, torch.full_like(self.last, self.mask_id)], 1)  # (R, 2)
+            states = self._feed(pair, slot)[:, 1]  # (R, D): the mask's
+            final = written == self.max_len - 2
+            source = self._advance(self.model.mlm_head(states).float(), written, final)
+            if source is None:
+                break
+            self.cache.reorder(source, slot + 1)
+        return [
+            (words[:n], log_probs[:n], score)
+            for words, log_probs, n, score in zip(
+                self.kept_words.tolist(),
+                self.kept_log_probs.tolist(),
+                self.kept_length.tolist(),
+                self.kept_score.tolist(),
+                strict=True,
+            )
+        ]
+
+    def _feed(self, ids: Tensor, slot: int) -> Tensor:
+        """Run tokens (R, n) in slots `slot` …, writing their keys and values; returns normed states (R, n, D)."""
+        encoder, stop = self.model.beit3.encoder, slot + ids.shape[1]
+        places = torch.arange(slot, stop, device=self.device) + self.offset[:, None]  # (R, n)
+        x = self.model.beit3.text_embed(ids) + encoder.embed_positions.B.weight[places.clamp(min=0) + 2]
+        blocked = torch.ones(ids.shape[1], stop, dtype=torch.bool, device=self.device).triu(slot + 1)[None]
+        if self.prefill:
+            hidden = torch.nn.functional.pad(self.hidden, (0, stop - self.prefill)) if stop > self.prefill else self.hidden
+            blocked = blocked | hidden[:, None, :stop]
+        for number, layer in enumerate(encoder.layers):
+            q, k, v = project(layer.self_attn, TEXT, layer.self_attn_layer_norm.B(x))
+            keys, values = self.cache.keys[number], self.cache.values[number]
+            keys[:, :, slot:stop], values[:, :, slot:stop] = k, v
+            image = self.memory.keys[number], self.memory.values[number]
+            attended = shared_attention(q, *image, keys[:, :, :stop], values[:, :, :stop], blocked)
+            x = finish(layer, TEXT, x, attended)
+        return encoder.layer_norm.B(x)
+
+    def _advance(self, logits: Tensor, written: int, final: bool) -> Tensor | None:
+        """One step of the search on logits (R, V); returns the row that each row continues, None when all is done."""
+        value, parent, word, log_prob = self._candidates(logits)
+        ends = word == self.end_id if not final else torch.ones_like(word, dtype=torch.bool)
+        ahead = (~ends).cumsum(1) - (~ends).long()  # words that do not end, before this candidate
+        done = self.kept_score[self.alive] >= value[:, 0] / (self.max_len - 1) ** self.penalty
+        closing = torch.where(ends & (ahead < self.beams) & ~done[:, None], value, -torch.inf)
+        self._close(closing / (written + 2) ** self.penalty, parent, written)
+        going = torch.nonzero(~done).flatten()
+        if final or len(going) == 0:
+            return None
+        chosen = ends.long().argsort(dim=1, stable=True)[:, : self.beams]  # the first K that do not end
+        picked = [part.gather(1, chosen) for part in (value, parent, word, log_prob)]
+        return self._continue(going, written, *picked)
+
+    def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best 3 K continuations of each sentence: total, beam, word and the word's log probability, (s, 3 K)."""
+        count, sentences = 3 * self.beams, len(self.alive)
+        best, word = logits.topk(min(count, logits.shape[1]), dim=1)  # (R, 3 K)
+        log_prob = (best - logits.logsumexp(1, keepdim=True)).view(sentences, -1)
+        total = log_prob + self.scores.repeat_interleave(best.shape[1], 1)
+        value, place = total.topk(min(count, total.shape[1]), dim=1)
+        word, log_prob = word.view(sentences, -1).gather(1, place), log_prob.gather(1, place)
+        return value, place // best.shape[1], word, log_prob
+
+    def _close(self, closing: Tensor, parent: Tensor, written: int) -> None:
+        score, place = closing.max(1)
+        beam = parent.gather(1, place[:, None])[:, 0]
+        better = score > self.kept_score[self.alive]
+        rows, beam = torch.nonzero(better).flatten(), beam[better]
+        kept = self.alive[rows]
+        self.kept_score[kept] = score[rows]
+        self.kept_words[kept] = self.words[rows, beam]
+        self.kept_log_probs[kept] = self.log_probs[rows, beam]
+        self.kept_length[kept] = written
+
+    def _continue(self, going: Tensor, written: int, value, parent, word, log_prob) -> Tensor:
+        going = self._whole_images(going)
+        rows = going[:, None]
+        self.words, self.log_probs = self.words[rows, parent[going]], self.log_probs[rows, parent[going]]
+        self.words[:, :, written], self.log_probs[:, :, written] = word[going], log_prob[going]
+        self.scores, self.last = value[going], word[going].flatten()
+        self.alive = self.alive[going]
+        source = (rows * self.beams + parent[going]).flatten()
+        self.offset = self.offset[source]
+        self.hidden = self.hidden[source]
+        return source
+
+    def _whole_images(self, going: Tensor) -> Tensor:
+        """Sentences leave when all of their image are done, so that rows stay a full grid; the image leaves too."""
+        each = len(self.starts)
+        images = torch.unique(going // each)
+        if len(images) < self.memory.batch:
+            self.memory = self.memory.select(images)
+        return (images[:, None] * each + torch.arange(each, device=self.device)).flatten()
+
+
+def shared_attention(
+    q: Tensor, image_keys: Tensor, image_values: Tensor, keys: Tensor, values: Tensor, blocked: Tensor
+) -> Tensor:
+    """Attention of rows (R, H, n, d) to their image (B, H, N, d) and their own words (R, H, t, d); R = B x rows each.
+
+    The image's keys and values are used where they lie, once for all rows of the image. `blocked` (1 or R, n, t) is
+    true where a word may not look.
+    """
+    images, heads, _, width = image_keys.shape
+    rows, length = q.shape[0], q.shape[2]
+    each = rows // images
+    q = q * width**-0.5
+    by_image = q.view(images, each, heads, length, width).transpose(1, 2).reshape(images, heads, each * length, width)
+    to_image = by_image @ image_keys.transpose(2, 3)  # (B, H, each n, N)
+    to_image = to_image.view(images, heads, each, length, -1).transpose(1, 2).flatten(0, 1)  # (R, H, n, N)
+    to_text = (q @ keys.transpose(2, 3)).masked_fill(blocked[:, None], -torch.inf)  # (R, H, n, t)
+    weights = torch.cat([to_image, to_text], dim=3).softmax(3)
+    of_image, of_text = weights.split([image_keys.shape[2], keys.shape[2]], dim=3)
+    of_image = of_image.view(images, each, heads, length, -1).transpose(1, 2).flatten(2, 3)  # (B, H, each n, N)
+    seen = (of_image @ image_values).view(images, heads, each, length, width).transpose(1, 2).flatten(0, 1)
+    return seen + of_text @ values
+
+
+def caption_image(model: Captioner, image, subject: str | None = None, aspect: str | None = None, **options):
+    """`Captioner.caption`: one picture (path or PIL image) to text, or to {(subject, aspect): text}."""
+    from beit3lib.dataset import load_image, to_tensor
+
+    chosen = [d for d in model.descriptions if subject in (None, d[0]) and aspect in (None, d[1])]
+    if not chosen and (subject or aspect):
+        taught = ", ".join(" ".join(d) for d in model.descriptions) or "one description, without a name"
+        raise ValueError(f"this model was not taught {subject or 'any'} {aspect or ''}; it knows: {taught}")
+    pixels = to_tensor(load_image(image), model.config.image_size)[None].to(model.device)
+    captions = [c.text for c in generate(model, pixels, descriptions=chosen, **options)]
+    return dict(zip(chosen, captions, strict=True)) if len(chosen) > 1 else captions[0]

@@ -1,0 +1,457 @@
+"""The sample: a miniature WTS download, drawn, with a sentencepiece model and a tiny pretrained checkpoint.
+
+    python -m beit3lib.sample data/sample             draw the download: videos, captions, boxes, weights
+    python -m beit3lib.sample --pretrain FOLDER       make the tokenizer and the checkpoint again (about 15 minutes, 2 cores)
+
+Every caption says what can be seen: weather and light, road, clothing, who stands where, and, through the motion blur,
+how both move. It holds no picture or word of the real WTS.
+"""
+
+import argparse
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from beit3lib.artefacts import atomic_folder, atomic_path, write_json
+
+WEIGHTS = Path(__file__).parent / "pretrained"
+SPM_PATH = WEIGHTS / "sample.spm"
+CHECKPOINT_PATH = WEIGHTS / "beit3_tiny_patch8_64.pth"
+MODEL = "beit3_tiny_patch8_64"
+
+UNITS = 8  # the picture is 8 x 8 units: a patch of the tiny model each
+WIDTH_PX, HEIGHT_PX = 320, 240
+FRAMES_PER_S = 10
+
+SKY = {"clear": (108, 176, 235), "cloudy": (176, 180, 186), "rainy": (116, 128, 146)}
+CLOTHES = {
+    "red": (214, 40, 40),
+    "yellow": (245, 205, 40),
+    "blue": (45, 85, 215),
+    "white": (245, 245, 245),
+    "black": (24, 24, 28),
+    "green": (40, 150, 70),
+    "beige": (216, 182, 130),
+}
+UPPER, LOWER = ("red", "yellow", "blue", "white"), ("black", "green", "beige")
+SURFACE = {"asphalt": (92, 94, 100), "gravel": (176, 148, 112)}
+VEHICLES = ((232, 232, 236), (196, 120, 200), (120, 205, 205))  # seen, never said
+SPEED_KMH = {"stopped": 0, "slow": 10, "fast": 30}
+TRAIL_UNITS = {"stopped": 0.0, "slow": 1.1, "fast": 3.2}
+WALK_UNITS = {"standing": 0.0, "walking": 0.8, "rushing": 2.2}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What one phase shows, and its captions say."""
+
+    weather: str = "clear"
+    light: str = "bright"
+    surface: str = "asphalt"
+    lanes: str = "two-way"
+    sidewalk: str = "both"
+    upper: str = "red"
+    lower: str = "black"
+    side: str = "left"  # where the vehicle is, seen from the pedestrian
+    distance: str = "near"
+    vehicle_motion: str = "stopped"
+    pedestrian_motion: str = "standing"
+
+
+VALUES: dict[str, tuple[str, ...]] = {
+    "weather": tuple(SKY),
+    "light": ("bright", "dark"),
+    "surface": tuple(SURFACE),
+    "lanes": ("one-way", "two-way"),
+    "sidewalk": ("both", "no"),
+    "upper": UPPER,
+    "lower": LOWER,
+    "side": ("left", "right"),
+    "distance": ("near", "far"),
+    "vehicle_motion": tuple(TRAIL_UNITS),
+    "pedestrian_motion": tuple(WALK_UNITS),
+}
+ATTRIBUTES = {  # what the captions of an aspect state
+    "moving": ("vehicle_motion", "pedestrian_motion"),
+    "pedestrian_description": ("upper", "lower"),
+    "position": ("side", "distance"),
+    "road": ("surface", "lanes", "sidewalk"),
+    "weather": ("weather", "light"),
+}
+OF_PHASE = ("side", "distance", "vehicle_motion", "pedestrian_motion")  # the others hold for a whole scenario
+
+
+def draw_values(rng: np.random.Generator, names=tuple(VALUES)) -> dict[str, str]:
+    """Values for attributes, each drawn on its own."""
+    return {name: str(rng.choice(VALUES[name])) for name in names}
+
+
+# --- words ---------------------------------------------------------------------------------------------------------
+
+OPPOSITE = {"left": "right", "right": "left"}
+VEHICLE_MOVES = {
+    "stopped": "The vehicle has stopped and its speed is 0 km/h.",
+    "slow": "The vehicle is going straight ahead slowly at a speed of 10 km/h.",
+    "fast": "The vehicle is going straight ahead fast at a speed of 30 km/h.",
+}
+PEDESTRIAN_MOVES = {
+    "standing": "The pedestrian is standing still and looking at the vehicle.",
+    "walking": "The pedestrian is walking slowly towards the vehicle.",
+    "rushing": "The pedestrian is rushing out towards the vehicle.",
+}
+SIDEWALKS = {"both": "There are sidewalks on both sides.", "no": "There is no sidewalk on either side."}
+DISTANCES = {"near": "close to", "far": "far from"}
+
+
+def describe(scene: Scene, subject: str) -> dict[str, str]:
+    """The sentences of each aspect, as the caption of `subject` puts them; an aspect it leaves out is absent.
+
+    In the dark nobody sees from the vehicle what the pedestrian wears, and the vehicle's caption does not say it.
+    """
+    vehicle = subject == "vehicle"
+    side = scene.side if vehicle else OPPOSITE[scene.side]
+    other = "pedestrian" if vehicle else "vehicle"
+    parts = {
+        "position": f"The {subject} is positioned on the {side} side of the {other}, {DISTANCES[scene.distance]} it.",
+        "moving": VEHICLE_MOVES[scene.vehicle_motion] if vehicle else PEDESTRIAN_MOVES[scene.pedestrian_motion],
+        "pedestrian_description": f"The pedestrian wears a {scene.upper} jacket and {scene.lower} slacks.",
+        "road": f"The road is a {scene.lanes} residential road with a {scene.surface} surface. {SIDEWALKS[scene.sidewalk]}",
+        "weather": f"The weather is {scene.weather} and the brightness is {scene.light}.",
+    }
+    if vehicle and scene.light == "dark":
+        del parts["pedestrian_description"]
+    return parts
+
+
+READING_ORDER = {
+    "vehicle": ("position", "moving", "pedestrian_description", "weather", "road"),
+    "pedestrian": ("pedestrian_description", "position", "moving", "weather", "road"),
+}
+
+
+def full_caption(scene: Scene, subject: str) -> str:
+    """All sentences in the order in which the caption of `subject` has them."""
+    parts = describe(scene, subject)
+    return " ".join(parts[aspect] for aspect in READING_ORDER[subject] if aspect in parts)
+
+
+PATTERNS = {
+    "vehicle_motion": {"stopped": r"\b0 km/h", "slow": r"\b10 km/h", "fast": r"\b30 km/h"},
+    "pedestrian_motion": {"standing": r"standing still", "walking": r"walking slowly", "rushing": r"rushing out"},
+    "upper": {colour: rf"\b{colour} jacket" for colour in UPPER},
+    "lower": {colour: rf"\b{colour} slacks" for colour in LOWER},
+    "distance": {name: rf"\b{words} it\b" for name, words in DISTANCES.items()},
+    "surface": {kind: rf"\b{kind} surface" for kind in SURFACE},
+    "lanes": {kind: rf"\b{kind} residential" for kind in VALUES["lanes"]},
+    "sidewalk": {"both": r"are sidewalks on both", "no": r"is no sidewalk"},
+    "weather": {kind: rf"weather is {kind}" for kind in SKY},
+    "light": {kind: rf"brightness is {kind}" for kind in VALUES["light"]},
+}
+
+
+def read_attributes(caption: str, subject: str, aspect: str) -> dict[str, str | None]:
+    """The attributes that a caption states, read back from its words; None where it states none, or two at once."""
+    stated = {}
+    for name in stated_attributes(subject, aspect):
+        said = [value for value in VALUES[name] if _says(caption, name, value, subject)]
+        stated[name] = said[0] if len(said) == 1 else None
+    return stated
+
+
+def stated_attributes(subject: str, aspect: str) -> tuple[str, ...]:
+    """The attributes that this description states: each subject's own motion, all of the other aspects."""
+    if aspect == "moving":
+        return (f"{subject}_motion",)
+    return ATTRIBUTES[aspect]
+
+
+def _says(caption: str, name: str, value: str, subject: str) -> bool:
+    if name == "side":
+        word = value if subject == "vehicle" else OPPOSITE[value]
+        return re.search(rf"\b{word} side\b", caption) is not None
+    return re.search(PATTERNS[name][value], caption) is not None
+
+
+def states_correctly(caption: str, scene: Scene, subject: str, aspect: str) -> bool:
+    """True where a caption states every attribute as drawn; where the aspect is absent, where it says nothing."""
+    if aspect not in describe(scene, subject):
+        return not caption.strip()
+    stated = read_attributes(caption, subject, aspect)
+    return all(value == getattr(scene, name) for name, value in stated.items())
+
+
+# --- pictures ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Camera:
+    """What differs between recordings of the same scene: offsets in units, gain of the light, paint of the vehicle."""
+
+    shift_x: float
+    shift_y: float
+    gain: float
+    paint: int
+    seed: int
+    vehicle_view: bool = False
+
+
+def draw_camera(rng: np.random.Generator, vehicle_view: bool = False) -> Camera:
+    """A recording's own way of seeing."""
+    return Camera(
+        shift_x=float(rng.uniform(-0.35, 0.35)),
+        shift_y=float(rng.uniform(-0.15, 0.15)),
+        gain=float(rng.uniform(0.88, 1.1)),
+        paint=int(rng.integers(len(VEHICLES))),
+        seed=int(rng.integers(2**31)),
+        vehicle_view=vehicle_view,
+    )
+
+
+def draw_frames(scene: Scene, camera: Camera, count: int, size=(WIDTH_PX, HEIGHT_PX)) -> Iterator[np.ndarray]:
+    """The frames of a phase, uint8 (height, width, 3); in the last, both are where the captions say they are."""
+    background = _draw_background(scene, camera, size)
+    light = _light(scene, camera, size)
+    for number in range(count):
+        canvas = Canvas(background.copy(), camera)
+        time = number / (count - 1) if count > 1 else 1.0
+        _draw_vehicle(canvas, scene, camera, time)
+        _draw_pedestrian(canvas, scene, time)
+        if camera.vehicle_view:
+            canvas.fixed_box((0, 7.55, 8, 8), (26, 28, 34))  # the bonnet, in the lowest half unit
+        yield light(canvas.image)
+
+
+def _draw_background(scene: Scene, camera: Camera, size) -> Image.Image:
+    rng = np.random.default_rng(camera.seed)
+    canvas = Canvas(Image.new("RGB", size), camera)
+    _draw_sky(canvas, scene, rng)
+    _draw_road(canvas, scene, rng)
+    return canvas.image
+
+
+def _light(scene: Scene, camera: Camera, size):
+    """What the light of the scene and the sensor of the camera make of a drawing."""
+    dark = scene.light == "dark"
+    gain = np.array([0.44, 0.46, 0.56] if dark else [1, 1, 1], np.float32) * np.float32(camera.gain)
+    noise = np.random.default_rng(camera.seed).normal(0, 4, (size[1], size[0], 1)).astype(np.float32)
+    return lambda image: (np.asarray(image) * gain + noise).clip(0, 255).astype(np.uint8)
+
+
+class Canvas:
+    """A picture that is drawn on in units."""
+
+    def __init__(self, image: Image.Image, camera: Camera) -> None:
+        self.image, self.pen = image, ImageDraw.Draw(image)
+        self.camera, self.scale = camera, (image.width / UNITS, image.height / UNITS)
+
+    def _px(self, box, shift: bool):
+        dx, dy = (self.camera.shift_x, self.camera.shift_y) if shift else (0, 0)
+        return [(v + (dx, dy)[i % 2]) * self.scale[i % 2] for i, v in enumerate(box)]
+
+    def box(self, box, colour, radius: float = 0) -> None:
+        """A box (left, top, right, bottom) in units, moved with the camera."""
+        self.pen.rounded_rectangle(self._px(box, True), radius * self.scale[1], fill=colour)
+
+    def fixed_box(self, box, colour) -> None:
+        """A box that does not move with the camera."""
+        self.pen.rectangle(self._px(box, False), fill=colour)
+
+    def ellipse(self, box, colour) -> None:
+        """An ellipse in its box."""
+        self.pen.ellipse(self._px(box, True), fill=colour)
+
+    def line(self, points, colour, width: float) -> None:
+        """A line through points (x, y, x, y, …), `width` in units."""
+        self.pen.line(self._px(points, True), fill=colour, width=max(1, round(width * self.scale[1])))
+
+
+def _draw_sky(canvas: Canvas, scene: Scene, rng) -> None:
+    canvas.fixed_box((0, 0, 8, 3), SKY[scene.weather])
+    if scene.weather == "clear":
+        x = rng.uniform(0.8, 6.2)
+        canvas.ellipse((x, 0.25, x + 1.2, 1.65), (255, 236, 130))
+    if scene.weather == "cloudy":
+        for x in rng.uniform(-0.5, 7, 5):
+            canvas.ellipse((x, 0.1 + x % 0.6, x + 2.2, 1.2 + x % 0.6), (226, 228, 232))
+    if scene.weather == "rainy":
+        for x in np.arange(-0.4, 8.4, 0.42) + rng.uniform(0, 0.4):
+            canvas.line((x, 0.0, x - 0.35, 1.9), (206, 222, 246), 0.09)
+    for x in np.arange(-1, 9, 1.5):  # houses behind the road: a skyline that says nothing
+        height = rng.uniform(0.25, 0.6)
+        canvas.box((x, 2.0 - height, x + 1.2, 2.2), (134, 124, 120))
+
+
+def _draw_road(canvas: Canvas, scene: Scene, rng) -> None:
+    verge = (214, 212, 206) if scene.sidewalk == "both" else (84, 140, 74)
+    canvas.fixed_box((0, 2.1, 8, 8), verge)
+    if scene.sidewalk == "both":
+        for x in np.arange(-0.5, 9, 0.8):  # the joints of the paving
+            canvas.line((x, 2.1, x, 2.95), (168, 166, 160), 0.06)
+            canvas.line((x, 7.1, x, 8.2), (168, 166, 160), 0.06)
+    canvas.box((-1, 2.95, 9, 7.05), SURFACE[scene.surface])
+    if scene.surface == "gravel":
+        for x, y in zip(rng.uniform(-0.5, 8.5, 160), rng.uniform(3.05, 6.85, 160), strict=True):
+            canvas.ellipse((x, y, x + 0.13, y + 0.13), (146, 118, 86))
+    if scene.lanes == "two-way":
+        for x in np.arange(-0.6, 9, 1.6):
+            canvas.box((x, 3.2, x + 1.1, 3.6), (250, 246, 220))
+
+
+VEHICLE_UNITS, PEDESTRIAN_UNITS = (2.1, 1.5), (1.05, 2.7)
+GAP_UNITS = {"near": 0.25, "far": 2.3}
+
+
+def places(scene: Scene, time: float) -> tuple[tuple[float, float, float, float], ...]:
+    """Boxes (left, top, right, bottom) in units of vehicle and pedestrian at a time of the phase."""
+    gap, back = GAP_UNITS[scene.distance], 1 - time
+    whole = VEHICLE_UNITS[0] + gap + PEDESTRIAN_UNITS[0]
+    left = 4 - whole / 2 - back * TRAIL_UNITS[scene.vehicle_motion]
+    vehicle = (left, 4.35, left + VEHICLE_UNITS[0], 4.35 + VEHICLE_UNITS[1])
+    start = 4 + whole / 2 - PEDESTRIAN_UNITS[0] + back * WALK_UNITS[scene.pedestrian_motion]
+    pedestrian = (start, 3.75, start + PEDESTRIAN_UNITS[0], 3.75 + PEDESTRIAN_UNITS[1])
+    if scene.side == "right":
+        vehicle, pedestrian = (_mirrored(box) for box in (vehicle, pedestrian))
+    return vehicle, pedestrian
+
+
+def _mirrored(box):
+    return (UNITS - box[2], box[1], UNITS - box[0], box[3])
+
+
+def _draw_vehicle(canvas: Canvas, scene: Scene, camera: Camera, time: float) -> None:
+    (left, top, right, bottom), _ = places(scene, time)
+    width = right - left
+    canvas.box((left, top + 0.5, right, bottom - 0.2), VEHICLES[camera.paint], 0.15)
+    canvas.box((left + 0.2 * width, top, right - 0.2 * width, top + 0.6), VEHICLES[camera.paint], 0.2)
+    canvas.box((left + 0.27 * width, top + 0.12, right - 0.27 * width, top + 0.5), (60, 76, 96), 0.08)
+    for x in (left + 0.18 * width, right - 0.38 * width):
+        canvas.ellipse((x, bottom - 0.5, x + 0.2 * width, bottom), (20, 20, 22))
+
+
+def _draw_pedestrian(canvas: Canvas, scene: Scene, time: float) -> None:
+    _, (left, top, right, bottom) = places(scene, time)
+    centre = (left + right) / 2
+    canvas.ellipse((centre - 0.3, top, centre + 0.3, top + 0.5), (226, 178, 146))
+    canvas.box((left, top + 0.45, right, top + 1.65), CLOTHES[scene.upper], 0.12)
+    canvas.box((left + 0.08, top + 1.6, right - 0.08, bottom), CLOTHES[scene.lower], 0.06)
+
+
+def draw_blur(scene: Scene, camera: Camera, frames: int = 8, size: int = 64) -> Image.Image:
+    """The motion-blur image of a phase without a video between: what pretraining draws by the thousand."""
+    drawn = draw_frames(scene, camera, frames, (160, 120))
+    total = sum(np.float32(frame) * (number + 1) for number, frame in enumerate(drawn))
+    picture = Image.fromarray((total / (frames * (frames + 1) / 2)).round().astype(np.uint8))
+    return picture.resize((size, size), Image.Resampling.BICUBIC)
+
+
+# --- tokenizer and checkpoint --------------------------------------------------------------------------------------
+
+
+def plain_captions(scene: Scene, rng: np.random.Generator) -> list[str]:
+    """Short captions of a scene in other forms than the download's: what the checkpoint is pretrained on.
+
+    Fine-tuning has something left to teach: full sentences, the two subjects, prefixes, and what is left unsaid.
+    """
+    mirrored, gap = OPPOSITE[scene.side], DISTANCES[scene.distance]
+    speed = {"stopped": "stopped", "slow": "going slowly", "fast": "going fast"}[scene.vehicle_motion]
+    km_h = SPEED_KMH[scene.vehicle_motion]
+    walk = {"standing": "standing still", "walking": "walking slowly", "rushing": "rushing out"}[scene.pedestrian_motion]
+    paving = {"both": "sidewalks on both sides", "no": "no sidewalk"}[scene.sidewalk]
+    forms = [
+        (f"weather {scene.weather}, brightness {scene.light}", f"{scene.light}, {scene.weather}"),
+        (f"{scene.upper} jacket and {scene.lower} slacks", f"pedestrian in {scene.lower} slacks, {scene.upper} jacket"),
+        (f"vehicle on the {scene.side} side, {gap}", f"pedestrian on the {mirrored} side, {gap}"),
+        (f"vehicle {speed} at {km_h} km/h", f"{km_h} km/h, {speed}"),
+        (f"pedestrian {walk}", f"{walk}"),
+        (f"{scene.lanes} road, {scene.surface} surface, {paving}", f"{paving}, {scene.surface}, {scene.lanes}"),
+    ]
+    order = rng.permutation(len(forms))
+    return [forms[i][rng.integers(2)] for i in order]
+
+
+def train_spm(path: str | Path, vocab_size: int, scenes: int = 3000, seed: int = 0) -> Path:
+    """Train the sample's sentencepiece model (unigram, as `beit3.spm`) on captions of drawn scenes."""
+    import sentencepiece
+
+    rng = np.random.default_rng(seed)
+    drawn = [Scene(**draw_values(rng)) for _ in range(scenes)]
+    lines = [line for scene in drawn for line in plain_captions(scene, rng)]
+    lines += [full_caption(scene, subject) for scene in drawn for subject in ("vehicle", "pedestrian")]
+    lines += [f"{subject} {aspect.replace('_', ' ')}:" for subject in ("vehicle", "pedestrian") for aspect in ATTRIBUTES]
+    words = sorted({word.strip(".,:") for line in lines for word in line.split()})
+    # the trainer only considers a piece that it meets in two different words: give every word a second form
+    lines += [f"{word}{mark} {word}" for word in words for mark in ",.:;" for _ in range(50)]
+    with atomic_path(path) as temporary:
+        with open(temporary, "wb") as writer:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(lines),
+                model_writer=writer,
+                vocab_size=vocab_size,
+                model_type="unigram",
+                required_chars="".join(map(chr, range(33, 127))),
+                minloglevel=2,
+            )
+    return Path(path)
+
+
+def pretrain(folder: str | Path, steps: int = 1600, batch_size: int = 32, seed: int = 0) -> dict:
+    """Make the sample's tokenizer and checkpoint: a tiny BEiT-3 that has seen drawings, never a WTS-style caption.
+
+    Writes `sample.spm` and, in the public format with half-precision weights, `beit3_tiny_patch8_64.pth`; returns the
+    mean loss of the last steps and the seconds it took.
+    """
+    import time
+
+    import torch
+    import torch.nn.functional as F
+
+    from beit3lib.model import Captioner, model_config
+    from beit3lib.tokenizer import UNUSED_ROWS, load_tokenizer
+
+    started = time.monotonic()
+    torch.manual_seed(seed)
+    config = model_config(MODEL)
+    tokenizer = load_tokenizer(train_spm(Path(folder) / SPM_PATH.name, config.vocab_size - UNUSED_ROWS - 2))
+    model = Captioner(config)
+    with torch.no_grad():  # torchscale starts positions at std 1, which from scratch would drown a patch's colours
+        for side in (model.beit3.encoder.embed_positions.A, model.beit3.encoder.embed_positions.B):
+            side.weight.mul_(0.02)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.02, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
+    losses = []
+    for step, batch in enumerate(_drawn_batches(tokenizer, config.image_size, batch_size, steps, seed)):
+        logits = model(batch.images, batch.ids, batch.positions, batch.segments, batch.chosen)
+        loss = F.cross_entropy(logits, batch.targets[batch.chosen], label_smoothing=0.05)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        losses.append(loss.item())
+        if step % 50 == 49:
+            print(f"step {step + 1} of {steps}: loss {np.mean(losses[-50:]):.3f}, {time.monotonic() - started:.0f} s", flush=True)
+    with atomic_path(Path(folder) / CHECKPOINT_PATH.name) as temporary:
+        torch.save({"model": {name: value.half() for name, value in model.state_dict().items()}}, temporary)
+    return {"loss": float(np.mean(losses[-50:])), "seconds": round(time.monotonic() - started)}
+
+
+def _drawn_batches(tokenizer, image_size: int, batch_size: int, steps: int, seed: int):
+    from beit3lib.dataset import caption_ids, collate, pack, to_tensor
+
+    rng = np.random.default_rng(seed)
+    for _ in range(steps):
+        samples = []
+        for _ in range(batch_size):
+            scene = Scene(**draw_values(rng))
+            picture = draw_blur(scene, draw_camera(rng, bool(rng.integers(2))), size=image_size)
+            texts = [tokenizer.encode(text, add_special_tokens=False) for text in plain_captions(scene, rng)]
+            captions = [(caption_ids(tokenizer, ids, (), 64), 0) for ids in texts]
+            row = pack(captions, 0.6, tokenizer.mask_token_id, len(tokenizer) - 1, rng)
+            samples.append((to_tensor(picture, image_size), row, ""))
+        yield collate(samples)

@@ -1,0 +1,5 @@
+"""Fine-tuning: the public captioning recipe."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor

@@ -1,0 +1,413 @@
+"""A WTS / BDD_PC_5K download as one pandas table: a row per scenario, view, video and phase.
+
+    from beit3lib.wts import read_wts
+    table = read_wts("data/wts")
+    for problem in table.attrs["problems"]:
+        print(problem)
+
+Folders are recognised by what lies in them, not by how a copy spells them: every `annotations` and `videos` folder up to
+four levels below the root counts, a split that holds scenario folders is WTS, one that holds files is BDD_PC_5K. So the
+root may be the WTS folder, the folder above it, or one that holds the public test tree beside the rest.
+"""
+
+import csv
+import math
+import os
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from beit3lib.artefacts import Problem, read_json
+
+SPLITS = ("train", "val", "test")
+VIEWS = ("overhead_view", "vehicle_view")
+PHASES = ("prerecognition", "recognition", "judgement", "action", "avoidance")
+VIEW_CHOICES = ("all", "main", "best", "vehicle", "overhead")
+COLUMNS = (
+    "scenario split source view video video_path label phase start_s end_s caption_vehicle caption_pedestrian normal"
+).split()
+BOX_COLUMNS = "scenario split view video subject kind phase frame bbox_xywh_px".split()
+VIEW_CSV = re.compile(r"view_used_as_main_reference.*\.csv", re.IGNORECASE)
+
+_DEPTH = 4  # one more than the deepest download that was seen
+
+
+# ---- names
+
+
+def video_stem(video: str) -> str:
+    """Strip `.mp4` and nothing else: names hold dots of their own (192.168.0.14)."""
+    return video[:-4] if video.lower().endswith(".mp4") else video
+
+
+def parse_phase(label: Any) -> int | None:
+    """Give the number 0–4 of a phase label: a digit in WTS (`"4"`, 4), a word in BDD (`"avoidance"`); None if neither."""
+    text = str(label).strip().lower()
+    if text in PHASES:
+        return PHASES.index(text)
+    return int(text) if text.isascii() and text.isdigit() and int(text) < len(PHASES) else None
+
+
+def recording_group(scenario: str) -> str:
+    """Name the recording that a scenario was cut from: its name without `_event_N` and `_TN`.
+
+    Scenarios of one group share place, people and light, so train and val must not share a group.
+    """
+    return re.sub(r"_(event_\d+|T\d+)(?=_|$)", "", scenario)
+
+
+# ---- finding folders and files
+
+
+class _CaptionFile(NamedTuple):
+    source: str
+    split: str
+    scenario: str
+    view: str
+    path: Path
+    normal: bool
+
+
+class _Layout(NamedTuple):
+    """Where things lie below a root."""
+
+    root: Path
+    annotations: list[Path]
+    videos: list[Path]
+    view_csvs: list[Path]
+
+    def show(self, path: str | Path) -> str:
+        """Name a path as seen from the root, for messages."""
+        return Path(os.path.relpath(path, self.root)).as_posix()
+
+
+def _listing(folder: str | Path) -> tuple[list[str], list[str]]:
+    """List folders and files by name; `.DS_Store`, `._…` and other hidden names are no data."""
+    with os.scandir(folder) as entries:
+        seen = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    return [name for name, is_dir in seen if is_dir], [name for name, is_dir in seen if not is_dir]
+
+
+def _find_layout(root: str | Path) -> _Layout:
+    """Find the `annotations` and `videos` folders and view CSVs below `root`, or raise what was expected and found."""
+    root = Path(root)
+    if not root.is_dir():
+        what = "a file" if root.exists() else "nothing"
+        raise FileNotFoundError(
+            f"{root}: expected the folder of a WTS download, found {what}. Give the folder that holds annotations/ and "
+            "videos/, or the folder above it."
+        )
+    layout = _Layout(root, [], [], [])
+    _walk(root, _DEPTH, layout)
+    if not any((folder / split).is_dir() for folder in _caption_folders(layout) for split in SPLITS):
+        entries = [name for names in _listing(root) for name in names]
+        found = ", ".join(entries[:8]) + (", …" if len(entries) > 8 else "") if entries else "an empty folder"
+        raise FileNotFoundError(
+            f"{root}: expected annotations/caption/{{train,val,test}} here or up to {_DEPTH} levels below, found {found}. "
+            "Unpack the WTS download here, or give the folder that holds it."
+        )
+    return layout
+
+
+def _walk(folder: Path, depth: int, layout: _Layout) -> None:
+    dirs, files = _listing(folder)
+    layout.view_csvs.extend(folder / name for name in files if VIEW_CSV.fullmatch(name))
+    for name in dirs:
+        if name in ("annotations", "videos"):
+            found = folder / name
+            nested = found / name  # some copies unpack annotations.zip into annotations/
+            getattr(layout, name).append(nested if nested.is_dir() else found)
+            layout.view_csvs.extend(found / csv for csv in _listing(found)[1] if VIEW_CSV.fullmatch(csv))
+        elif depth:
+            _walk(folder / name, depth - 1, layout)
+
+
+def _caption_folders(layout: _Layout) -> list[Path]:
+    """The folders that hold train/, val/, test/ of captions: `annotations/caption`, or `annotations` in some BDD copies."""
+    return [folder / "caption" if (folder / "caption").is_dir() else folder for folder in layout.annotations]
+
+
+def _leaves(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Yield (folder, scenario folders, files); `normal_trimmed` and the test's `public…` are folders, not scenarios."""
+    if not folder.is_dir():
+        return
+    dirs, files = _listing(folder)
+    between = [name for name in dirs if name == "normal_trimmed" or name.startswith("public")]
+    yield folder, [name for name in dirs if name not in between], files
+    for name in between:
+        yield from _leaves(folder / name)
+
+
+def _is_video(name: str) -> bool:
+    return name.lower().endswith(".mp4")
+
+
+VideoKey = tuple[str, str, str]  # split, scenario, view
+
+
+def _index_videos(layout: _Layout, splits: Iterable[str]) -> dict[VideoKey, dict[str, str]]:
+    """List the videos on disk by split, scenario and view: {video: path}. A BDD video is its own scenario."""
+    index: dict[VideoKey, dict[str, str]] = defaultdict(dict)
+    for split in splits:
+        for folder, scenarios, files in (leaf for base in layout.videos for leaf in _leaves(base / split)):
+            for name in filter(_is_video, files):
+                index[split, video_stem(name), "vehicle_view"].setdefault(name, str(folder / name))
+            for scenario in scenarios:
+                for view in set(_listing(folder / scenario)[0]) & set(VIEWS):
+                    for name in filter(_is_video, _listing(folder / scenario / view)[1]):
+                        index[split, scenario, view].setdefault(name, str(folder / scenario / view / name))
+    return index
+
+
+@dataclass
+class _Report:
+    """What a reading step counts and could not use."""
+
+    layout: _Layout
+    problems: list[Problem] = field(default_factory=list)
+    counts: Counter = field(default_factory=Counter)
+
+    def add(self, where: str | Path, what: str, todo: str = "") -> None:
+        self.problems.append(Problem(self.layout.show(where) if isinstance(where, Path) else where, what, todo))
+
+
+def _find_caption_files(report: _Report, splits: Iterable[str]) -> list[_CaptionFile]:
+    """List every caption file of the splits, once per split, scenario and view."""
+    found: dict[VideoKey, _CaptionFile] = {}
+    folders = _caption_folders(report.layout)
+    for split in splits:
+        for folder, scenarios, files in (leaf for base in folders for leaf in _leaves(base / split)):
+            normal = "normal_trimmed" in folder.parts
+            candidates = [_bdd_caption_file(split, folder, name) for name in files if name.endswith("_caption.json")]
+            for scenario in scenarios:
+                candidates += _wts_caption_files(report, split, folder / scenario, normal)
+            for file in candidates:
+                _keep_first(report, found, file)
+    return list(found.values())
+
+
+def _keep_first(report: _Report, found: dict[VideoKey, _CaptionFile], file: _CaptionFile) -> None:
+    report.counts["caption_files"] += 1
+    key = (file.split, file.scenario, file.view)
+    if found.setdefault(key, file) is not file:
+        report.counts["caption_files_left_out"] += 1
+        report.add(file.path, f"the same scenario and view as {report.layout.show(found[key].path)}; left out")
+
+
+def _bdd_caption_file(split: str, folder: Path, name: str) -> _CaptionFile:
+    return _CaptionFile("bdd", split, name.removesuffix("_caption.json"), "vehicle_view", folder / name, False)
+
+
+def _wts_caption_files(report: _Report, split: str, folder: Path, normal: bool) -> list[_CaptionFile]:
+    """List the caption files of one scenario folder, one for each view that it has."""
+    views = [view for view in VIEWS if (folder / view).is_dir()]
+    if not views:
+        report.add(folder, "expected overhead_view/ or vehicle_view/, found neither; left out")
+    files = []
+    for view in views:
+        names = [name for name in _listing(folder / view)[1] if name.endswith(".json")]
+        wanted = f"{folder.name}_caption.json"
+        names.sort(key=lambda name: (name != wanted, not name.endswith("_caption.json"), name))
+        if not names:
+            report.add(folder / view, f"expected {wanted}, found no JSON; its videos are left out")
+            continue
+        if names[1:]:
+            report.add(folder / view, f"expected one JSON, found {len(names)}; read {names[0]}")
+        files.append(_CaptionFile("wts", split, folder.name, view, folder / view / names[0], normal))
+    return files
+
+
+# ---- reading one caption file
+
+
+class _Phase(NamedTuple):
+    label: str
+    phase: int
+    start_s: float
+    end_s: float
+    caption_vehicle: str | None
+    caption_pedestrian: str | None
+
+
+def _read_caption_file(report: _Report, file: _CaptionFile) -> tuple[list[str], list[_Phase]] | None:
+    """Read the listed videos and the phases, ordered by phase; None, with the reason reported, if the file is unusable."""
+    try:
+        content = read_json(file.path)
+        if not isinstance(content, dict) or not isinstance(content.get("event_phase"), list):
+            raise ValueError("expected an object with a list event_phase, found none")
+    except (OSError, ValueError) as error:
+        reason = str(error).removeprefix(f"{file.path}: ")
+        report.add(file.path, f"{reason}; its videos are left out", "download this file again")
+        report.counts["caption_files_left_out"] += 1
+        return None
+    report.counts["caption_files_used"] += 1
+    phases: dict[int, _Phase] = {}
+    for number, entry in enumerate(content["event_phase"]):
+        report.counts["phases"] += 1
+        phase = _read_phase(report, file, number, entry)
+        if phase and phase.phase in phases:
+            report.add(file.path, f"phase {phase.label} stands here twice; the second is left out")
+            phase = None
+        report.counts["phases_used" if phase else "phases_left_out"] += 1
+        if phase:
+            phases[phase.phase] = phase
+    if not content["event_phase"]:
+        report.add(file.path, "expected phases, found an empty event_phase; no row comes from it")
+    return _listed_videos(report, file, content), [phases[number] for number in sorted(phases)]
+
+
+def _listed_videos(report: _Report, file: _CaptionFile, content: dict) -> list[str]:
+    """The videos that a caption file names, each once, always with `.mp4`."""
+    key = {"wts": {"overhead_view": "overhead_videos", "vehicle_view": "vehicle_view"}[file.view], "bdd": "video_name"}
+    listed = content.get(key[file.source]) or []
+    names = [listed] if isinstance(listed, str) else [name for name in listed if isinstance(name, str)]
+    names = list(dict.fromkeys(f"{video_stem(os.path.basename(name.strip()))}.mp4" for name in names if name.strip()))
+    own = f"{file.scenario}.mp4"
+    if file.source == "bdd" and names != [own]:
+        if names:
+            report.add(file.path, f"expected video_name {own}, found {', '.join(names)}; the file's own name counts")
+        return [own]
+    return names
+
+
+def _read_phase(report: _Report, file: _CaptionFile, number: int, entry: Any) -> _Phase | None:
+    labels = entry.get("labels") if isinstance(entry, dict) else None
+    label = labels[0] if isinstance(labels, list) and labels else labels
+    phase = parse_phase(label)
+    if phase is None:
+        expected = f"expected a label 0–4 or one of {', '.join(PHASES)}"
+        report.add(file.path, f"phase entry {number}: {expected}, found {labels!r}; left out")
+        return None
+    span_s = _read_span(report, file, label, entry)
+    if span_s is None:
+        return None
+    captions = [_read_caption(report, file, label, entry, subject) for subject in ("vehicle", "pedestrian")]
+    return _Phase(str(label).strip(), phase, *span_s, *captions)
+
+
+def _read_span(report: _Report, file: _CaptionFile, label: Any, entry: dict) -> tuple[float, float] | None:
+    times = [entry.get("start_time"), entry.get("end_time")]
+    try:
+        start_s, end_s = (float(time) for time in times)
+        if not (math.isfinite(start_s) and math.isfinite(end_s)):
+            raise ValueError
+    except (TypeError, ValueError):
+        report.add(file.path, f"phase {label}: expected start_time and end_time in seconds, found {times}; left out")
+        return None
+    if end_s < start_s:
+        report.add(file.path, f"phase {label}: ends at {end_s} s, before it starts at {start_s} s; read the other way round")
+    return min(start_s, end_s), max(start_s, end_s)
+
+
+def _read_caption(report: _Report, file: _CaptionFile, label: Any, entry: dict, subject: str) -> str | None:
+    """Read one caption as it stands; None without words, which is a problem except in the test split."""
+    caption = entry.get(f"caption_{subject}")
+    if isinstance(caption, str) and re.search(r"\w", caption):
+        return caption
+    if file.split != "test":
+        report.add(file.path, f"phase {label}: expected words in caption_{subject}, found {caption!r}; it has no caption")
+    return None
+
+
+# ---- the table
+
+
+def read_wts(root: str | Path, split: str | None = None, keep_missing: bool = False) -> pd.DataFrame:
+    """Read a WTS / BDD_PC_5K download: a row per scenario, view, video and phase, in that order.
+
+    Columns: scenario, split (train|val|test), source (wts|bdd), view (overhead_view|vehicle_view; BDD: vehicle_view),
+    video (file name), video_path, label (as written in the file: the submission wants it back), phase (0–4), start_s and
+    end_s (of this view: views of one scenario have different clocks), caption_vehicle and caption_pedestrian (None where
+    there is none, as in the test split), normal (True below normal_trimmed).
+
+    A listed video that is not on disk is reported and left out; with `keep_missing` its rows stay with video_path "", for
+    those who need every segment asked for. `.attrs["problems"]` lists each Problem, `.attrs["counts"]` says how many
+    caption files, phases, videos and rows went in, were used and were left out. Raises FileNotFoundError where there is
+    no WTS download, ValueError for an unknown split or one that is not there.
+    """
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"split: expected one of {', '.join(SPLITS)} or None, found {split!r}")
+    layout = _find_layout(root)
+    report = _Report(layout)
+    splits = SPLITS if split is None else (split,)
+    files = _find_caption_files(report, splits)
+    if not files:
+        raise ValueError(f"{layout.root}: expected caption files of {' or '.join(splits)}, found none")
+    videos = _index_videos(layout, splits)
+    rows: list[tuple] = []
+    for file in files:
+        found = videos.pop((file.split, file.scenario, file.view), {})
+        rows += _rows_of(report, file, found, keep_missing)
+    _report_uncaptioned(report, videos, files)
+    table = pd.DataFrame.from_records(rows, columns=COLUMNS)
+    table = table.astype({"phase": "int64", "start_s": "float64", "end_s": "float64", "normal": "bool"})
+    table = table.sort_values(["scenario", "split", "view", "video", "phase"], ignore_index=True)
+    _report_shared_groups(report, table)
+    table.attrs["problems"] = report.problems
+    table.attrs["counts"] = _whole_counts(report, len(table))
+    return table
+
+
+def _rows_of(report: _Report, file: _CaptionFile, found: dict[str, str], keep_missing: bool) -> list[tuple]:
+    read = _read_caption_file(report, file)
+    if read is None:
+        return []
+    listed, phases = read
+    rows = []
+    for video in dict.fromkeys([*listed, *sorted(found)]):
+        report.counts["videos"] += 1
+        report.counts["rows_expected"] += len(phases)
+        if video not in found:
+            report.add(file.path, f"video {video} is listed, but not on disk; left out", "download it again if it exists")
+        elif video not in listed:
+            report.add(file.path, f"video {video} is on disk, but not listed; read with the times of this view")
+        report.counts["videos_used" if video in found else "videos_left_out"] += 1
+        if video in found or keep_missing:
+            about = (file.scenario, file.split, file.source, file.view, video, found.get(video, ""))
+            rows += [(*about, *phase, file.normal) for phase in phases]
+    return rows
+
+
+def _report_uncaptioned(report: _Report, videos: dict[VideoKey, dict[str, str]], files: list[_CaptionFile]) -> None:
+    """Report videos on disk that no caption file speaks of, in one line where a whole split has no caption file."""
+    captioned = {file.split for file in files}
+    without: Counter = Counter()
+    for (split, _, _), found in videos.items():
+        report.counts["videos_without_captions"] += len(found)
+        if split not in captioned:
+            without[split] += len(found)
+            continue
+        for path in found.values():
+            report.add(Path(path), "no caption file for this scenario and view could be found; left out")
+    for split, number in without.items():
+        report.add(f"videos/{split}", f"{number} videos, but no caption file of this split; left out")
+
+
+def _report_shared_groups(report: _Report, table: pd.DataFrame) -> None:
+    for group, scenarios in _shared_groups(table).items():
+        todo = "split_by_group(table) keeps them in val and leaves them out of train"
+        report.add(group, f"one recording in both train and val: {', '.join(scenarios)}", todo)
+
+
+def _shared_groups(table: pd.DataFrame) -> dict[str, list[str]]:
+    """Recordings that stand in both train and val, with the scenarios cut from them."""
+    splits, scenarios = defaultdict(set), defaultdict(list)
+    for scenario, split in table[["scenario", "split"]].drop_duplicates().itertuples(index=False):
+        splits[recording_group(scenario)].add(split)
+        scenarios[recording_group(scenario)].append(f"{scenario} ({split})")
+    return {group: sorted(scenarios[group]) for group in sorted(splits) if {"train", "val"} <= splits[group]}
+
+
+def _whole_counts(report: _Report, rows: int) -> dict[str, int]:
+    """Count what went in, what is used and what is left out, so that in = used + left out for each kind."""
+    kinds = ("caption_files", "phases", "videos")
+    counts = {f"{kind}{what}": report.counts[f"{kind}{what}"] for kind in kinds for what in ("", "_used", "_left_out")}
+    counts["videos_without_captions"] = report.counts["videos_without_captions"]
+    expected = report.counts["rows_expected"]
+    return counts | {"rows_expected": expected, "rows": rows, "rows_left_out": expected - rows}
