@@ -76,8 +76,8 @@ def read_json(path: str | Path) -> Any:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a new empty folder beside `path` that takes its place when the block ends, and vanishes when it raises.
 
-    A folder cannot be replaced in one step: the old one steps aside to `.<name>.old` first, and `recover_folder` puts it
-    back if the process died in between.
+    A folder cannot be replaced in one step: the old one steps aside to `.<name>.old` first, and `recover_folder` puts
+    it back if the process died in between.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def recover_folder(path: str | Path) -> Path:
-    """Put back what `atomic_folder` had set aside when it was killed between its two steps, and sweep up its leftovers."""
+    """Put back what `atomic_folder` had set aside when killed between its two steps, and sweep up its leftovers."""
     path = Path(path)
     if not path.exists() and _aside(path).exists():
         os.replace(_aside(path), path)

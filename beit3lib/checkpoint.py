@@ -1,7 +1,7 @@
 """Public BEiT-3 checkpoints in and out; our own checkpoints, a folder each.
 
-Public: `.pth`, the same renamed `.zip`, without an ending, or unpacked into a folder, as Kaggle does it; `{"model": …}`,
-`{"module": …}` or the bare state dict. Nothing is ever unpickled beyond tensors and plain values.
+Public: `.pth`, the same renamed `.zip`, without an ending, or unpacked into a folder, as Kaggle does it;
+`{"model": …}`, `{"module": …}` or the bare state dict. Nothing is ever unpickled beyond tensors and plain values.
 
 Ours: `model.safetensors`, `sentencepiece.bpe.model` and a readable `meta.json`, complete or not there.
 """
@@ -36,7 +36,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_pretrained` did: names of parameters loaded, resized, left at their start, and left out of the file."""
+    """What `load_pretrained` did: names of parameters loaded, resized, left at their start, and left out."""
 
     loaded: list[str]
     resized: list[str]
@@ -81,10 +81,14 @@ def _load_tensors(path: Path):
     except pickle.UnpicklingError as error:
         wanted = "Unsupported global" in str(error) or "GLOBAL" in str(error)
         why = "it asks to run code or build objects" if wanted else "it is no PyTorch file, or was cut off"
-        raise CheckpointError(f"{path}: refused, {why}; expected tensors only, as public BEiT-3 checkpoints are") from None
+        raise CheckpointError(
+            f"{path}: refused, {why}; expected tensors only, as public BEiT-3 checkpoints are"
+        ) from None
     except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else "it is empty"
-        raise CheckpointError(f"{path}: expected a PyTorch checkpoint, found a file that cannot be read: {reason}") from None
+        raise CheckpointError(
+            f"{path}: expected a PyTorch checkpoint, found a file that cannot be read: {reason}"
+        ) from None
 
 
 @contextmanager
@@ -95,7 +99,9 @@ def _packed(path: Path):
         return
     roots = [file.parent for file in sorted(path.rglob("data.pkl"))]
     if len(roots) != 1:
-        raise CheckpointError(f"{path}: expected a checkpoint file, or one unpacked (data.pkl, data/); found {len(roots)}")
+        raise CheckpointError(
+            f"{path}: expected a checkpoint file, or one unpacked (data.pkl, data/); found {len(roots)}"
+        )
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "archive.zip"
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
@@ -177,7 +183,7 @@ def save_captioner(model: Captioner, folder: str | Path, spm_path: str | Path, m
 
 
 def write_captioner(model: Captioner, folder: Path, spm_path: str | Path, meta: Mapping | None = None) -> None:
-    """The files of a checkpoint, into a folder that exists; for callers that add files of their own before it counts."""
+    """The files of a checkpoint, into a folder that exists; for callers that add files of their own."""
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     save_file(state, folder / WEIGHTS_NAME)
     shutil.copyfile(spm_path, folder / SPM_NAME)
@@ -196,8 +202,9 @@ def load_captioner(folder: str | Path, device: str | torch.device | None = None)
         raise FileNotFoundError(f"{folder}: expected a checkpoint folder, without {', '.join(absent)}; run 03 first")
     meta = read_json(folder / META_NAME)
     config = ModelConfig(**{**meta["model"], "drop_path": 0.0, "checkpoint_activations": False})
-    model = Captioner(config)
-    model.load_state_dict(load_file(folder / WEIGHTS_NAME), strict=True)
+    with torch.device("meta"):  # no time spent on a random start that is replaced at once
+        model = Captioner(config)
+    model.load_state_dict(load_file(folder / WEIGHTS_NAME), strict=True, assign=True)
     model.tokenizer = load_tokenizer(folder / SPM_NAME, config.vocab_size)
     model.descriptions = [tuple(pair) for pair in meta["descriptions"]]
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()

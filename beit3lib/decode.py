@@ -67,7 +67,7 @@ def word_probs(tokenizer, caption: Caption) -> list[float]:
 
 
 class TextCache:
-    """Keys and values of the words so far, (L, R, H, C, d) each, preallocated; R rows = images x descriptions x beams."""
+    """Keys and values of the words so far, (L, R, H, C, d) each; R rows = images x descriptions x beams."""
 
     def __init__(self, model: Captioner, rows: int, capacity: int, like: Tensor) -> None:
         config = model.config
@@ -101,7 +101,7 @@ class BeamSearch:
         self._prepare_results()
 
     def _prepare_rows(self) -> None:
-        images, descriptions, beams = self.memory.batch, len(self.starts), self.beams
+        images, beams = self.memory.batch, self.beams
         rows = self.sentences * beams
         self.cache = TextCache(self.model, rows, self.prefill + self.max_len, self.memory.keys[0])
         padded = [[-1] * (self.prefill + 1 - len(start)) + start for start in self.starts]
@@ -153,7 +153,9 @@ class BeamSearch:
         x = self.model.beit3.text_embed(ids) + encoder.embed_positions.B.weight[places.clamp(min=0) + 2]
         blocked = torch.ones(ids.shape[1], stop, dtype=torch.bool, device=self.device).triu(slot + 1)[None]
         if self.prefill:
-            hidden = torch.nn.functional.pad(self.hidden, (0, stop - self.prefill)) if stop > self.prefill else self.hidden
+            hidden = (
+                torch.nn.functional.pad(self.hidden, (0, stop - self.prefill)) if stop > self.prefill else self.hidden
+            )
             blocked = blocked | hidden[:, None, :stop]
         for number, layer in enumerate(encoder.layers):
             q, k, v = project(layer.self_attn, TEXT, layer.self_attn_layer_norm.B(x))

@@ -1,9 +1,9 @@
 """`Captioner`: torchscale's BEiT-3 weights, run as two streams.
 
-In BEiT-3 captioning image tokens never see text, so what an image becomes in every layer does not depend on any caption.
-torchscale runs image and text as one masked sequence; here the image goes through once and leaves per layer its keys and
-values (`ImageMemory`), against which any number of captions run. Modules and parameter names stay torchscale's, so
-public checkpoints load strictly and torchscale's own forward is the oracle of the tests.
+In BEiT-3 captioning image tokens never see text, so what an image becomes in every layer depends on no caption.
+torchscale runs image and text as one masked sequence; here the image goes through once and leaves per layer its keys
+and values (`ImageMemory`), against which any number of captions run. Modules and parameter names stay torchscale's,
+so public checkpoints load strictly and torchscale's own forward is the oracle of the tests.
 
 Shapes, in every comment of this package: B images, N image tokens (patches + 1), T text tokens, H heads, D width,
 d = D / H, V vocabulary, L layers.

@@ -1,7 +1,7 @@
 """The sample: a miniature WTS download, drawn, with a sentencepiece model and a tiny pretrained checkpoint.
 
     python -m beit3lib.sample data/sample             draw the download: videos, captions, boxes, weights
-    python -m beit3lib.sample --pretrain FOLDER       make the tokenizer and the checkpoint again (about 15 minutes, 2 cores)
+    python -m beit3lib.sample --pretrain FOLDER       make the tokenizer and the checkpoint again (15 minutes)
 
 Every caption says what can be seen: weather and light, road, clothing, who stands where, and, through the motion blur,
 how both move. It holds no picture or word of the real WTS.
@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +121,8 @@ def describe(scene: Scene, subject: str) -> dict[str, str]:
         "position": f"The {subject} is positioned on the {side} side of the {other}, {DISTANCES[scene.distance]} it.",
         "moving": VEHICLE_MOVES[scene.vehicle_motion] if vehicle else PEDESTRIAN_MOVES[scene.pedestrian_motion],
         "pedestrian_description": f"The pedestrian wears a {scene.upper} jacket and {scene.lower} slacks.",
-        "road": f"The road is a {scene.lanes} residential road with a {scene.surface} surface. {SIDEWALKS[scene.sidewalk]}",
+        "road": f"The road is a {scene.lanes} residential road with a {scene.surface} surface. "
+        + SIDEWALKS[scene.sidewalk],
         "weather": f"The weather is {scene.weather} and the brightness is {scene.light}.",
     }
     if vehicle and scene.light == "dark":
@@ -361,7 +362,9 @@ def plain_captions(scene: Scene, rng: np.random.Generator) -> list[str]:
     mirrored, gap = OPPOSITE[scene.side], DISTANCES[scene.distance]
     speed = {"stopped": "stopped", "slow": "going slowly", "fast": "going fast"}[scene.vehicle_motion]
     km_h = SPEED_KMH[scene.vehicle_motion]
-    walk = {"standing": "standing still", "walking": "walking slowly", "rushing": "rushing out"}[scene.pedestrian_motion]
+    walk = {"standing": "standing still", "walking": "walking slowly", "rushing": "rushing out"}[
+        scene.pedestrian_motion
+    ]
     paving = {"both": "sidewalks on both sides", "no": "no sidewalk"}[scene.sidewalk]
     forms = [
         (f"weather {scene.weather}, brightness {scene.light}", f"{scene.light}, {scene.weather}"),
@@ -383,7 +386,9 @@ def train_spm(path: str | Path, vocab_size: int, scenes: int = 3000, seed: int =
     drawn = [Scene(**draw_values(rng)) for _ in range(scenes)]
     lines = [line for scene in drawn for line in plain_captions(scene, rng)]
     lines += [full_caption(scene, subject) for scene in drawn for subject in ("vehicle", "pedestrian")]
-    lines += [f"{subject} {aspect.replace('_', ' ')}:" for subject in ("vehicle", "pedestrian") for aspect in ATTRIBUTES]
+    lines += [
+        f"{subject} {aspect.replace('_', ' ')}:" for subject in ("vehicle", "pedestrian") for aspect in ATTRIBUTES
+    ]
     words = sorted({word.strip(".,:") for line in lines for word in line.split()})
     # the trainer only considers a piece that it meets in two different words: give every word a second form
     lines += [f"{word}{mark} {word}" for word in words for mark in ",.:;" for _ in range(50)]
@@ -400,7 +405,7 @@ def train_spm(path: str | Path, vocab_size: int, scenes: int = 3000, seed: int =
     return Path(path)
 
 
-def pretrain(folder: str | Path, steps: int = 1600, batch_size: int = 32, seed: int = 0) -> dict:
+def pretrain(folder: str | Path, steps: int = 2400, batch_size: int = 32, seed: int = 0) -> dict:
     """Make the sample's tokenizer and checkpoint: a tiny BEiT-3 that has seen drawings, never a WTS-style caption.
 
     Writes `sample.spm` and, in the public format with half-precision weights, `beit3_tiny_patch8_64.pth`; returns the
@@ -435,7 +440,10 @@ def pretrain(folder: str | Path, steps: int = 1600, batch_size: int = 32, seed: 
         schedule.step()
         losses.append(loss.item())
         if step % 50 == 49:
-            print(f"step {step + 1} of {steps}: loss {np.mean(losses[-50:]):.3f}, {time.monotonic() - started:.0f} s", flush=True)
+            print(
+                f"step {step + 1} of {steps}: loss {np.mean(losses[-50:]):.3f}, {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
     with atomic_path(Path(folder) / CHECKPOINT_PATH.name) as temporary:
         torch.save({"model": {name: value.half() for name, value in model.state_dict().items()}}, temporary)
     return {"loss": float(np.mean(losses[-50:])), "seconds": round(time.monotonic() - started)}
@@ -455,3 +463,227 @@ def _drawn_batches(tokenizer, image_size: int, batch_size: int, steps: int, seed
             row = pack(captions, 0.6, tokenizer.mask_token_id, len(tokenizer) - 1, rng)
             samples.append((to_tensor(picture, image_size), row, ""))
         yield collate(samples)
+
+
+# --- the download --------------------------------------------------------------------------------------------------
+
+PHASES = ("prerecognition", "recognition", "judgement", "action", "avoidance")
+COUNTS = {  # scenarios per split: with events, normal_trimmed, BDD
+    "train": (64, 8, 20),
+    "val": (16, 4, 8),
+    "test": (4, 2, 3),
+}
+CAPTION_FOLDER = {"train": "train", "val": "val", "test": "test/public_challenge"}
+VIDEO_FOLDER = {"train": "train", "val": "val", "test": "test/public"}
+MAIN_VIEWS_CSV = "view_used_as_main_reference_for_multiview_scenario.csv"
+DRAWN_NAME = "drawn.json"  # what each phase shows: the truth that the demo's captions are held to
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One event as it will be written: its name, where it belongs, and what each of its phases shows."""
+
+    name: str
+    split: str
+    kind: str  # "event", "normal" or "bdd"
+    phases: dict[int, Scene]
+    frames: dict[int, int]
+
+    @property
+    def seed(self) -> int:
+        return int.from_bytes(self.name.encode()[-6:], "big")
+
+
+def plan(counts: dict[str, tuple[int, int, int]] = COUNTS, seed: int = 0) -> list[Scenario]:
+    """Scenarios for every split; the same counts and seed give the same sample."""
+    rng = np.random.default_rng(seed)
+    planned = []
+    for split, numbers in counts.items():
+        for kind, count in zip(("event", "normal", "bdd"), numbers, strict=True):
+            for _ in range(count):
+                planned.append(_plan_one(len(planned), split, kind, rng))
+    return planned
+
+
+def _plan_one(number: int, split: str, kind: str, rng: np.random.Generator) -> Scenario:
+    name = {
+        "event": f"202307{7 + number % 20:02d}_{number}_SN{10 + number}_T1",
+        "normal": f"202310{13 + number % 10:02d}_{105827 + number}_normal_192.168.0.14_1_event_{1 + number % 3}",
+        "bdd": f"video{1000 + number}",
+    }[kind]
+    whole = draw_values(rng, tuple(v for v in VALUES if v not in OF_PHASE))
+    present = {0: [4], 1: [2, 3, 4], 2: [0, 1, 2, 3]}.get(
+        number % 12, list(range(5))
+    )  # some phases are missing, as in WTS
+    phases = {phase: Scene(**whole, **draw_values(rng, OF_PHASE)) for phase in present}
+    return Scenario(name, split, kind, phases, {phase: int(rng.integers(6, 11)) for phase in present})
+
+
+def write_sample(
+    root: str | Path, counts: dict[str, tuple[int, int, int]] = COUNTS, seed: int = 0, jobs: int = -1
+) -> Path:
+    """Draw the whole miniature download under `root`, complete or not at all; returns `root`.
+
+    The same arguments give the same sample. A folder that is there is replaced.
+    """
+    from joblib import Parallel, delayed
+
+    scenarios = plan(counts, seed)
+    with atomic_folder(root) as folder:
+        Parallel(n_jobs=jobs)(delayed(write_scenario)(folder, scenario) for scenario in scenarios)
+        drawn = {s.name: {str(phase): asdict(scene) for phase, scene in s.phases.items()} for s in scenarios}
+        write_json(folder / DRAWN_NAME, drawn)
+        _write_main_views(folder, scenarios)
+        shutil.copyfile(SPM_PATH, folder / "beit3.spm")
+        shutil.copyfile(CHECKPOINT_PATH, folder / CHECKPOINT_PATH.name)
+    return Path(root)
+
+
+def read_drawn(root: str | Path) -> dict[tuple[str, int], Scene]:
+    """What every phase of the sample shows: {(scenario, phase): Scene}."""
+    drawn = json.loads((Path(root) / DRAWN_NAME).read_text(encoding="utf-8"))
+    return {(name, int(phase)): Scene(**values) for name, phases in drawn.items() for phase, values in phases.items()}
+
+
+def write_scenario(root: Path, scenario: Scenario) -> None:
+    """The videos, captions and boxes of one scenario."""
+    if scenario.kind == "bdd":
+        _write_bdd(root, scenario)
+        return
+    inner = "normal_trimmed/" if scenario.kind == "normal" else ""
+    for view, videos, start_s in _views(scenario):
+        times = _times(scenario, start_s)
+        place = f"{inner}{scenario.name}/{view}"
+        for name, camera in videos.items():
+            boxes = _write_video(
+                root / "videos" / VIDEO_FOLDER[scenario.split] / place / name, scenario, camera, start_s
+            )
+            _write_boxes(root, f"{VIDEO_FOLDER[scenario.split]}/{place}", name, boxes)
+        about = {"vehicle_view": next(iter(videos))} if view == "vehicle_view" else {"id": scenario.seed % 1000}
+        if view == "overhead_view":
+            about["overhead_videos"] = list(videos)
+        path = root / "annotations/caption" / CAPTION_FOLDER[scenario.split] / place / f"{scenario.name}_caption.json"
+        write_json(path, {**about, "event_phase": _phases(scenario, times, str)})
+
+
+def _views(scenario: Scenario) -> Iterator[tuple[str, dict[str, Camera], float]]:
+    """View, its videos and the second at which the first phase starts in it; one in nine has no vehicle view."""
+    rng = np.random.default_rng(scenario.seed)
+    normal = scenario.kind == "normal"
+    cameras = {} if normal else {f"{scenario.name}_Camera1_0.mp4": draw_camera(rng)}
+    if normal:
+        cameras = {f"{scenario.name}.mp4": draw_camera(rng)}
+    elif scenario.seed % 4 == 0:
+        cameras[f"{scenario.name}_192.168.0.28_3.mp4"] = draw_camera(rng)
+    yield "overhead_view", cameras, 1.5
+    if scenario.seed % 9:
+        yield "vehicle_view", {f"{scenario.name}_vehicle_view.mp4": draw_camera(rng, True)}, 0.0
+
+
+def _write_bdd(root: Path, scenario: Scenario) -> None:
+    base = root / "external/BDD_PC_5K"
+    camera = draw_camera(np.random.default_rng(scenario.seed), True)
+    video = f"{scenario.name}.mp4"
+    boxes = _write_video(base / "videos" / VIDEO_FOLDER[scenario.split] / video, scenario, camera, 0.0)
+    box_path = base / "annotations/bbox_annotated" / VIDEO_FOLDER[scenario.split] / f"{scenario.name}_bbox.json"
+    write_json(box_path, {"annotations": boxes["pedestrian"]})
+    content = {
+        "video_name": video,
+        "fps": f"{FRAMES_PER_S}.00",
+        "event_phase": _phases(scenario, _times(scenario, 0.0), PHASES.__getitem__),
+    }
+    write_json(base / "annotations/caption" / CAPTION_FOLDER[scenario.split] / f"{scenario.name}_caption.json", content)
+
+
+def _times(scenario: Scenario, start_s: float) -> dict[int, tuple[float, float]]:
+    times, at = {}, start_s
+    for phase in sorted(scenario.phases):
+        end = at + scenario.frames[phase] / FRAMES_PER_S
+        times[phase] = (at, end)
+        at = end
+    return times
+
+
+def _phases(scenario: Scenario, times, label) -> list[dict]:
+    """The `event_phase` of a caption file, the last phase first as in WTS; the test split's has no captions."""
+    listed = []
+    for phase in sorted(scenario.phases, reverse=True):
+        said = {
+            f"caption_{subject}": full_caption(scenario.phases[phase], subject) for subject in ("pedestrian", "vehicle")
+        }
+        start, end = times[phase]
+        spans = {"start_time": f"{start:.3f}", "end_time": f"{end:.3f}"}
+        listed.append({"labels": [label(phase)], **({} if scenario.split == "test" else said), **spans})
+    return listed
+
+
+def _write_video(path: Path, scenario: Scenario, camera: Camera, start_s: float) -> dict[str, list[dict]]:
+    """Write an H.264 video and return its boxes; before `start_s` the first phase stands still."""
+    import av
+
+    boxes: dict[str, list[dict]] = {"vehicle": [], "pedestrian": []}
+    with atomic_path(path) as temporary, av.open(str(temporary), "w") as container:
+        stream = container.add_stream("libx264", rate=FRAMES_PER_S, options={"preset": "veryfast", "crf": "20"})
+        stream.width, stream.height, stream.pix_fmt, stream.thread_count = WIDTH_PX, HEIGHT_PX, "yuv420p", 1
+        number = 0
+        for frame in _all_frames(scenario, camera, start_s, boxes):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts = number
+            container.mux(stream.encode(picture))
+            number += 1
+        container.mux(stream.encode(None))
+    return boxes
+
+
+def _all_frames(scenario: Scenario, camera: Camera, start_s: float, boxes) -> Iterator[np.ndarray]:
+    phases = sorted(scenario.phases)
+    still = next(draw_frames(scenario.phases[phases[0]], camera, 1))
+    number = round(start_s * FRAMES_PER_S)
+    yield from [still] * number
+    for phase in phases:
+        yield from draw_frames(scenario.phases[phase], camera, scenario.frames[phase])
+        number += scenario.frames[phase]
+        for subject, box in zip(("vehicle", "pedestrian"), places(scenario.phases[phase], 1.0), strict=True):
+            boxes[subject].append(_box(box, camera, number - 1, phase))
+
+
+def _box(box, camera: Camera, frame: int, phase: int) -> dict:
+    left, right = ((x + camera.shift_x) * WIDTH_PX / UNITS for x in (box[0], box[2]))
+    top, bottom = ((y + camera.shift_y) * HEIGHT_PX / UNITS for y in (box[1], box[3]))
+    left, right = (min(max(x, 0), WIDTH_PX) for x in (left, right))
+    corner_and_size = [round(v, 2) for v in (left, top, right - left, bottom - top)]
+    return {"image_id": frame, "bbox": corner_and_size, "auto-generated": False, "phase_number": str(phase)}
+
+
+def _write_boxes(root: Path, place: str, video: str, boxes: dict[str, list[dict]]) -> None:
+    for subject, listed in boxes.items():
+        name = video.removesuffix(".mp4") + "_bbox.json"
+        write_json(root / "annotations/bbox_annotated" / subject / place / name, {"annotations": listed})
+
+
+def _write_main_views(root: Path, scenarios: list[Scenario]) -> None:
+    lines = ["Scene,Viewpoint1,Viewpoint2,Viewpoint3,Viewpoint4"]
+    for scenario in scenarios:
+        if scenario.kind == "event":
+            first = next(iter(next(_views(scenario))[1]))
+            lines.append(f"{scenario.name},{first},,,")
+    (root / MAIN_VIEWS_CSV).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """`python -m beit3lib.sample`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("data/sample"), help="where to draw the sample")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pretrain", type=Path, metavar="FOLDER", help="make the tokenizer and the checkpoint instead")
+    parser.add_argument("--steps", type=int, default=2400, help="steps of pretraining")
+    options = parser.parse_args()
+    if options.pretrain:
+        options.pretrain.mkdir(parents=True, exist_ok=True)
+        print(pretrain(options.pretrain, options.steps, seed=options.seed))
+    else:
+        print(f"the sample lies in {write_sample(options.folder, seed=options.seed)}")
+
+
+if __name__ == "__main__":
+    main()

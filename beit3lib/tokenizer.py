@@ -2,8 +2,8 @@
 
 Ids: piece id + 1; 0 `<s>`, 1 `<pad>`, 2 `</s>`, 3 `<unk>`, the last `<mask>`. transformers 5 raises on
 `XLMRobertaTokenizer("beit3.spm")` and silently yields five words for `XLMRobertaTokenizer(vocab_file=…)`;
-`from_pretrained` on a folder that names the file `sentencepiece.bpe.model` gives version 4's ids in both. The tests hold
-this to golden ids.
+`from_pretrained` on a folder that names the file `sentencepiece.bpe.model` gives version 4's ids in both. The tests
+hold this to golden ids.
 """
 
 import shutil
@@ -49,7 +49,9 @@ def _read_pieces(path: Path) -> list[str]:
     try:
         processor.LoadFromSerializedProto(path.read_bytes())
     except RuntimeError:
-        raise TokenizerError(f"{path}: expected a sentencepiece model (beit3.spm), found another kind of file") from None
+        raise TokenizerError(
+            f"{path}: expected a sentencepiece model (beit3.spm), found another kind of file"
+        ) from None
     return [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
 
 

@@ -5,9 +5,9 @@
     for problem in table.attrs["problems"]:
         print(problem)
 
-Folders are recognised by what lies in them, not by how a copy spells them: every `annotations` and `videos` folder up to
-four levels below the root counts, a split that holds scenario folders is WTS, one that holds files is BDD_PC_5K. So the
-root may be the WTS folder, the folder above it, or one that holds the public test tree beside the rest.
+Folders are recognised by what lies in them, not by how a copy spells them: every `annotations` and `videos` folder up
+to five levels below the root counts; a split that holds scenario folders is WTS, one that holds files is BDD_PC_5K. So
+the root may be the WTS folder, the folder above it, or one that holds the public test tree beside the rest.
 """
 
 import csv
@@ -47,7 +47,7 @@ def video_stem(video: str) -> str:
 
 
 def parse_phase(label: Any) -> int | None:
-    """Give the number 0–4 of a phase label: a digit in WTS (`"4"`, 4), a word in BDD (`"avoidance"`); None if neither."""
+    """Give the number 0–4 of a label: a digit in WTS (`"4"`, 4), a word in BDD (`"avoidance"`); None if neither."""
     text = str(label).strip().lower()
     if text in PHASES:
         return PHASES.index(text)
@@ -109,7 +109,7 @@ def _find_layout(root: str | Path) -> _Layout:
         entries = [name for names in _listing(root) for name in names]
         found = ", ".join(entries[:8]) + (", …" if len(entries) > 8 else "") if entries else "an empty folder"
         raise FileNotFoundError(
-            f"{root}: expected annotations/caption/{{train,val,test}} here or up to {_DEPTH} levels below, found {found}. "
+            f"{root}: expected annotations/caption/{{train,val,test}} here or in folders below, found {found}. "
             "Unpack the WTS download here, or give the folder that holds it."
         )
     return layout
@@ -129,7 +129,7 @@ def _walk(folder: Path, depth: int, layout: _Layout) -> None:
 
 
 def _caption_folders(layout: _Layout) -> list[Path]:
-    """The folders that hold train/, val/, test/ of captions: `annotations/caption`, or `annotations` in some BDD copies."""
+    """List the folders that hold captions by split: `annotations/caption`, or `annotations` in some BDD copies."""
     return [folder / "caption" if (folder / "caption").is_dir() else folder for folder in layout.annotations]
 
 
@@ -236,7 +236,7 @@ class _Phase(NamedTuple):
 
 
 def _read_caption_file(report: _Report, file: _CaptionFile) -> tuple[list[str], list[_Phase]] | None:
-    """Read the listed videos and the phases, ordered by phase; None, with the reason reported, if the file is unusable."""
+    """Read the listed videos and the phases, in order; None, with the reason reported, if the file is unusable."""
     try:
         content = read_json(file.path)
         if not isinstance(content, dict) or not isinstance(content.get("event_phase"), list):
@@ -301,7 +301,9 @@ def _read_span(report: _Report, file: _CaptionFile, label: Any, entry: dict) -> 
         report.add(file.path, f"phase {label}: expected start_time and end_time in seconds, found {times}; left out")
         return None
     if end_s < start_s:
-        report.add(file.path, f"phase {label}: ends at {end_s} s, before it starts at {start_s} s; read the other way round")
+        report.add(
+            file.path, f"phase {label}: ends at {end_s} s, before it starts at {start_s} s; read the other way round"
+        )
     return min(start_s, end_s), max(start_s, end_s)
 
 
@@ -311,7 +313,9 @@ def _read_caption(report: _Report, file: _CaptionFile, label: Any, entry: dict, 
     if isinstance(caption, str) and re.search(r"\w", caption):
         return caption
     if file.split != "test":
-        report.add(file.path, f"phase {label}: expected words in caption_{subject}, found {caption!r}; it has no caption")
+        report.add(
+            file.path, f"phase {label}: expected words in caption_{subject}, found {caption!r}; it has no caption"
+        )
     return None
 
 
@@ -322,14 +326,14 @@ def read_wts(root: str | Path, split: str | None = None, keep_missing: bool = Fa
     """Read a WTS / BDD_PC_5K download: a row per scenario, view, video and phase, in that order.
 
     Columns: scenario, split (train|val|test), source (wts|bdd), view (overhead_view|vehicle_view; BDD: vehicle_view),
-    video (file name), video_path, label (as written in the file: the submission wants it back), phase (0–4), start_s and
-    end_s (of this view: views of one scenario have different clocks), caption_vehicle and caption_pedestrian (None where
+    video (file name), video_path, label (as in the file: the submission wants it back), phase (0–4), start_s and end_s
+    (of this view: views of one scenario have different clocks), caption_vehicle and caption_pedestrian (missing where
     there is none, as in the test split), normal (True below normal_trimmed).
 
-    A listed video that is not on disk is reported and left out; with `keep_missing` its rows stay with video_path "", for
-    those who need every segment asked for. `.attrs["problems"]` lists each Problem, `.attrs["counts"]` says how many
-    caption files, phases, videos and rows went in, were used and were left out. Raises FileNotFoundError where there is
-    no WTS download, ValueError for an unknown split or one that is not there.
+    A listed video that is not on disk is reported and left out; with `keep_missing` its rows stay, with video_path "",
+    for those who need every segment asked for. `.attrs["problems"]` lists each Problem, `.attrs["counts"]` says how
+    many caption files, phases, videos and rows went in, were used and were left out. Raises FileNotFoundError where
+    there is no WTS download, ValueError for an unknown split or one that is not there.
     """
     if split is not None and split not in SPLITS:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)} or None, found {split!r}")
@@ -364,7 +368,9 @@ def _rows_of(report: _Report, file: _CaptionFile, found: dict[str, str], keep_mi
         report.counts["videos"] += 1
         report.counts["rows_expected"] += len(phases)
         if video not in found:
-            report.add(file.path, f"video {video} is listed, but not on disk; left out", "download it again if it exists")
+            report.add(
+                file.path, f"video {video} is listed, but not on disk; left out", "download it again if it exists"
+            )
         elif video not in listed:
             report.add(file.path, f"video {video} is on disk, but not listed; read with the times of this view")
         report.counts["videos_used" if video in found else "videos_left_out"] += 1
