@@ -11,12 +11,13 @@ the root may be the WTS folder, the folder above it, or one that holds the publi
 """
 
 import csv
+import itertools
 import math
 import os
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -417,3 +418,289 @@ def _whole_counts(report: _Report, rows: int) -> dict[str, int]:
     counts["videos_without_captions"] = report.counts["videos_without_captions"]
     expected = report.counts["rows_expected"]
     return counts | {"rows_expected": expected, "rows": rows, "rows_left_out": expected - rows}
+
+
+# ---- train and val
+
+
+def split_by_group(table: pd.DataFrame, val_share: float | None = None, seed: int = 0) -> pd.DataFrame:
+    """Make train and val share no recording (see `recording_group`); test rows pass through.
+
+    Without `val_share` the download's own split counts: recordings that stand in both stay in val, so that val is the
+    official one, and their train rows are left out. With `val_share`, between 0 and 1, train and val are thrown together
+    and that share of the recordings of each source (wts, bdd) is drawn for val, at least one where there are two;
+    nothing is left out. `.attrs["problems"]` lists what was done, `.attrs["counts"]` says rows = train + val + test +
+    left_out.
+    """
+    if val_share is not None and not 0 < val_share < 1:
+        raise ValueError(
+            f"val_share: expected a share between 0 and 1, or None for the official split, found {val_share!r}"
+        )
+    out = table.copy()
+    out.attrs = {}
+    groups = out["scenario"].map(recording_group)
+    if val_share is None:
+        out, problems = _without_shared_groups(out, groups)
+    else:
+        problems = _draw_val(out, groups, val_share, seed)
+    by_split = {split: int((out["split"] == split).sum()) for split in SPLITS}
+    out.attrs["problems"] = problems
+    out.attrs["counts"] = {"rows": len(table), **by_split, "left_out": len(table) - len(out)}
+    return out.reset_index(drop=True)
+
+
+def _without_shared_groups(table: pd.DataFrame, groups: pd.Series) -> tuple[pd.DataFrame, list[Problem]]:
+    shared = _shared_groups(table)
+    double = groups.isin(list(shared)) & (table["split"] == "train")
+    rows = groups[double].value_counts()
+    problems = [
+        Problem(
+            group, f"one recording in both train and val; {rows[group]} train rows left out: {', '.join(scenarios)}"
+        )
+        for group, scenarios in shared.items()
+    ]
+    return table[~double], problems
+
+
+def _draw_val(table: pd.DataFrame, groups: pd.Series, val_share: float, seed: int) -> list[Problem]:
+    """Write a drawn train or val into the table's split, source by source."""
+    problems = []
+    for source in sorted(table["source"].unique()):
+        rows = (table["source"] == source) & (table["split"] != "test")
+        names = sorted(groups[rows].unique())
+        random.Random(seed).shuffle(names)
+        number = max(1, round(val_share * len(names))) if len(names) > 1 else 0
+        if not number:
+            problems.append(Problem(source, f"{len(names)} recording: none could be set aside for val"))
+        table.loc[rows, "split"] = "train"
+        table.loc[rows & groups.isin(names[:number]), "split"] = "val"
+    return problems
+
+
+# ---- boxes
+
+
+def read_boxes(root: str | Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Read the boxes of a table's videos: a row per box, with x, y, width, height in pixels of the video's own frames.
+
+    Columns: scenario, split, view, video, subject (pedestrian|vehicle), kind ("annotated": the first frame of a phase,
+    by hand; "generated": every frame, by a tracker), phase (0–4), frame (number in the video, from 0) and bbox_xywh_px.
+    BDD boxes have no subject in their path: they are the pedestrian's. Boxes without an area and entries without sense
+    are left out, one Problem per file; a video whose boxes lack phases is one Problem; `.attrs["counts"]` says boxes =
+    used + left_out. No boxes at all give an empty table and one Problem.
+    """
+    layout = _find_layout(root)
+    report = _Report(layout)
+    wanted = {
+        (split, scenario, view, video_stem(video)): video
+        for split, scenario, view, video in table[["split", "scenario", "view", "video"]]
+        .drop_duplicates()
+        .values.tolist()
+    }
+    rows: list[tuple] = []
+    kinds = set()
+    for split, scenario, view, subject, kind, path in _find_box_files(layout, sorted(set(table["split"]))):
+        video = wanted.get((split, scenario, view, path.name.removesuffix("_bbox.json")))
+        if video is not None:
+            kinds.add((subject, kind))
+            about = (scenario, split, view, video, subject, kind)
+            rows += [(*about, *box) for box in _read_box_file(report, path)]
+    boxes = pd.DataFrame.from_records(rows, columns=BOX_COLUMNS).astype({"phase": "int64", "frame": "int64"})
+    _report_missing_boxes(report, table, boxes, kinds)
+    boxes.attrs["problems"] = report.problems
+    boxes.attrs["counts"] = {name: report.counts[name] for name in ("boxes", "boxes_used", "boxes_left_out")}
+    return boxes
+
+
+def _find_box_files(layout: _Layout, splits: list[str]) -> Iterator[tuple[str, str, str, str, str, Path]]:
+    """Yield (split, scenario, view, subject, kind, path) of every box file."""
+    for base, kind in itertools.product(layout.annotations, ("annotated", "generated")):
+        place = base / f"bbox_{kind}"
+        places = [(place / "pedestrian", "pedestrian"), (place / "vehicle", "vehicle"), (place, "pedestrian")]
+        for (folder, subject), split in itertools.product(places, splits):
+            for scenario, view, path in _box_files_of_split(folder / split):
+                yield split, scenario, view, subject, kind, path
+
+
+def _box_files_of_split(folder: Path) -> Iterator[tuple[str, str, Path]]:
+    """Yield (scenario, view, path) of the box files of one split; a BDD video is its own scenario."""
+    for leaf, scenarios, files in _leaves(folder):
+        for name in files:
+            if name.endswith("_bbox.json"):
+                yield name.removesuffix("_bbox.json"), "vehicle_view", leaf / name
+        for scenario, view in itertools.product(scenarios, VIEWS):
+            inner = leaf / scenario / view
+            for name in _listing(inner)[1] if inner.is_dir() else []:
+                if name.endswith("_bbox.json"):
+                    yield scenario, view, inner / name
+
+
+def _read_box_file(report: _Report, path: Path) -> list[tuple[int, int, tuple[float, ...]]]:
+    """Read (phase, frame, box) of one file; what has no sense or no area is counted and reported once for the file."""
+    try:
+        content = read_json(path)
+        entries = content.get("annotations") if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            raise ValueError("expected an object with a list annotations, found none")
+    except (OSError, ValueError) as error:
+        report.add(path, f"{str(error).removeprefix(f'{path}: ')}; its boxes are left out", "download this file again")
+        return []
+    boxes = [_read_box(entry) for entry in entries]
+    used = [box for box in boxes if box is not None]
+    report.counts.update(boxes=len(boxes), boxes_used=len(used), boxes_left_out=len(boxes) - len(used))
+    if len(used) < len(boxes):
+        number = len(boxes) - len(used)
+        report.add(path, f"{number} of {len(boxes)} boxes left out: no area, or no phase, frame and four numbers")
+    return used
+
+
+def _read_box(entry: Any) -> tuple[int, int, tuple[float, ...]] | None:
+    try:
+        phase, frame = parse_phase(entry["phase_number"]), int(entry["image_id"])
+        x, y, width, height = (float(value) for value in entry["bbox"])
+    except (TypeError, KeyError, ValueError):
+        return None
+    if phase is None or not (math.isfinite(x) and math.isfinite(y) and 0 < width < math.inf and 0 < height < math.inf):
+        return None
+    return phase, frame, (x, y, width, height)
+
+
+def _report_missing_boxes(
+    report: _Report, table: pd.DataFrame, boxes: pd.DataFrame, kinds: set[tuple[str, str]]
+) -> None:
+    """Report for each video the phases without boxes, by subject and kind, of those that this download has."""
+    if boxes.empty:
+        report.add("bbox_annotated, bbox_generated", "no boxes of these videos were found")
+        return
+    keys = ["scenario", "split", "view", "video"]
+    have: dict[tuple, set[int]] = defaultdict(set)
+    for *video, subject, kind, phase in boxes[[*keys, "subject", "kind", "phase"]].itertuples(index=False):
+        have[(*video, subject, kind)].add(phase)
+    phases: dict[tuple, list[int]] = defaultdict(list)
+    for *video, phase in table[[*keys, "phase"]].itertuples(index=False):
+        phases[tuple(video)].append(phase)
+    for video, wanted in phases.items():
+        for subject, kind in sorted(kinds):
+            if subject == "vehicle" and video[2] == "vehicle_view":
+                continue  # the vehicle carries this camera
+            missing = [str(phase) for phase in sorted(set(wanted) - have[(*video, subject, kind)])]
+            if missing:
+                report.add(video[3], f"no {kind} {subject} box in phase {', '.join(missing)}")
+
+
+# ---- views
+
+
+class ViewChoice(NamedTuple):
+    """Which videos of a scenario are used, and why; `pandas.DataFrame(choices)` shows a list of them as a table."""
+
+    scenario: str
+    split: str
+    videos: str
+    why: str
+
+
+def choose_views(
+    table: pd.DataFrame, views: str = "all", root: str | Path | None = None, boxes: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Keep the rows of the chosen videos of each scenario; no scenario is lost.
+
+    `views`: "all" keeps every camera; "vehicle" or "overhead" that view, and what there is for a scenario without it;
+    "main" the videos that the download's view_used_as_main_reference CSV names (needs `root`), and every video of a
+    scenario it does not name; "best" the one video with pedestrian boxes in most phases, of those the one with the
+    largest box, and without any box the vehicle view (needs `root`, or the `boxes` of `read_boxes`).
+    `.attrs["views"]` is a list of ViewChoice: what was chosen for each scenario, and why.
+    """
+    if views not in VIEW_CHOICES:
+        raise ValueError(f"views: expected one of {', '.join(VIEW_CHOICES)}, found {views!r}")
+    choose = _view_chooser(table, views, root, boxes)
+    videos: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for scenario, split, view, video in table[["scenario", "split", "view", "video"]].itertuples(index=False):
+        videos[scenario, split][video] = view
+    chosen, choices = set(), []
+    for (scenario, split), cameras in sorted(videos.items()):
+        names, why = choose(scenario, split, cameras)
+        chosen.update((scenario, split, name) for name in names)
+        choices.append(ViewChoice(scenario, split, ", ".join(names), why))
+    keys = zip(table["scenario"], table["split"], table["video"], strict=True)
+    out = table[[key in chosen for key in keys]].reset_index(drop=True)
+    out.attrs = dict(table.attrs) | {"views": choices}
+    return out
+
+
+Chooser = Callable[[str, str, dict[str, str]], tuple[list[str], str]]  # scenario, split, {video: view} → videos, why
+
+
+def _view_chooser(table: pd.DataFrame, views: str, root: str | Path | None, boxes: pd.DataFrame | None) -> Chooser:
+    if views == "all":
+        return lambda scenario, split, cameras: (sorted(cameras), "every camera")
+    if views in ("vehicle", "overhead"):
+        return lambda scenario, split, cameras: _choose_kind(cameras, f"{views}_view")
+    if root is None and (views == "main" or boxes is None):
+        raise ValueError(f"views={views!r}: expected root, the folder of the WTS download, found None. Give root=…")
+    if views == "main":
+        named = _read_view_csvs(root)
+        return lambda scenario, split, cameras: _choose_named(cameras, named.get(scenario))
+    scores = _box_scores(read_boxes(root, table) if boxes is None else boxes)
+    return lambda scenario, split, cameras: _choose_best(cameras, split, scores)
+
+
+def _choose_kind(cameras: dict[str, str], view: str) -> tuple[list[str], str]:
+    wanted = sorted(video for video, kind in cameras.items() if kind == view)
+    return (wanted, view) if wanted else (sorted(cameras), f"no {view}: what there is")
+
+
+def _choose_named(cameras: dict[str, str], named: list[str] | None) -> tuple[list[str], str]:
+    if named is None:
+        return sorted(cameras), "the CSV does not name this scenario: every camera"
+    there = sorted(set(named) & set(cameras))
+    if not there:
+        return sorted(cameras), "none of the videos that the CSV names is here: every camera"
+    missing = sorted(set(named) - set(cameras))
+    return there, "named by the CSV" + (f" (missing: {', '.join(missing)})" if missing else "")
+
+
+def _choose_best(cameras: dict[str, str], split: str, scores: dict[tuple, tuple]) -> tuple[list[str], str]:
+    scored = {video: scores[split, view, video] for video, view in cameras.items() if (split, view, video) in scores}
+    if scored:
+        best = max(sorted(scored), key=scored.__getitem__)
+        phases, area_px = scored[best]
+        return [best], f"pedestrian boxes in {phases} phases, the largest of {area_px:.0f} px²"
+    vehicle = sorted(video for video, view in cameras.items() if view == "vehicle_view")
+    if vehicle:
+        return vehicle[:1], "no boxes: vehicle view"
+    return sorted(cameras)[:1], "no boxes and no vehicle view: first camera"
+
+
+def _box_scores(boxes: pd.DataFrame) -> dict[tuple[str, str, str], tuple[int, float]]:
+    """Score each video by (phases with a pedestrian box, largest area in px²), by hand-drawn boxes where it has any."""
+    areas: dict[tuple, dict[int, float]] = defaultdict(dict)
+    pedestrian = boxes[boxes["subject"] == "pedestrian"]
+    columns = ["split", "view", "video", "kind", "phase", "bbox_xywh_px"]
+    for split, view, video, kind, phase, box in pedestrian[columns].itertuples(index=False):
+        by_phase = areas[split, view, video, kind]
+        by_phase[phase] = max(by_phase.get(phase, 0.0), box[2] * box[3])
+    scores: dict[tuple, tuple] = {}
+    for wanted in ("generated", "annotated"):  # the later one counts
+        for (*video, kind), by_phase in areas.items():
+            if kind == wanted:
+                scores[tuple(video)] = (len(by_phase), max(by_phase.values()))
+    return scores
+
+
+def _read_view_csvs(root: str | Path) -> dict[str, list[str]]:
+    """Read the videos that view_used_as_main_reference….csv names: {scenario: [video]}; blanks are skipped."""
+    layout = _find_layout(root)
+    if not layout.view_csvs:
+        raise FileNotFoundError(
+            f"{layout.root}: expected view_used_as_main_reference.csv or …_for_multiview_scenario.csv, found none. "
+            'Put it into this folder, or use views="best".'
+        )
+    named: dict[str, list[str]] = {}
+    for path in layout.view_csvs:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            for scenario, *videos in filter(None, csv.reader(file)):
+                names = [f"{video_stem(video.strip())}.mp4" for video in videos if video.strip()]
+                if scenario.strip().lower() != "scene" and names:
+                    named.setdefault(scenario.strip(), names)
+    return named
