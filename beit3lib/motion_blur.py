@@ -15,7 +15,6 @@ each phase with OpenCV (needs opencv-python-headless; figures come as JSON):
 import argparse
 import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +28,7 @@ import pandas as pd
 from PIL import Image
 
 from beit3lib.artefacts import Problem, atomic_path
-from beit3lib.wts import video_stem
+from beit3lib.wts import AttrList, video_stem
 
 WEIGHTS = ("linear", "equal")
 PREFIX = "avg"
@@ -153,9 +152,8 @@ class _Taps:
         position = (np.arange(target) + 0.5) * source / target - 0.5
         low = np.floor(position)
         self.share = (position - low).astype(np.float32)  # of the second pixel
-        self.index = np.clip(np.concatenate([low, low + 1]), 0, source - 1).astype(
-            np.intp
-        )  # all first, then all second
+        pixels = np.concatenate([low, low + 1])  # all first pixels, then all second ones
+        self.index = np.clip(pixels, 0, source - 1).astype(np.intp)
         self.chroma = self.index // 2  # in 4:2:0 a chroma pixel serves two pixels each way
 
 
@@ -281,7 +279,10 @@ class _Video:
         yield from self._decode()
 
     def _seek(self, time_s: float) -> None:
-        self.container.seek(self.origin + int(time_s / self.stream.time_base), stream=self.stream, backward=True)
+        try:
+            self.container.seek(self.origin + int(time_s / self.stream.time_base), stream=self.stream, backward=True)
+        except av.error.FFmpegError:  # a file without an index is read on from where it stands, which is slow but right
+            return
 
     def _decode(self) -> Iterator[tuple[float, av.VideoFrame]]:
         for packet in self._packets():
@@ -319,9 +320,7 @@ def _merge(spans_s: Sequence[Span]) -> list[Span]:
 
 
 def _open_video(video_path: str | Path, threads: int) -> _Video:
-    path = Path(video_path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a video here, found none")
+    path = _existing(video_path)
     try:
         container = av.open(str(path))
     except (av.error.FFmpegError, OSError) as error:
@@ -332,6 +331,13 @@ def _open_video(video_path: str | Path, threads: int) -> _Video:
         container.close()
         raise ValueError(f"{path}: expected a video, found a file without a picture track")
     return _Video(container, path.name, threads)
+
+
+def _existing(video_path: str | Path) -> Path:
+    path = Path(video_path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{video_path or 'no path'}: expected a video here, found none")
+    return path
 
 
 # ---- many videos
@@ -348,6 +354,7 @@ def image_name(video: str, phase: int) -> str:
 class _Job(NamedTuple):
     """The images to make from one video, one for each span."""
 
+    video: str
     path: str
     spans_s: list[Span]
     phases: list[str]
@@ -396,7 +403,8 @@ def blur_table(
     there = {image for result in results for image in result.images}
     out = rows[rows["image"].isin(there)].reset_index(drop=True)
     found = sum(result.found for result in results)
-    out.attrs["problems"] = sorted(problems + [problem for result in results for problem in result.problems])
+    problems += [problem for result in results for problem in result.problems]
+    out.attrs["problems"] = AttrList(sorted(problems))
     counts = {"videos": len(work), "rows": len(table), "made": len(out) - found, "found": found}
     out.attrs["counts"] = counts | {"left_out": len(table) - len(out)}
     return out
@@ -419,10 +427,10 @@ def _drop_double_names(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]
 
 
 def _jobs(table: pd.DataFrame, image_dir: Path, size: int, weights: str) -> Iterator[_Job]:
-    for path, rows in table.groupby("video_path", sort=False):
+    for (video, path), rows in table.groupby(["video", "video_path"], sort=False):
         spans_s = list(zip(rows["start_s"].tolist(), rows["end_s"].tolist(), strict=True))
         images = [image_dir / image for image in rows["image"]]
-        yield _Job(str(path), spans_s, [str(phase) for phase in rows["phase"]], images, size, weights, 0)
+        yield _Job(video, path, spans_s, [str(phase) for phase in rows["phase"]], images, size, weights, 0)
 
 
 def _blur_video(job: _Job) -> _Done:
@@ -438,13 +446,13 @@ def _blur_video(job: _Job) -> _Done:
             _save(image, job.images[n], records[n])
     except (OSError, ValueError, av.error.FFmpegError) as error:
         what = f"{len(job.images) - len(there)} of {len(job.images)} phases left out: {error}"
-        return _Done(there, len(there), [Problem(Path(job.path).name, what, "download it again")])
+        return _Done(there, len(there), [Problem(job.video, what, "download it again")])
     return _Done([image.name for image in job.images], len(there), blur.problems)
 
 
 def _records(job: _Job) -> list[str]:
     """Say for each image what it is made from: the JPEG's comment, which tells whether an image is up to date."""
-    about = f"{job.weights} weights, {job.size} px, video of {os.path.getsize(job.path)} bytes"
+    about = f"{job.weights} weights, {job.size} px, video of {_existing(job.path).stat().st_size} bytes"
     return [f"motion blur of {start_s}–{end_s} s, {about}" for start_s, end_s in job.spans_s]
 
 

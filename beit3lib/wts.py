@@ -63,6 +63,13 @@ def recording_group(scenario: str) -> str:
     return re.sub(r"_(event_\d+|T\d+)(?=_|$)", "", scenario)
 
 
+class AttrList(list):
+    """A list for `attrs`, which pandas copies deeply with every selection and group: what is in here never changes."""
+
+    def __deepcopy__(self, memo: dict) -> "AttrList":
+        return AttrList(self)
+
+
 # ---- finding folders and files
 
 
@@ -237,7 +244,7 @@ class _Phase(NamedTuple):
 
 
 def _read_caption_file(report: _Report, file: _CaptionFile) -> tuple[list[str], list[_Phase]] | None:
-    """Read the listed videos and the phases, in order; None, with the reason reported, if the file is unusable."""
+    """Read the listed videos and the phases; None, with the reason reported, if the file is unusable."""
     try:
         content = read_json(file.path)
         if not isinstance(content, dict) or not isinstance(content.get("event_phase"), list):
@@ -260,7 +267,7 @@ def _read_caption_file(report: _Report, file: _CaptionFile) -> tuple[list[str], 
             phases[phase.phase] = phase
     if not content["event_phase"]:
         report.add(file.path, "expected phases, found an empty event_phase; no row comes from it")
-    return _listed_videos(report, file, content), [phases[number] for number in sorted(phases)]
+    return _listed_videos(report, file, content), list(phases.values())
 
 
 def _listed_videos(report: _Report, file: _CaptionFile, content: dict) -> list[str]:
@@ -354,7 +361,7 @@ def read_wts(root: str | Path, split: str | None = None, keep_missing: bool = Fa
     table = table.astype({"phase": "int64", "start_s": "float64", "end_s": "float64", "normal": "bool"})
     table = table.sort_values(["scenario", "split", "view", "video", "phase"], ignore_index=True)
     _report_shared_groups(report, table)
-    table.attrs["problems"] = report.problems
+    table.attrs["problems"] = AttrList(report.problems)
     table.attrs["counts"] = _whole_counts(report, len(table))
     return table
 
@@ -362,8 +369,11 @@ def read_wts(root: str | Path, split: str | None = None, keep_missing: bool = Fa
 def _rows_of(report: _Report, file: _CaptionFile, found: dict[str, str], keep_missing: bool) -> list[tuple]:
     read = _read_caption_file(report, file)
     if read is None:
+        report.counts.update(videos=len(found), videos_left_out=len(found))
         return []
     listed, phases = read
+    if not listed and not found:
+        report.add(file.path, "names no video, and none of this scenario and view is on disk; no row comes from it")
     rows = []
     for video in dict.fromkeys([*listed, *sorted(found)]):
         report.counts["videos"] += 1
@@ -427,7 +437,7 @@ def split_by_group(table: pd.DataFrame, val_share: float | None = None, seed: in
     """Make train and val share no recording (see `recording_group`); test rows pass through.
 
     Without `val_share` the download's own split counts: recordings that stand in both stay in val, so that val is the
-    official one, and their train rows are left out. With `val_share`, between 0 and 1, train and val are thrown together
+    official one, and their train rows are left out. With `val_share`, between 0 and 1, train and val are put together
     and that share of the recordings of each source (wts, bdd) is drawn for val, at least one where there are two;
     nothing is left out. `.attrs["problems"]` lists what was done, `.attrs["counts"]` says rows = train + val + test +
     left_out.
@@ -444,7 +454,7 @@ def split_by_group(table: pd.DataFrame, val_share: float | None = None, seed: in
     else:
         problems = _draw_val(out, groups, val_share, seed)
     by_split = {split: int((out["split"] == split).sum()) for split in SPLITS}
-    out.attrs["problems"] = problems
+    out.attrs["problems"] = AttrList(problems)
     out.attrs["counts"] = {"rows": len(table), **by_split, "left_out": len(table) - len(out)}
     return out.reset_index(drop=True)
 
@@ -507,7 +517,7 @@ def read_boxes(root: str | Path, table: pd.DataFrame) -> pd.DataFrame:
             rows += [(*about, *box) for box in _read_box_file(report, path)]
     boxes = pd.DataFrame.from_records(rows, columns=BOX_COLUMNS).astype({"phase": "int64", "frame": "int64"})
     _report_missing_boxes(report, table, boxes, kinds)
-    boxes.attrs["problems"] = report.problems
+    boxes.attrs["problems"] = AttrList(report.problems)
     boxes.attrs["counts"] = {name: report.counts[name] for name in ("boxes", "boxes_used", "boxes_left_out")}
     return boxes
 
@@ -624,7 +634,7 @@ def choose_views(
         choices.append(ViewChoice(scenario, split, ", ".join(names), why))
     keys = zip(table["scenario"], table["split"], table["video"], strict=True)
     out = table[[key in chosen for key in keys]].reset_index(drop=True)
-    out.attrs = dict(table.attrs) | {"views": choices}
+    out.attrs = dict(table.attrs) | {"views": AttrList(choices)}
     return out
 
 

@@ -1,0 +1,39 @@
+# make demo   from nothing to captions you can look at: runs/demo/gallery.html
+# make test   every test
+# make quick  the tests that take seconds
+PYTHON ?= python3
+PY := .venv/bin/python
+READY := .venv/.ready
+NOTEBOOKS := 01_prepare_data 02_build_index 03_finetune 04_inspect_captions 05_score_and_submit
+RUN := runs/demo
+
+.PHONY: demo test quick lint kaggle
+
+$(READY): requirements.txt pyproject.toml beit3lib/packages.py
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet -e ".[test]"
+	$(PY) -m beit3lib.packages
+	touch $@
+
+demo: $(READY)
+	@mkdir -p $(RUN)
+	@set -e; for name in $(NOTEBOOKS); do \
+		echo "== $$name"; \
+		.venv/bin/papermill --no-progress-bar --log-output --log-level ERROR --kernel python3 \
+			notebooks/$$name.ipynb $(RUN)/$$name.ipynb; \
+	done
+	@$(PY) -m beit3lib.steps $(RUN)
+
+test: $(READY) lint
+	$(PY) -m pytest
+
+quick: $(READY)
+	$(PY) -m pytest -m "not slow"
+
+lint: $(READY)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+kaggle: $(READY)
+	$(PY) -m beit3lib.kaggle runs/kaggle --owner $(or $(KAGGLE_OWNER),your-name)

@@ -1,0 +1,375 @@
+"""The five steps of a run as functions: what each reads from the run's folder, and what it leaves there.
+
+    runs/<name>/   phases.csv, images/, captions/{train,val}/, coco_captioning.{train,val,test}.jsonl, tokenizer.spm,
+                   best/, last/, log.jsonl, predictions.json, gallery.html, scores.json, submission.json, summary.json
+
+Notebooks call these; a step whose input is missing makes it first (`ensure`), with the defaults of the step that owes it.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from beit3lib.artefacts import Problem, read_json, write_json
+from beit3lib.manifest import load_manifest
+
+SUMMARY_NAME, PHASES_NAME, PREDICTIONS_NAME, SPM_NAME = (
+    "summary.json",
+    "phases.csv",
+    "predictions.json",
+    "tokenizer.spm",
+)
+SECTIONS = ("prepare", "index", "finetune", "inspect", "score")
+MARKERS = {  # what tells that a step is done
+    "prepare": PHASES_NAME,
+    "index": "coco_captioning.train.jsonl",
+    "finetune": "best/meta.json",
+    "inspect": PREDICTIONS_NAME,
+}
+KAGGLE_INPUT = Path("/kaggle/input")
+
+
+def open_run(name: str, folder: str | Path = "runs") -> Path:
+    """The folder of a run, made if it is new.
+
+    On Kaggle the output of the notebook before lies on a read-only mount: it is copied here once, so that each step finds
+    the run whole and may write to it.
+    """
+    run = Path(folder) / name
+    if not (run / SUMMARY_NAME).is_file():
+        for source in _mounted_runs(name):
+            print(f"{run}: continues {source}")
+            shutil.copytree(source, run, dirs_exist_ok=True)
+            break
+    run.mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def _mounted_runs(name: str) -> list[Path]:
+    """Runs of that name on Kaggle's mounts, the furthest on first."""
+    found = [
+        path.parent
+        for depth in ("*", "*/*", "*/*/*")
+        for path in KAGGLE_INPUT.glob(f"{depth}/runs/{name}/{SUMMARY_NAME}")
+    ]
+    return sorted(found, key=lambda run: -len(read_json(run / SUMMARY_NAME)))
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """`summary.json`: a section per step that has run."""
+    path = run / SUMMARY_NAME
+    return read_json(path) if path.is_file() else {}
+
+
+def add_summary(run: Path, section: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Put a step's section into `summary.json`; sections of later steps, made from what is replaced, stay as they are."""
+    summary = read_summary(run) | {section: values}
+    write_json(run / SUMMARY_NAME, summary)
+    return values
+
+
+@contextmanager
+def timed(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Put the seconds that the block took into `values`."""
+    started = time.monotonic()
+    yield values
+    values["seconds"] = round(time.monotonic() - started, 1)
+
+
+def ensure(run: Path, section: str) -> None:
+    """Make what `section` should have left in the run, where it is missing, by running that step with its defaults."""
+    makers: dict[str, Callable[[Path], Any]] = {
+        "prepare": prepare,
+        "index": index,
+        "finetune": finetune,
+        "inspect": caption_images,
+    }
+    if (run / MARKERS[section]).is_file():
+        return
+    print(f"{run} holds no {MARKERS[section]}: step '{section}' is run first, with its defaults")
+    makers[section](run)
+
+
+def find_data(
+    dataset: str = "auto", wts_root: str | None = None, sample_dir: str | Path = "data/sample"
+) -> tuple[str, Path]:
+    """("wts" or "sample", root) of the data to use; the sample is drawn where it is missing. Says in a line which."""
+    manifest = load_manifest()
+    found = Path(wts_root) if wts_root else manifest.find("wts")
+    if dataset == "wts" or (dataset == "auto" and found is not None):
+        root = found or manifest.locate("wts")
+        print(f"data: the WTS download in {root}")
+        return "wts", root
+    root = manifest.find("sample")
+    if root is None:
+        from beit3lib.sample import write_sample
+
+        print(f"data: no WTS download found, so the sample is drawn into {sample_dir} (half a minute)")
+        return "sample", write_sample(sample_dir)
+    print(f"data: the drawn sample in {root}")
+    return "sample", root
+
+
+def prepare(
+    run: Path,
+    dataset: str = "auto",
+    wts_root: str | None = None,
+    views: str = "all",
+    image_size: int = 224,
+    weights: str = "linear",
+    jobs: int | None = None,
+    max_scenarios: int | None = None,
+) -> pd.DataFrame:
+    """Step 1: phases.csv, one motion-blur image per phase and video, and the caption files; returns the phases.
+
+    `.attrs` holds `problems`, `views` (what was chosen, and why) and `counts`.
+    """
+    from beit3lib.aspects import write_caption_files
+    from beit3lib.motion_blur import blur_table
+    from beit3lib.wts import choose_views, read_wts, split_by_group
+
+    summary: dict[str, Any] = {}
+    with timed(summary):
+        kind, root = find_data(dataset, wts_root)
+        read = read_wts(root)
+        chosen = choose_views(_first_scenarios(split_by_group(read), max_scenarios), views, root)
+        phases = blur_table(chosen, run / "images", image_size, jobs=jobs, weights=weights)
+        phases.to_csv(run / PHASES_NAME, index=False)
+        captioned = phases[phases["split"] != "test"]
+        for split, table in captioned.groupby("split"):
+            write_caption_files(table, run / "captions" / split)
+    problems = [*_problems(read), *_problems(chosen), *_problems(phases)]
+    phases.attrs |= {"problems": sorted(set(problems)), "views": chosen.attrs.get("views", [])}
+    counts = {split: int(n) for split, n in phases.groupby("split").size().items()}
+    summary |= {
+        "dataset": kind,
+        "root": str(root),
+        "views": views,
+        "image_size": image_size,
+        "phases_read": len(read),
+        "phases_chosen": len(chosen),
+        "images": len(phases),
+        "images_per_split": counts,
+        "scenarios": int(phases["scenario"].nunique()),
+        "problems": list(map(str, phases.attrs["problems"])),
+    }
+    add_summary(run, "prepare", summary)
+    return phases
+
+
+def _problems(table: pd.DataFrame) -> list[Problem]:
+    return list(table.attrs.get("problems", ()))
+
+
+def _first_scenarios(table: pd.DataFrame, count: int | None) -> pd.DataFrame:
+    """The first `count` scenarios of each split, for a quick look at a large download."""
+    if count is None:
+        return table
+    kept = table.drop_duplicates(["split", "scenario"]).groupby("split").head(count)
+    out = table.merge(kept[["split", "scenario"]], on=["split", "scenario"])
+    out.attrs = dict(table.attrs)
+    return out
+
+
+def read_phases(run: Path) -> pd.DataFrame:
+    """The table that step 1 left."""
+    ensure(run, "prepare")
+    table = pd.read_csv(run / PHASES_NAME, dtype={"label": str, "scenario": str}, keep_default_na=True)
+    return table.astype({"phase": int})
+
+
+def find_tokenizer(run: Path, tokenizer: str = "auto") -> Path:
+    """The sentencepiece model of a run: the one named, else `beit3.spm` where it is found, else the sample's own."""
+    from beit3lib.sample import SPM_PATH
+
+    if tokenizer != "auto":
+        return Path(tokenizer)
+    if read_summary(run)["prepare"]["dataset"] == "sample":
+        return SPM_PATH
+    found = load_manifest().find("tokenizer")
+    if found is None:
+        print(
+            f"tokenizer: no beit3.spm found, so the sample's {SPM_PATH.name} is used; public checkpoints need beit3.spm"
+        )
+    return found or SPM_PATH
+
+
+def index(run: Path, tokenizer: str = "auto") -> dict[str, Any]:
+    """Step 2: `coco_captioning.{train,val,test}.jsonl`; returns {split: IndexReport}."""
+    from beit3lib.index import INDEX_NAME, build_index, index_images
+    from beit3lib.tokenizer import load_tokenizer
+
+    phases, summary, reports = read_phases(run), {}, {}
+    with timed(summary):
+        spm_path = find_tokenizer(run, tokenizer)
+        loaded = load_tokenizer(spm_path)
+        if Path(spm_path).resolve() != (run / SPM_NAME).resolve():
+            shutil.copyfile(spm_path, run / SPM_NAME)
+        for split in sorted(path.name for path in (run / "captions").iterdir() if path.is_dir()):
+            of_split = phases[phases["split"] == split]
+            out = run / INDEX_NAME.format(split=split)
+            reports[split] = build_index(run / "captions" / split, run / "images", loaded, out, of_split)
+        unknown = phases[phases["split"] == "test"]
+        if len(unknown):
+            reports["test"] = index_images(unknown, run / "images", run / INDEX_NAME.format(split="test"))
+    summary |= {"tokenizer": str(spm_path), "ids": len(loaded)}
+    for split, report in reports.items():
+        numbers = {name: getattr(report, name) for name in ("captions", "lines", "left_out", "images", "longest")}
+        summary[split] = numbers | {"problems": list(map(str, report.problems))}
+    add_summary(run, "index", summary)
+    return reports
+
+
+def finetune(run: Path, **options) -> dict[str, Any]:
+    """Step 3: `best/`, `last/`, `log.jsonl`; `options` are fields of `train.TrainConfig`. Returns its results."""
+    from beit3lib.train import finetune as run_finetune
+
+    ensure(run, "index")
+    config = training_config(run, **options)
+    summary: dict[str, Any] = {}
+    with timed(summary):
+        results = run_finetune(config)
+    add_summary(run, "finetune", summary | results)
+    return results
+
+
+def training_config(run: Path, **options):
+    """`TrainConfig` of a run: the recipe's values for WTS, quicker ones for the sample, and `options` over both."""
+    from beit3lib.train import TrainConfig
+
+    sample = read_summary(run)["prepare"]["dataset"] == "sample"
+    defaults = SAMPLE_OPTIONS if sample else WTS_OPTIONS
+    values = defaults | {name: value for name, value in options.items() if value is not None}
+    if values.get("finetune") is None:
+        values["finetune"] = find_checkpoint(values["model"], sample)
+    folders = {"data_path": str(run), "output_dir": str(run), "sentencepiece_model": str(run / SPM_NAME)}
+    return TrainConfig(**folders, **values)
+
+
+WTS_OPTIONS = {  # the seed's values
+    "model": "beit3_base_patch16_224",
+    "subject": "all",
+    "aspect": "all",
+    "batch_size": 32,
+    "epochs": 10,
+    "lr": 4e-5,
+    "layer_decay": 1.0,
+    "warmup_epochs": 1,
+    "captioning_mask_prob": 0.7,
+    "drop_worst_after": 12000,
+    "seed": 42,
+}
+SAMPLE_OPTIONS = WTS_OPTIONS | {
+    "model": "beit3_tiny_patch8_64",
+    "epochs": 12,
+    "lr": 1e-3,
+    "drop_path": 0.0,
+    "randaug": False,
+}
+
+
+def find_checkpoint(model: str, sample: bool) -> str:
+    """The pretrained checkpoint of a model: the sample's own for the tiny one, else what the manifest finds.
+
+    "" where there is none: the model starts from random weights, which is said.
+    """
+    from beit3lib.sample import CHECKPOINT_PATH, MODEL
+
+    if model == MODEL and sample:
+        return str(CHECKPOINT_PATH)
+    found = load_manifest().find(model)
+    if found is None:
+        print(
+            f"checkpoint: no weights of {model} found, so it starts from random ones; `python -m beit3lib.manifest` "
+            "says where they come from"
+        )
+    return str(found or "")
+
+
+def caption_images(
+    run: Path,
+    checkpoint: str = "best",
+    splits=("val", "test"),
+    num_beams: int = 3,
+    batch_size: int = 16,
+    max_images: int | None = None,
+) -> pd.DataFrame:
+    """Step 4: caption every image of the splits with every description the model was taught; writes predictions.json.
+
+    Returns a row per image, subject and aspect: what the index says of it, `caption`, `reference`, `score`, `word_probs`.
+    """
+    from beit3lib.checkpoint import load_captioner
+
+    ensure(run, "finetune")
+    summary: dict[str, Any] = {}
+    with timed(summary):
+        model = load_captioner(run / checkpoint)
+        images, references = _images_to_caption(run, splits, max_images)
+        rows = []
+        for start in range(0, len(images), batch_size):
+            rows += _caption_batch(model, run, images[start : start + batch_size], num_beams)
+        table = pd.DataFrame(rows)
+        keys = ["image", "subject", "aspect"]
+        table["reference"] = [references.get(key) for key in table[keys].itertuples(index=False, name=None)]
+    meta = {"checkpoint": checkpoint, "num_beams": num_beams, "splits": sorted(table["split"].unique())}
+    write_predictions(run / PREDICTIONS_NAME, table, meta)
+    add_summary(run, "inspect", summary | meta | {"images": len(images), "captions": len(table)})
+    return table
+
+
+def _images_to_caption(run: Path, splits, max_images: int | None) -> tuple[list[dict], dict]:
+    """One record per image, and {(image, subject, aspect): caption} where it is known."""
+    from beit3lib.index import INDEX_NAME, read_index
+
+    files = [(split, run / INDEX_NAME.format(split=split)) for split in splits]
+    present = [(split, path) for split, path in files if path.is_file()]
+    if not any(split != "test" for split, _ in present):
+        print("no validation index here: the captions are those of training images")
+        present.append(("train", run / INDEX_NAME.format(split="train")))
+    images, references = [], {}
+    for split, path in present:
+        lines = read_index(path)
+        for line in lines[lines["caption"].notna()].itertuples(index=False):
+            references[line.image_path, line.subject, line.aspect] = line.caption
+        first = lines.drop_duplicates("image_path").head(max_images or len(lines))
+        about = ["image_path", "scenario", "split", "source", "view", "video", "label", "phase"]
+        images += first[about].rename(columns={"image_path": "image"}).assign(split=split).to_dict("records")
+    return images, references
+
+
+def _caption_batch(model, run: Path, images: list[dict], num_beams: int) -> list[dict]:
+    import torch
+
+    from beit3lib.dataset import load_image, to_tensor
+    from beit3lib.decode import generate, word_probs
+
+    size = model.config.image_size
+    pixels = torch.stack([to_tensor(load_image(run / image["image"]), size) for image in images]).to(model.device)
+    captions = iter(generate(model, pixels, num_beams=num_beams))
+    rows = []
+    for image in images:
+        for subject, aspect in model.descriptions or [(model.subject, model.aspect)]:
+            caption = next(captions)
+            probs = [round(p, 4) for p in word_probs(model.tokenizer, caption)]
+            about = {**image, "subject": subject, "aspect": aspect}
+            rows.append({**about, "caption": caption.text, "score": caption.score, "word_probs": probs})
+    return rows
+
+
+def write_predictions(path: Path, table: pd.DataFrame, meta: dict[str, Any]) -> Path:
+    """`predictions.json`: {"meta": …, "predictions": [a record per caption]}."""
+    records = table.astype(object).where(table.notna(), None).to_dict("records")
+    return write_json(path, {"meta": meta, "predictions": records})
+
+
+def read_predictions(path: str | Path) -> pd.DataFrame:
+    """The captions of `predictions.json`, a row each; a file of another form is an error that names it."""
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("predictions"), list) or not content["predictions"]:
+        raise ValueError(f'{path}: expected {{"meta": …, "predictions": [captions]}}, found another form; run 04 again')
+    return pd.DataFrame(content["predictions"])
