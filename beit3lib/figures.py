@@ -31,7 +31,7 @@ BLUE, ORANGE, GREEN, SKY, VERMILLION, GREY = "#0072B2", "#E69F00", "#009E73", "#
 SERIES = (BLUE, ORANGE, GREEN, SKY, VERMILLION, GREY)
 INK, MUTED, RULE, PAPER = "#1d1f23", "#5f656e", "#dcdcd6", "#ffffff"
 NEW_WORD = "#a83c00"  # vermillion, dark enough to read as text
-PALEST = {INK: "#70757d", NEW_WORD: "#b8622f"}  # where the model was not sure at all; 4.5 : 1 against white at least
+PALEST = {INK: "#70757d", NEW_WORD: "#b05a28"}  # where the model was not sure at all; 4.5 : 1 against white at least
 TITLE_PT, TEXT_PT, SMALL_PT = 13, 9.5, 8.5
 HEAT = LinearSegmentedColormap.from_list(  # clear where nothing is, so that the picture shows through
     "heat", [(0, (1.0, 0.93, 0.6, 0.0)), (0.5, (0.95, 0.56, 0.1, 0.75)), (1, (0.6, 0.02, 0.12, 0.92))]
@@ -639,16 +639,8 @@ def attention_map(
     pixels of the picture is drawn, with the share of the weight that lies in it.
     """
     picture, weights = _as_picture(image), np.asarray(weights, float)
-    if (
-        weights.ndim != 2
-        or not weights.size
-        or not np.isfinite(weights).all()
-        or weights.min() < 0
-        or not weights.sum()
-    ):
-        raise ValueError(
-            f"weights: expected (rows, cols) of finite numbers ≥ 0, not all 0; found shape {weights.shape}"
-        )
+    if weights.ndim != 2 or not weights.size or not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
+        raise ValueError(f"weights: expected (rows, cols) of numbers ≥ 0, not all 0; found shape {weights.shape}")
     height, width = picture.shape[:2]
     figure = SavedFigure(figsize=(9.2, 3.9 * min(1.2, height / width) + 1.0), layout="constrained")
     plain, heat = figure.subplots(1, 2)
@@ -733,9 +725,10 @@ def repeated_captions(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def worst_and_best(predictions: pd.DataFrame, n: int = 3, by: str | None = None) -> pd.DataFrame:
-    """The n captions with the lowest and the n with the highest value of `by`, with the column `place` in front ("worst 1: 34.8").
+    """The n captions with the lowest and the n with the highest value of `by`, in front the column `place`.
 
-    `by`: default mean_score, else score. Captions without a value are left out; no caption is in both halves.
+    `by`: default mean_score, else score. A place reads "worst 1: 34.8". Captions without a value are left out; no
+    caption is in both halves.
     """
     by = by or next((name for name in ("mean_score", "score") if name in predictions), None)
     if by not in predictions:

@@ -39,9 +39,10 @@ NEEDED = ("image", "subject", "aspect", "caption")
 KEY = ("image", "subject", "aspect")
 ABOUT = ("scenario", "split", "source", "view", "video", "label", "place")  # and phase
 SAME, MOVED, OTHER = "same", "moved", "other"
+SAME_WORDS, COMPARED = "same words", ("same words", "better", "even", "worse")  # outcomes against another run
 
 THUMB_PX = 224
-THUMB_BYTES = 8_500  # 500 of them, as base64, are 5.7 MB
+THUMB_BYTES = 7_500  # 500 of them, as base64, are 5 MB
 PAGE_IMAGES = 500
 PAGE_BYTES = 9_600_000
 SURE, HALF_SURE = 0.75, 0.5  # below the first a word is drawn lighter, below the second thin as well
@@ -69,6 +70,7 @@ MEASURES = {  # the first one that a table has is shown first
     "rouge-l": Measure("ROUGE-L", 3, 0.0, None),
     "cider": Measure("CIDEr", 2, 0.0, None),
     "change": Measure("Change", 1, None, None),
+    "words": Measure("Words", 0, 0.0, None),
 }
 
 
@@ -120,6 +122,7 @@ def _line(record: dict[str, Any]) -> Line:
     measures = {name: _finite(record.get(name)) for name in MEASURES}
     if measures["match"] is None and reference is not None:
         measures["match"] = 100 * shared_words(caption or "", reference)
+    measures["words"] = float(len((caption or "").split()))
     line = Line(
         *(_text(record[name]) or "" for name in KEY),
         caption=caption or "",
@@ -243,9 +246,9 @@ def _decide(line: Line, measure: str) -> None:
     if line.other is None:
         line.outcome = "only this run"
     elif measure in line.measures and measure in line.other.measures:
-        change = line.measures[measure] - line.other.measures[measure]
-        line.measures["change"] = change
+        change = line.measures["change"] = line.measures[measure] - line.other.measures[measure]
         line.outcome = "even" if abs(change) < EVEN_POINTS else "better" if change > 0 else "worse"
+        line.outcome = SAME_WORDS if line.outcome == "even" and line.caption == line.other.caption else line.outcome
     else:
         line.outcome = "no reference"
 
@@ -257,8 +260,9 @@ def compare_runs(predictions: pd.DataFrame, compare_with: pd.DataFrame) -> pd.Da
     this_run, other_run (means of the deciding measure, in `.attrs["measure"]`).
     """
     lines, measure = pair_runs(prediction_lines(predictions), prediction_lines(compare_with))
-    both = [line for line in lines if line.outcome in ("better", "even", "worse")]
-    groups = {(line.subject, line.aspect): None for line in both}
+    both = [line for line in lines if line.outcome in COMPARED]
+    both.sort(key=lambda line: (line.subject != "vehicle", line.subject))
+    groups = dict.fromkeys((line.subject, line.aspect) for line in both)
     rows = [_comparison(measure, s, a, [x for x in both if (x.subject, x.aspect) == (s, a)]) for s, a in groups]
     table = pd.DataFrame([*rows, _comparison(measure, "all", "all", both)] if both else rows, columns=COMPARISON)
     table.attrs["measure"] = measure
@@ -272,7 +276,16 @@ def _comparison(measure: str, subject: str, aspect: str, lines: list[Line]) -> t
     count = Counter(line.outcome for line in lines)
     changed = sum(line.caption != line.other.caption for line in lines)
     means = [sum(x.measures[measure] for x in run) / len(run) for run in (lines, [line.other for line in lines])]
-    return subject, aspect, len(lines), changed, count["better"], count["even"], count["worse"], *means
+    return (
+        subject,
+        aspect,
+        len(lines),
+        changed,
+        count["better"],
+        count["even"] + count[SAME_WORDS],
+        count["worse"],
+        *means,
+    )
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -288,7 +301,7 @@ class Thumb(NamedTuple):
 
 
 def make_thumb(path: Path) -> Thumb:
-    """Make a JPEG of at most 224 px and 8.5 kB, so that 500 fit on a page."""
+    """Make a JPEG of at most 224 px and 7.5 kB, so that 500 fit on a page."""
     try:
         with Image.open(path) as image:
             image.draft("RGB", (THUMB_PX, THUMB_PX))
@@ -381,11 +394,11 @@ class Look(NamedTuple):
 def _row_html(line: Line, number: int, look: Look) -> str:
     name, other_name = map(escape, look.names)
     outcome = f' data-outcome="{escape(line.outcome)}"' if look.two else ""
-    cells = [f'<td class="gen" data-name="{name if look.two else "generated"}">{_generated_html(line)}</td>']
+    cells = [f'<td class="gen" data-name="{name}">{_generated_html(line)}</td>']
     if look.two:
         cells.append(f'<td class="oth" data-name="{other_name}">{_other_html(line)}</td>')
     cells.append(f'<td class="ref" data-name="reference">{_reference_html(line)}</td>')
-    cells.append('<td class="num"><span></span><span class="bar"></span>' + _tag(line, look) + "</td>")
+    cells.append(f'<td class="num">{_measure_html(line, look)}{_tag(line, look)}</td>')
     about = f'data-i="{number}" data-subject="{escape(line.subject)}" data-aspect="{escape(line.aspect)}"{outcome}'
     return f'<tr class="caption" {about}><th scope="row">{escape(_spaced(line.aspect))}</th>{"".join(cells)}</tr>'
 
@@ -396,12 +409,27 @@ def _other_html(line: Line) -> str:
     return _generated_html(line.other)
 
 
+def _measure_html(line: Line, look: Look) -> str:
+    """The first measure as number and bar; the script puts another one in their place."""
+    name, measure = next(iter(look.measures.items()))
+    value = line.measures.get(name)
+    part = 0 if value is None or measure.high is None or measure.low is None else value / measure.high
+    text = "–" if value is None else f"{value:.{measure.digits}f}"
+    return f'<span>{text}</span><span class="bar" style="--v:{part:.0%}"></span>'
+
+
 def _tag(line: Line, look: Look) -> str:
-    if not look.two:
-        return ""
-    sign = {"better": "▲ ", "worse": "▼ ", "even": "= "}.get(line.outcome, "")
-    kind = line.outcome if sign else "only"
-    return f'<span class="tag {kind}">{sign}{escape(line.outcome)}</span>'
+    """How much better or worse than the other run, where their words differ."""
+    if line.outcome in ("better", "even", "worse"):
+        change, sign = line.measures["change"], {"better": "▲", "worse": "▼", "even": "="}[line.outcome]
+        told = f"{line.outcome}, by {_signed(change)}"
+        return f'<span class="tag {line.outcome}" role="img" aria-label="{told}">{sign} {_signed(change)}</span>'
+    only = look.two and line.outcome.startswith("only")
+    return f'<span class="tag only">{escape(line.outcome)}</span>' if only else ""
+
+
+def _signed(change: float) -> str:
+    return f"{change:+.1f}".replace("-", "−")
 
 
 def _spaced(name: str) -> str:
@@ -462,13 +490,13 @@ def _picture_html(thumb: Thumb, label: str) -> str:
 
 
 def _columns_html(look: Look) -> str:
-    names = [*map(escape, look.names)] if look.two else ["Generated"]
-    heads = "".join(f'<th scope="col">{name}</th>' for name in [*names, "Reference"])
+    names = [escape(name) for name in look.names if name]
+    heads = "".join(f'<th scope="col">{name}</th>' for name in [*names, "reference"])
     texts = '<col class="txt">' * (len(names) + 1)
     first = next(iter(look.measures.values())).name if look.measures else ""
     return (
         f'<colgroup><col class="aspect">{texts}<col class="num"></colgroup>'
-        f'<thead><tr><th scope="col">Aspect</th>{heads}<th scope="col" class="num">{escape(first)}</th></tr></thead>'
+        f'<thead><tr><th scope="col">aspect</th>{heads}<th scope="col" class="num">{escape(first)}</th></tr></thead>'
     )
 
 
@@ -500,13 +528,14 @@ def write_gallery(
     if compare_with is not None:
         lines, measure = pair_runs(lines, prediction_lines(compare_with))
     shown = {name: m for name, m in MEASURES.items() if any(name in line.measures for line in lines)}
+    names = names if compare_with is not None else ("generated", "")
     look = Look(title, names, compare_with is not None, shown)
     cards = list(_cards(lines, Path(image_root)))
     table = compare_runs(predictions, compare_with) if compare_with is not None else None
     shared = {
         "title": escape(title),
         "body_class": "two" if look.two else "",
-        "legend": _legend_html(lines, look),
+        "legend": _legend_html(lines),
         "notes": _notes_html(cards),
         "compare": "" if table is None else _comparison_html(table, names),
         "facets": _facets_html(lines),
@@ -546,7 +575,7 @@ def _pages(cards: list[Card], look: Look) -> Iterator[Page]:
     page, size, captions = Page([], []), 0, 0
     for card in cards:
         part = _card_html(card, captions, look)
-        own = len(part.encode()) + sum(200 + 12 * len((line.caption or "").split()) for line in card.lines)
+        own = len(part.encode()) + sum(map(_data_bytes, card.lines))
         if page.cards and (len(page.cards) == PAGE_IMAGES or size + own > PAGE_BYTES):
             yield page
             page, size, captions = Page([], []), 0, 0
@@ -555,6 +584,11 @@ def _pages(cards: list[Card], look: Look) -> Iterator[Page]:
         page.parts.append(part)
         size, captions = size + own, captions + len(card.lines)
     yield page
+
+
+def _data_bytes(line: Line) -> int:
+    """About what a caption takes in the page's data."""
+    return 90 + 4 * sum(len(run.word_probs or ()) for run in (line, line.other) if run)
 
 
 def _page_parts(page: Page, number: int, paths: list[Path], look: Look) -> dict[str, str]:
@@ -625,7 +659,7 @@ def _notes_html(cards: list[Card]) -> str:
     return f'<div class="notes">{"".join(f"<p>{escape(note)}</p>" for note in notes)}</div>' if notes else ""
 
 
-def _legend_html(lines: list[Line], look: Look) -> str:
+def _legend_html(lines: list[Line]) -> str:
     runs = [*lines, *(line.other for line in lines if line.other)]
     items = []
     if any(line.reference is not None for line in lines):
@@ -634,8 +668,6 @@ def _legend_html(lines: list[Line], look: Look) -> str:
         items.append('<span class="moved">word</span> in both, at another place')
     if any(line.word_probs for line in runs):
         items.append(f'<span class="low">word</span> the model was less than {HALF_SURE:.0%} sure')
-    if "score" in look.measures:
-        items.append("log probability, length-normalised: nearer to 0 is surer")
     return "".join(f"<li>{item}</li>" for item in items)
 
 
@@ -680,9 +712,9 @@ def _comparison_html(table: pd.DataFrame, names: tuple[str, str]) -> str:
     ours, theirs = map(escape, names)
     if table.empty:
         return '<p class="notes">The two runs share no caption that has a reference: nothing to compare.</p>'
-    texts = "".join(f'<th scope="col" class="text">{head}</th>' for head in ("Subject", "Aspect"))
+    texts = '<th scope="col" class="text wide">Subject</th><th scope="col" class="text">Aspect</th>'
     numbers = ("Captions", "Changed", "Better", "Even", "Worse", ours, theirs, "Better · even · worse")
-    heads = "".join(f'<th scope="col">{head}</th>' for head in numbers)
+    heads = "".join(f'<th scope="col"{_WIDE.get(head, "")}>{head}</th>' for head in numbers)
     rows = "".join(map(_comparison_row, table.itertuples(index=False)))
     return (
         f'<section class="compare"><h2>Who is better where</h2><p class="muted">{ours} against {theirs}, by {measure}; '
@@ -692,14 +724,21 @@ def _comparison_html(table: pd.DataFrame, names: tuple[str, str]) -> str:
     )
 
 
+_WIDE = dict.fromkeys(("Captions", "Changed", "Even", "Better · even · worse"), ' class="wide"')  # not on a phone
+
+
 def _comparison_row(row: Any) -> str:
-    counts = (("b", row.better), ("e", row.even), ("w", row.worse))
-    bars = "".join(f'<i class="{k}" style="width:{100 * n / row.captions:.1f}%"></i>' for k, n in counts if n)
-    numbers = "".join(f"<td>{n:,}</td>" for n in (row.captions, row.changed, row.better, row.even, row.worse))
+    every = row.subject == row.aspect == "all"
+    subject, aspect = ("all captions", "") if every else (escape(row.subject), escape(_spaced(row.aspect)))
+    narrow = f'<span class="narrow">{subject}{"" if every else ": "}</span>{aspect}'
+    texts = f'<th scope="row" class="text wide">{subject}</th><th scope="row" class="text">{narrow}</th>'
+    counts = (("wide", row.captions), ("wide", row.changed), ("", row.better), ("wide", row.even), ("", row.worse))
+    numbers = "".join(f'<td class="{kind}">{n:,}</td>' for kind, n in counts)
     means = f"<td>{row.this_run:.1f}</td><td>{row.other_run:.1f}</td>"
-    about = (row.subject, _spaced(row.aspect))
-    texts = "".join(f'<th scope="row" class="text">{escape(text)}</th>' for text in about)
-    return f'<tr>{texts}{numbers}{means}<td class="split">{bars}</td></tr>'
+    shares = (("b", row.better), ("e", row.even), ("w", row.worse))
+    bars = "".join(f'<i class="{k}" style="width:{100 * n / row.captions:.1f}%"></i>' for k, n in shares if n)
+    kind = ' class="all"' if every else ""
+    return f'<tr{kind}>{texts}{numbers}{means}<td class="split wide"><div>{bars}</div></td></tr>'
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

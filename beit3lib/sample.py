@@ -190,8 +190,8 @@ def states_correctly(caption: str, scene: Scene, subject: str, aspect: str) -> b
 def attribute_shares(predictions, drawn: dict[tuple[str, int], Scene], seed: int = 0):
     """Per aspect, the share of captions that state every attribute as drawn, as a pandas table.
 
-    `predictions`: a row per caption with scenario, phase, subject, aspect, caption. Columns: `own` image; `shuffled`, the
-    images exchanged among scenarios; `chance`, what guessing by frequency gives; `captions`.
+    `predictions`: a row per caption with scenario, phase, subject, aspect, caption. Columns: `own` image; `shuffled`,
+    the images exchanged among scenarios; `chance`, what guessing by frequency gives; `captions`.
     """
     import pandas as pd
 
@@ -523,8 +523,8 @@ PROBE_CLASSES = [2 + len(UPPER) + len(LOWER), 7, 5]
 def patch_labels(scene: Scene, camera: Camera, grid: int = UNITS) -> np.ndarray:
     """What each patch shows in the end of the phase: (grid², 3) of classes of `PROBE_CLASSES`, 0 for background.
 
-    First the thing: vehicle, a jacket by colour, slacks by colour. Second how that thing moves: 1-3 the vehicle, 4-6 the
-    pedestrian. Third, at both: where they stand, side and distance.
+    First the thing: vehicle, a jacket by colour, slacks by colour. Second how that thing moves: 1-3 the vehicle, 4-6
+    the pedestrian. Third, at both: where they stand, side and distance.
     """
     labels = np.zeros((grid, grid, 3), np.int64)
     stand = 1 + VALUES["side"].index(scene.side) * 2 + VALUES["distance"].index(scene.distance)
@@ -722,7 +722,9 @@ def _write_video(path: Path, scenario: Scenario, camera: Camera, start_s: float)
 
     boxes: dict[str, list[dict]] = {"vehicle": [], "pedestrian": []}
     with atomic_path(path) as temporary, av.open(str(temporary), "w") as container:
-        stream = container.add_stream("libx264", rate=FRAMES_PER_S, options={"preset": "veryfast", "crf": "20"})
+        # without its look-ahead x264 gives the same bytes every time
+        options = {"preset": "veryfast", "crf": "22", "x264-params": "threads=1:rc-lookahead=0:mbtree=0"}
+        stream = container.add_stream("libx264", rate=FRAMES_PER_S, options=options)
         stream.width, stream.height, stream.pix_fmt, stream.thread_count = WIDTH_PX, HEIGHT_PX, "yuv420p", 1
         number = 0
         for frame in _all_frames(scenario, camera, start_s, boxes):

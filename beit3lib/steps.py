@@ -3,7 +3,8 @@
     runs/<name>/   phases.csv, images/, captions/{train,val}/, coco_captioning.{train,val,test}.jsonl, tokenizer.spm,
                    best/, last/, log.jsonl, predictions.json, gallery.html, scores.json, submission.json, summary.json
 
-Notebooks call these; a step whose input is missing makes it first (`ensure`), with the defaults of the step that owes it.
+Notebooks call these. A step whose input is missing makes it first (`ensure`), with the defaults of the step that owes
+it.
 """
 
 import shutil
@@ -37,8 +38,8 @@ KAGGLE_INPUT = Path("/kaggle/input")
 def open_run(name: str, folder: str | Path = "runs") -> Path:
     """The folder of a run, made if it is new.
 
-    On Kaggle the output of the notebook before lies on a read-only mount: it is copied here once, so that each step finds
-    the run whole and may write to it.
+    On Kaggle the output of the notebook before lies on a read-only mount: it is copied here once, so that each step
+    finds the run whole and may write to it.
     """
     run = Path(folder) / name
     if not (run / SUMMARY_NAME).is_file():
@@ -67,7 +68,7 @@ def read_summary(run: Path) -> dict[str, Any]:
 
 
 def add_summary(run: Path, section: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Put a step's section into `summary.json`; sections of later steps, made from what is replaced, stay as they are."""
+    """Put a step's section into `summary.json`; the other sections stay as they are."""
     summary = read_summary(run) | {section: values}
     write_json(run / SUMMARY_NAME, summary)
     return values
@@ -301,7 +302,7 @@ def caption_images(
 ) -> pd.DataFrame:
     """Step 4: caption every image of the splits with every description the model was taught; writes predictions.json.
 
-    Returns a row per image, subject and aspect: what the index says of it, `caption`, `reference`, `score`, `word_probs`.
+    Returns a row per image, subject and aspect: what the index says of it, caption, reference, score, word_probs.
     """
     from beit3lib.checkpoint import load_captioner
 
@@ -367,9 +368,81 @@ def write_predictions(path: Path, table: pd.DataFrame, meta: dict[str, Any]) -> 
     return write_json(path, {"meta": meta, "predictions": records})
 
 
-def read_predictions(path: str | Path) -> pd.DataFrame:
-    """The captions of `predictions.json`, a row each; a file of another form is an error that names it."""
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("predictions"), list) or not content["predictions"]:
-        raise ValueError(f'{path}: expected {{"meta": …, "predictions": [captions]}}, found another form; run 04 again')
-    return pd.DataFrame(content["predictions"])
+def attribute_shares(run: Path, predictions: pd.DataFrame) -> pd.DataFrame | None:
+    """`sample.attribute_shares` of a run on the sample, also put into its summary; None on other data."""
+    from beit3lib import sample
+
+    drawn = _drawn(run)
+    if drawn is None:
+        print("what the pictures show is only known of the sample: nothing to compare with here")
+        return None
+    shares = sample.attribute_shares(predictions[predictions["split"] == "val"], drawn)
+    numbers = {name: {k: round(v, 4) for k, v in shares[name].items()} for name in ("own", "shuffled", "chance")}
+    add_summary(run, "attributes", numbers)
+    return shares
+
+
+def attribute_pairs(run: Path, predictions: pd.DataFrame, attribute: str) -> list[tuple[str, str]]:
+    """(drawn, said) of one attribute for every caption that should state it; "nothing" where it says none, or two."""
+    from beit3lib import sample
+
+    drawn, pairs = _drawn(run), []
+    for row in predictions[predictions["split"] == "val"].itertuples(index=False):
+        if attribute in sample.stated_attributes(row.subject, row.aspect):
+            scene = drawn[row.scenario, row.phase]
+            if row.aspect in sample.describe(scene, row.subject):
+                said = sample.read_attributes(row.caption, row.subject, row.aspect)[attribute]
+                pairs.append((getattr(scene, attribute), said or "nothing"))
+    return pairs
+
+
+def _drawn(run: Path):
+    from beit3lib import sample
+
+    root = Path(read_summary(run)["prepare"]["root"])
+    return sample.read_drawn(root) if (root / sample.DRAWN_NAME).is_file() else None
+
+
+def score_captions(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The captions that have a reference, with the columns bleu, meteor, rouge-l, cider and mean_score (0 to 100).
+
+    Where a reference is missing because its aspect is not mentioned, an empty caption is right and has no score.
+    """
+    from beit3lib.metrics import score_pairs
+
+    known = predictions[predictions["reference"].notna()].reset_index(drop=True)
+    scores = score_pairs(known["caption"].tolist(), known["reference"].tolist()).reset_index(drop=True)
+    return pd.concat([known, scores.rename(columns={"score": "mean_score"})], axis=1)
+
+
+def files_table(run: Path, names: list[str]) -> pd.DataFrame:
+    """What lies in a run's folder: files with their size, folders with the number of files in them."""
+    rows = {}
+    for name in names:
+        path = run / name
+        if path.is_dir():
+            files = [file for file in path.rglob("*") if file.is_file()]
+            rows[name] = (f"{len(files)} files", f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB")
+        elif path.is_file():
+            rows[name] = ("file", f"{path.stat().st_size / 1e6:.2f} MB")
+        else:
+            rows[name] = ("not here", "")
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["what", "size"])
+
+
+def main() -> None:
+    """`python -m beit3lib.steps RUN`: what a run holds, and which file to open."""
+    import sys
+
+    run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
+    summary = read_summary(run)
+    for section, values in summary.items():
+        told = {
+            k: v for k, v in values.items() if isinstance(v, (int, float, str)) or k in ("own", "shuffled", "chance")
+        }
+        print(f"{section}: " + ", ".join(f"{name} {value}" for name, value in told.items()))
+    print(f"open {(run / 'gallery.html').resolve()}")
+
+
+if __name__ == "__main__":
+    main()

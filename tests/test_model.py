@@ -1,4 +1,4 @@
-"""Two streams are torchscale's masked forward, packed captions are captions one by one, and names are the public ones."""
+"""Two streams are torchscale's masked forward, packed captions are captions one by one, names are the public ones."""
 
 import pytest
 import torch
