@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -37,6 +38,7 @@ HEAT = LinearSegmentedColormap.from_list(  # clear where nothing is, so that the
     "heat", [(0, (1.0, 0.93, 0.6, 0.0)), (0.5, (0.95, 0.56, 0.1, 0.75)), (1, (0.6, 0.02, 0.12, 0.92))]
 )
 DPI = 110
+UNHINTED = {"text.hinting": "none"}
 
 
 class SavedFigure(Figure):
@@ -45,6 +47,11 @@ class SavedFigure(Figure):
     def __init__(self, *args, **options) -> None:
         super().__init__(*args, **{"dpi": DPI, "facecolor": PAPER, **options})
         FigureCanvasAgg(self)
+
+    def draw(self, renderer) -> None:
+        """Draw with letters whose widths grow with the resolution exactly: words were placed by them."""
+        with rc_context(UNHINTED):
+            super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -76,7 +83,8 @@ class Sheet:
     def width(self, text: str, size: float, weight: str = "normal") -> float:
         """Width of a text in inches; `size` in points."""
         font = FontProperties(size=size, weight=weight)
-        return self._renderer.get_text_width_height_descent(text, font, False)[0] / self.figure.dpi
+        with rc_context(UNHINTED):
+            return self._renderer.get_text_width_height_descent(text, font, False)[0] / self.figure.dpi
 
     def wrap(self, words: Sequence[Word], width: float, size: float) -> list[list[Word]]:
         """Break words into lines of at most `width` inches; a word that is longer alone is broken."""
@@ -196,11 +204,17 @@ def reference_words(line: Line) -> list[Word]:
 def _heading(sheet: Sheet, title: str, lines: Sequence[Line]) -> float:
     """Title and what the looks of words mean; give the y below."""
     y = sheet.text(title, 0.3, 0.22, sheet.width_in - 0.6, TITLE_PT, weight="bold")
-    key = [Word(word, MUTED) for word in "Generated words:".split()] + [Word("in"), Word("the"), Word("reference,")]
-    key += [Word(word, NEW_WORD, True) for word in "not in it".split()]
+    key = []
+    if any(line.reference is not None for line in lines):
+        key += [Word(word, MUTED) for word in "Generated words:".split()] + [
+            Word(word) for word in "in the reference,".split()
+        ]
+        key += [Word(word, NEW_WORD, True) for word in "not in it".split()]
     if any(line.word_probs for line in lines):
-        key += [Word(word, MUTED) for word in "· the paler a word, the less sure the model was".split()]
-    return sheet.words(key, 0.3, y + 0.03, sheet.width_in - 0.6, SMALL_PT) + 0.16
+        key += [
+            Word(word, MUTED) for word in ("· " * bool(key) + "the paler a word, the less sure the model was").split()
+        ]
+    return (sheet.words(key, 0.3, y + 0.03, sheet.width_in - 0.6, SMALL_PT) if key else y) + 0.16
 
 
 def _spaced(name: str) -> str:
@@ -234,15 +248,21 @@ def caption_pairs(
     pictures: int = 4,
     title: str = "What the model says, beside the reference",
 ) -> SavedFigure:
-    """Pictures down the page with their generated and reference captions side by side, the first `pictures` of them."""
+    """The first `pictures` pictures down the page, their generated and reference captions side by side.
+
+    Without any reference the captions stand alone.
+    """
     chosen = _select(predictions, subject=subject, aspect=aspect)
     images = list(dict.fromkeys(chosen["image"]))[:pictures]
     groups = [sorted(prediction_lines(chosen[chosen["image"] == image]), key=_by_subject) for image in images]
+    lines = [line for group in groups for line in group]
     sheet = Sheet(12.0)
-    y = _heading(sheet, title, [line for group in groups for line in group])
-    columns = _Columns(sheet.width_in, 2.0 if max(map(len, groups)) > 3 else 1.6)
-    for x, name in ((columns.generated, "Generated"), (columns.reference, "Reference")):
-        sheet.text(name, x, y, columns.text, SMALL_PT, MUTED, "bold")
+    two = any(line.reference is not None for line in lines)
+    y = _heading(sheet, title, lines)
+    columns = _Columns(sheet.width_in, 2.0 if max(map(len, groups)) > 3 else 1.6, two)
+    sheet.text("Generated" if two else "Caption", columns.generated, y, columns.text, SMALL_PT, MUTED, "bold")
+    if two:
+        sheet.text("Reference", columns.reference, y, columns.text, SMALL_PT, MUTED, "bold")
     y += 0.24
     for group in groups:
         sheet.rule(y, 0.3, sheet.width_in - 0.3)
@@ -262,11 +282,12 @@ def _by_subject(line: Line) -> tuple[bool, str]:
 class _Columns:
     """Where the columns of `caption_pairs` begin, and how wide its texts are, in inches."""
 
-    def __init__(self, width_in: float, picture_in: float) -> None:
+    def __init__(self, width_in: float, picture_in: float, two: bool) -> None:
         self.picture_in = picture_in
         self.picture, self.label = 0.3, 0.55 + picture_in
         self.generated = self.label + 1.35
-        self.text = (width_in - 0.3 - self.generated - 0.3) / 2
+        self.two = two
+        self.text = (width_in - 0.3 - self.generated - 0.3) / (1 + two)
         self.reference = self.generated + self.text + 0.3
 
 
@@ -285,7 +306,8 @@ def _pair_block(sheet: Sheet, group: list[Line], image_root: Path, y: float, col
             y = sheet.text(subject.capitalize(), columns.label, y, 1.2, SMALL_PT, weight="bold") + 0.02
         ends = [_label(sheet, line, columns.label, y + 0.02)]
         ends.append(sheet.words(generated_words(line), columns.generated, y, columns.text))
-        ends.append(sheet.words(reference_words(line), columns.reference, y, columns.text))
+        if columns.two:
+            ends.append(sheet.words(reference_words(line), columns.reference, y, columns.text))
         y = max(ends) + 0.07
     return max(y, below)
 
@@ -319,6 +341,40 @@ def storyboard(
         row = {line.image: line for line in lines if (line.subject, line.aspect) == key}
         y = _board_row(sheet, key, [row.get(image) for image in frames], y, width)
     return sheet.finish(y + 0.1)
+
+
+def phase_strip(phases: pd.DataFrame, image_dir: str | Path, title: str | None = None) -> SavedFigure:
+    """Motion-blur images of a scenario: its phases from left to right, a row for each video, their times below.
+
+    `phases`: rows of `motion_blur.blur_table`, with scenario, view, video, phase, start_s, end_s (seconds) and image.
+    """
+    if phases.empty:
+        raise ValueError("phases: expected at least one row, found an empty table")
+    numbers, videos = sorted(phases["phase"].unique()), list(dict.fromkeys(phases["video"]))
+    width = max(1.7, min(2.6, 11 / len(numbers)))
+    sheet = Sheet(max(0.4 + width * len(numbers), 6.0))
+    named = ", ".join(dict.fromkeys(phases["scenario"]))
+    title = title or f"{named}: each phase as one motion-blur image"
+    y = sheet.text(title, 0.3, 0.22, sheet.width_in - 0.6, TITLE_PT, weight="bold") + 0.12
+    for place, number in enumerate(numbers):
+        name = phase_name({"phase": f"{number:g}", "label": ""})
+        sheet.text(name, 0.3 + place * width, y, width - 0.15, TEXT_PT, weight="bold")
+    y += 0.24
+    for video in videos:
+        rows = phases[phases["video"] == video]
+        y = _strip_row(sheet, rows, [numbers.index(phase) for phase in rows["phase"]], Path(image_dir), y, width)
+    return sheet.finish(y)
+
+
+def _strip_row(sheet: Sheet, rows: pd.DataFrame, places: list[int], image_dir: Path, y: float, width: float) -> float:
+    first = rows.iloc[0]
+    label = " · ".join(filter(None, (_spaced(str(first["view"])), str(first["video"]))))
+    y = sheet.text(label, 0.3, y, sheet.width_in - 0.6, SMALL_PT, MUTED) + 0.04
+    for place, row in zip(places, rows.itertuples(), strict=True):
+        x = 0.3 + place * width
+        below = sheet.picture(image_dir / row.image, x, y, width - 0.15)
+        sheet.text(f"{row.start_s:.1f}–{row.end_s:.1f} s", x, below + 0.03, width - 0.15, SMALL_PT, MUTED)
+    return y + width - 0.15 + 0.34
 
 
 def _phase_order(line: Line) -> tuple:
@@ -454,6 +510,7 @@ def attribute_bars(
 
     Values are shares from 0 to 1; the aspects are those of `held_out`.
     """
+    held_out, shuffled, chance = map(dict, (held_out, shuffled, chance))
     aspects, places = list(held_out), np.arange(len(held_out))
     figure = SavedFigure(figsize=(8.5, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -543,7 +600,7 @@ def _draw_bars(axes, part: pd.DataFrame, unit: str) -> None:
 
 
 def confusion(pairs: Iterable[tuple[object, object]], aspect: str) -> SavedFigure:
-    """What was drawn against what the captions said of one attribute, counted; None as said is "not said"."""
+    """What was drawn against what the captions said of one attribute, counted; None as said is "nothing"."""
     pairs = [(_named(drawn), _named(said)) for drawn, said in pairs]
     if not pairs:
         raise ValueError(f"pairs: expected (drawn, said) for {aspect}, found none")
@@ -580,7 +637,7 @@ def confusion(pairs: Iterable[tuple[object, object]], aspect: str) -> SavedFigur
     return figure
 
 
-NOT_SAID = "not said"
+NOT_SAID = "nothing"
 BLUES = LinearSegmentedColormap.from_list("blues", ["#f6f6f3", "#9cc9e3", BLUE, "#00446b"])
 
 
