@@ -4,15 +4,19 @@ A training sample is one image and one row of text that holds one or more captio
 attention stays inside each (`segments`). One caption is the special case.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from beit3lib.tokenizer import prefix_ids
 
 FIRST_WORD_ID = 3  # a random replacement is drawn from here up: `<unk>` and words, never `<s>`, `<pad>`, `</s>`
 
@@ -128,8 +132,223 @@ def collate(samples: Sequence[tuple[Tensor, Row, str]], pad_id: int = 1) -> Batc
     fill = Row(ids=pad_id, targets=pad_id, positions=0, segments=-1, chosen=False)
     columns = {
         name: torch.from_numpy(
-            np.stack([np.pad(getattr(r, name), (0, longest - len(r.ids)), constant_values=getattr(fill, name)) for r in rows])
+            np.stack(
+                [np.pad(getattr(r, name), (0, longest - len(r.ids)), constant_values=getattr(fill, name)) for r in rows]
+            )
         )
         for name in Row._fields
     }
     return Batch(images=torch.stack(images), names=list(names), **columns)
+
+
+class CaptionDataset(torch.utils.data.Dataset):
+    """Index lines as samples: (picture (3, S, S), packed Row, name), one per image and set of descriptions.
+
+    `config.subject` and `config.aspect` name one description, without a prefix, as the seed does it; or "all": then every
+    description of an image stands in one row, each behind its prefix, and an aspect that the caption of a subject does not
+    mention is learnt as absent: prefix and `</s>`. What is drawn at random follows from (seed, epoch, sample) alone.
+    """
+
+    def __init__(self, table: pd.DataFrame, root: str | Path, tokenizer, size: int, config, train: bool) -> None:
+        self.root, self.tokenizer, self.size, self.config, self.train = Path(root), tokenizer, size, config, train
+        self.epoch = 0
+        self.descriptions = config.descriptions()
+        self.rows = _rows_by_image(table, self.descriptions, tokenizer)
+        if not self.rows:
+            wanted = f"{config.subject} {config.aspect}"
+            raise ValueError(f"{root}: expected lines of {wanted} in the index, found none; see what 02 listed")
+        self.lengths = np.array([sum(len(ids) + 2 for _, ids, _ in row["captions"]) for row in self.rows])
+        self.augment = Augmentation(size, config) if train else None
+        self._pictures: dict[int, Image.Image] = {}
+        self._room = CACHE_BYTES
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at_epoch(self, epoch: int) -> "CaptionDataset":
+        """Itself, drawing what that epoch draws."""
+        self.epoch = epoch
+        return self
+
+    def order(self, epoch: int, batch: int) -> list[list[int]]:
+        """Batches of sample numbers for an epoch: shuffled, and within `POOL` batches grouped by length of text."""
+        rng = np.random.default_rng((self.config.seed, epoch))
+        shuffled = rng.permutation(len(self))
+        pools = [shuffled[i : i + POOL * batch] for i in range(0, len(shuffled), POOL * batch)]
+        by_length = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
+        batches = [by_length[i : i + batch].tolist() for i in range(0, len(by_length), batch)]
+        whole = [numbers for numbers in batches if len(numbers) == batch]
+        return [whole[i] for i in rng.permutation(len(whole))]
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Row, str]:
+        row = self.rows[number]
+        rng = np.random.default_rng((self.config.seed, self.epoch, number))
+        picture, mirrored = self._picture(number), False
+        if self.augment is not None:
+            swap = self.config.flip == "swap"
+            mirrored = self.config.flip != "none" and rng.random() < 0.5 and not (swap and row["fixed"])
+            picture = self.augment(picture, rng, mirrored)
+        captions = [self._caption(*caption, mirrored and self.config.flip == "swap") for caption in row["captions"]]
+        probability, mask_id = self.config.captioning_mask_prob, self.tokenizer.mask_token_id
+        packed = pack(captions, probability, mask_id, mask_id, rng)
+        return to_tensor(picture, self.size), packed, row["image"]
+
+    def collate(self, samples: Sequence[tuple[Tensor, Row, str]]) -> Batch:
+        """What DataLoader calls to make a batch."""
+        return collate(samples, self.tokenizer.pad_token_id)
+
+    def reference(self, number: int) -> dict[tuple[str, str], str]:
+        """{(subject, aspect): caption} of a sample, "" where the aspect is absent."""
+        return {
+            description: text or self.tokenizer.decode(ids) for description, ids, text in self.rows[number]["captions"]
+        }
+
+    def captions(self) -> set[tuple[str, str]]:
+        """Every caption of the set, with its description: what a model may have learnt by heart."""
+        rows = (self.reference(number).items() for number in range(len(self)))
+        return {(" ".join(description), text) for row in rows for description, text in row if text}
+
+    def _caption(self, description, ids: list[int], text: str, mirrored: bool) -> tuple[list[int], int]:
+        prefix = prefix_ids(self.tokenizer, *description) if len(self.descriptions) > 1 else []
+        if mirrored and ids:
+            words = mirror_words(text or self.tokenizer.decode(ids))
+            ids = self.tokenizer.encode(words, add_special_tokens=False)
+        return caption_ids(self.tokenizer, ids, prefix, self.config.num_max_bpe_tokens), len(prefix)
+
+    def _picture(self, number: int) -> Image.Image:
+        """The picture, kept in memory while there is room: an epoch of small pictures is decoded once."""
+        if number not in self._pictures:
+            picture = load_image(self.root / self.rows[number]["image"])
+            size = picture.width * picture.height * 3
+            if size > self._room:
+                return picture
+            self._room -= size
+            self._pictures[number] = picture
+        return self._pictures[number]
+
+
+CACHE_BYTES = 1_000_000_000
+POOL = 16  # batches that are grouped by length at once
+UNNAMED = ("", "")  # the one description of an index whose lines do not say which
+
+
+def _rows_by_image(table: pd.DataFrame, descriptions, tokenizer) -> list[dict]:
+    """One row per image: its captions (description, ids, text), absent aspects with no ids; `fixed` if none may mirror."""
+    named = table["subject"].notna().any()
+    known = table[table["text_segment"].notna()]
+    rows = []
+    for image, lines in known.groupby("image_path", sort=True):
+        if not named:  # the seed's file holds one description: every line is a sample of its own
+            rows += [_row(image, [(UNNAMED, list(ids), "")], tokenizer) for ids in lines["text_segment"]]
+            continue
+        told = {(r.subject, r.aspect): (list(r.text_segment), r.caption) for r in lines.itertuples(index=False)}
+        subjects = {subject for subject, _ in told}
+        if len(descriptions) == 1:
+            wanted = [d for d in descriptions if d in told]
+        else:
+            wanted = [d for d in descriptions if d[0] in subjects]
+        if wanted:
+            rows.append(_row(image, [(d, *told.get(d, ([], ""))) for d in wanted], tokenizer))
+    return rows
+
+
+def _row(image: str, captions: list, tokenizer) -> dict:
+    texts = [text or tokenizer.decode(ids) for _, ids, text in captions]
+    return {"image": image, "captions": captions, "fixed": not all(map(can_mirror, texts))}
+
+
+# --- left and right ------------------------------------------------------------------------------------------------
+
+_SIDES = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
+_SIDES |= {
+    f"{a}{end}": f"{b}{end}" for a, b in (("left", "right"), ("right", "left")) for end in ("ward", "wards", "hand")
+}
+_WORD = re.compile(r"[A-Za-z]+")
+_NO_SIDE = re.compile(
+    r"\b(?:have|has|had|having|was|were|be|been|being|and|just|then|already|recently) left\b(?!\s+(?:side|lane|turn|hand))"
+    r"|\bleft (?:the|a|an|his|her|their|behind|from)\b|\bright(?: of way|-of-way| away| angles?| after| before| now)\b"
+    r"|\b(?:clockwise|counterclockwise|anticlockwise)\b|\b(?:sign|text|letters?|plate)\b.{0,20}\b(?:reads?|says?)\b",
+    re.IGNORECASE,
+)
+
+
+def can_mirror(text: str) -> bool:
+    """Whether exchanging left and right makes `text` true of the mirrored picture: not for writing, or "has left"."""
+    return _NO_SIDE.search(text) is None
+
+
+def mirror_words(text: str) -> str:
+    """`text` with left and right exchanged, capitals kept."""
+
+    def exchanged(found: re.Match) -> str:
+        word = found.group()
+        other = _SIDES.get(word.lower())
+        if other is None:
+            return word
+        return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
+
+    return _WORD.sub(exchanged, text)
+
+
+# --- augmentation --------------------------------------------------------------------------------------------------
+
+
+class Augmentation:
+    """The recipe's: random resized crop of 50-100 % of the area, mirroring, RandAugment of two operations."""
+
+    OPERATIONS = (
+        *("Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness"),
+        *("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"),
+    )
+
+    def __init__(self, size: int, config) -> None:
+        self.size, self.randaug = size, config.randaug
+        self.filter = getattr(Image.Resampling, config.train_interpolation.upper())
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator, mirrored: bool) -> Image.Image:
+        image = image.resize((self.size, self.size), self.filter, box=_crop(image.size, rng))
+        if mirrored:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.randaug:
+            for _ in range(2):
+                if rng.random() < 0.5:  # timm's probability of an operation of RandAugment
+                    image = _operate(image, self.OPERATIONS[rng.integers(len(self.OPERATIONS))], rng)
+        return image
+
+
+def _crop(size: tuple[int, int], rng: np.random.Generator) -> tuple[float, float, float, float]:
+    """A box of 50-100 % of the area and aspect ratio 3:4 to 4:3, as torchvision's RandomResizedCrop draws it."""
+    width, height = size
+    for _ in range(10):
+        area = rng.uniform(0.5, 1.0) * width * height
+        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = (area * ratio) ** 0.5, (area / ratio) ** 0.5
+        if w <= width and h <= height:
+            left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
+            return (left, top, left + w, top + h)
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return (left, top, left + side, top + side)
+
+
+def _operate(image: Image.Image, name: str, rng: np.random.Generator, magnitude: float = 0.7) -> Image.Image:
+    """One operation of RandAugment at magnitude 7 of 10, with a random sign."""
+    sign = 1 if rng.random() < 0.5 else -1
+    if name == "AutoContrast":
+        return ImageOps.autocontrast(image)
+    if name == "Equalize":
+        return ImageOps.equalize(image)
+    if name in ("Brightness", "Sharpness"):
+        return getattr(ImageEnhance, name)(image).enhance(1 + sign * 0.9 * magnitude)
+    if name == "Rotate":
+        return image.rotate(sign * 30 * magnitude, Image.Resampling.BILINEAR, fillcolor=(128, 128, 128))
+    shear, shift = sign * 0.3 * magnitude, sign * 0.45 * magnitude * image.width
+    matrix = {
+        "ShearX": (1, shear, 0, 0, 1, 0),
+        "ShearY": (1, 0, 0, shear, 1, 0),
+        "TranslateX": (1, 0, shift, 0, 1, 0),
+        "TranslateY": (1, 0, 0, 0, 1, shift),
+    }.get(name)
+    if matrix is None:
+        return image
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(128,) * 3)

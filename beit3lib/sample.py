@@ -524,24 +524,25 @@ def patch_labels(scene: Scene, camera: Camera, grid: int = UNITS) -> np.ndarray:
     """What each patch shows in the end of the phase: (grid², 3) of classes of `PROBE_CLASSES`, 0 for background.
 
     First the thing: vehicle, a jacket by colour, slacks by colour. Second how that thing moves: 1-3 the vehicle, 4-6
-    the pedestrian. Third, at both: where they stand, side and distance.
+    the pedestrian. Third where that thing stands: left or right of the other, close to it or far.
     """
     labels = np.zeros((grid, grid, 3), np.int64)
-    stand = 1 + VALUES["side"].index(scene.side) * 2 + VALUES["distance"].index(scene.distance)
     vehicle, (left, top, right, bottom) = places(scene, 1.0)
-    waist = top + WAIST_UNITS
-    motion = (
-        1 + VALUES["vehicle_motion"].index(scene.vehicle_motion),
-        4 + VALUES["pedestrian_motion"].index(scene.pedestrian_motion),
-    )
+    waist, far = top + WAIST_UNITS, VALUES["distance"].index(scene.distance)
+    vehicle_moves = 1 + VALUES["vehicle_motion"].index(scene.vehicle_motion)
+    pedestrian_moves = 4 + VALUES["pedestrian_motion"].index(scene.pedestrian_motion)
     jacket, slacks = 2 + UPPER.index(scene.upper), 2 + len(UPPER) + LOWER.index(scene.lower)
-    things = [(vehicle, 1, motion[0]), ((left, top, right, waist), jacket, motion[1])]
-    things.append(((left, waist, right, bottom), slacks, motion[1]))
+    stands = [1 + 2 * (side == "right") + far for side in (scene.side, OPPOSITE[scene.side])]
+    things = [
+        (vehicle, (1, vehicle_moves, stands[0])),
+        ((left, top, right, waist), (jacket, pedestrian_moves, stands[1])),
+        ((left, waist, right, bottom), (slacks, pedestrian_moves, stands[1])),
+    ]
     centres = (np.arange(grid) + 0.5) * UNITS / grid
-    for (x0, y0, x1, y1), thing, moves in things:
+    for (x0, y0, x1, y1), label in things:
         inside_x = (centres - camera.shift_x > x0) & (centres - camera.shift_x < x1)
         inside_y = (centres - camera.shift_y > y0) & (centres - camera.shift_y < y1)
-        labels[np.ix_(inside_y, inside_x)] = (thing, moves, stand)
+        labels[np.ix_(inside_y, inside_x)] = label
     return labels.reshape(-1, 3)
 
 

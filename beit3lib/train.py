@@ -1,5 +1,622 @@
-"""Fine-tuning: the public captioning recipe."""
+"""Fine-tuning: the public captioning recipe on packed captions, complete or resumed.
 
+    python -m beit3lib.train --model beit3_base_patch16_224 --data_path runs/mine --output_dir runs/mine \
+        --sentencepiece_model data/beit3.spm --finetune data/beit3_base_patch16_224.pth --epochs 10
+    accelerate launch --num_processes 2 -m beit3lib.train …            several GPUs or machines, as accelerate is set up
+
+Every random choice follows from (seed, epoch, sample) or (seed, step): a run that was killed and started again with
+`--auto_resume` ends with the weights of one that was not. `log.jsonl` has a line per event.
+"""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import beit3lib
+from beit3lib.artefacts import atomic_folder, read_json, recover_folder, write_json, write_text
+from beit3lib.checkpoint import WEIGHTS_NAME, CheckpointError, load_pretrained, write_captioner
+from beit3lib.dataset import Batch, CaptionDataset
+from beit3lib.index import INDEX_NAME, read_index
+from beit3lib.model import Captioner, model_config
+from beit3lib.options import OptionError
+from beit3lib.recipe import TrainConfig, as_flag, exit_with_help, parse_command
+from beit3lib.tokenizer import UNUSED_ROWS, TokenizerError, load_tokenizer
+
+LOG_NAME, STATE_NAME, OPTIMIZER_NAME, RESULTS_NAME = "log.jsonl", "state.json", "optimizer.pt", "results.json"
+HEAD_CHUNK = 1024  # positions whose logits over the vocabulary exist at once
+LOG_EVERY = 10  # steps between lines of the log
+
+
+class TrainingStopped(RuntimeError):
+    """Training cannot go on; the last good state is saved."""
+
+
+# --- loss -----------------------------------------------------------------------------------------------------------
+
+
+def smoothed_losses(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """KL(q || p) per position, q = 1 - ε on the target and ε / (V - 1) elsewhere; (n, V), (n,) to (n,), float32.
+
+    In closed form, so that neither q nor log p is ever made: Σ q log q + lse(z) - (1 - ε) z_t - ε / (V - 1) Σ_{i≠t} z_i.
+    Source: the label-smoothed loss of the public captioning recipe.
+    """
+    logits = logits.float()
+    rest = smoothing / (logits.shape[1] - 1)
+    true = logits.gather(1, targets[:, None])[:, 0]
+    others = logits.sum(1) - true
+    entropy = sum(p * n * math.log(p) for p, n in ((1 - smoothing, 1), (rest, logits.shape[1] - 1)) if p > 0)
+    return entropy + logits.logsumexp(1) - (1 - smoothing) * true - rest * others
+
+
+def head_losses(head: nn.Linear, states: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Losses (n,) of states (n, D), `HEAD_CHUNK` positions at a time; logits are made again in the backward pass."""
+
+    def part(some: Tensor, wanted: Tensor) -> Tensor:
+        return smoothed_losses(head(some), wanted, smoothing)
+
+    parts = zip(states.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True)
+    if not torch.is_grad_enabled() or len(states) <= HEAD_CHUNK:
+        return torch.cat([part(some, wanted) for some, wanted in parts])
+    return torch.cat([checkpoint(part, some, wanted, use_reentrant=False) for some, wanted in parts])
+
+
+def drop_worst(losses: Tensor, ratio: float) -> Tensor:
+    """The losses without the worst `ratio` of them."""
+    keep = max(1, int(len(losses) * (1 - ratio)))
+    return losses.topk(keep, largest=False).values
+
+
+class LossModel(nn.Module):
+    """The captioner with its loss inside, so that DistributedDataParallel sees one forward."""
+
+    def __init__(self, model: Captioner, smoothing: float) -> None:
+        super().__init__()
+        self.model, self.smoothing = model, smoothing
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Loss of every chosen position, (n,)."""
+        states = self.model(batch.images, batch.ids, batch.positions, batch.segments, batch.chosen, head=False)
+        return head_losses(self.model.mlm_head, states, batch.targets[batch.chosen], self.smoothing)
+
+
+# --- optimiser and schedule -----------------------------------------------------------------------------------------
+
+
+def layer_of(name: str, layers: int) -> int:
+    """0 for embeddings, N + 1 for layer N, L + 1 for the rest: the recipe's numbering for layer decay."""
+    name = name.removeprefix("beit3.")
+    if "embed" in name:
+        return 0
+    if ".layers." in name:
+        return int(name.split(".layers.")[1].split(".")[0]) + 1
+    return layers + 1
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay applies: not to vectors and biases, the class token and image positions."""
+    spared = name.endswith("cls_token") or name.endswith("embed_positions.A.weight")
+    return parameter.ndim > 1 and not name.endswith(".bias") and not spared
+
+
+def parameter_groups(model: Captioner, config: TrainConfig) -> list[dict[str, Any]]:
+    """AdamW's groups: one per weight decay and layer scale; `lr_scale` = layer_decay^(top - layer)."""
+    top = model.config.layers + 1
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = config.weight_decay if decays(name, parameter) else 0.0
+            scale = config.layer_decay ** (top - layer_of(name, model.config.layers))
+            group = groups.setdefault((decay, scale), {"params": [], "weight_decay": decay, "lr_scale": scale})
+            group["params"].append(parameter)
+    return list(groups.values())
+
+
+def learning_rate(step: int, total: int, warmup: int, config: TrainConfig) -> float:
+    """Linear from `warmup_lr` to lr over the warm-up, then half a cosine to min_lr."""
+    if step < warmup:
+        return config.warmup_lr + (config.lr - config.warmup_lr) * step / max(1, warmup)
+    done = (step - warmup) / max(1, total - warmup)
+    return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * done))
+
+
+def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
+    """("bf16" | "fp16" | "no", the reason), by what the device does natively.
+
+    `torch.cuda.is_bf16_supported()` says yes on a T4, where bf16 is emulated, so the compute capability decides.
+    """
+    if wanted != "auto":
+        return {"fp32": "no"}.get(wanted, wanted), "asked for"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        name = f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
+        return (
+            ("bf16", f"{name}: bf16 is native")
+            if major >= 8
+            else ("fp16", f"{name}: no native bf16, fp16 with a scaler")
+        )
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return "bf16", "this CPU has bf16 instructions"
+    return "no", f"{device.type} has no native bf16"
+
+
+# --- one step -------------------------------------------------------------------------------------------------------
+
+
+def train_step(
+    loss_model: nn.Module, batches: list[Batch], optimizer, accelerator, config: TrainConfig, step: int
+) -> tuple[Tensor, Tensor | None]:
+    """One optimiser step over the `update_freq` batches of a process; returns (mean loss, norm of the gradient).
+
+    Every position counts the same, whichever batch or process it is in. Nothing here waits for the device but a scaler.
+    """
+    counts = torch.stack([batch.chosen.sum() for batch in batches]).to(accelerator.device)
+    everywhere = accelerator.reduce(counts.sum(), "sum")
+    total = torch.zeros((), device=accelerator.device)
+    for number, batch in enumerate(batches):
+        torch.manual_seed(_step_seed(config.seed, step, number, accelerator.process_index))
+        last = number == len(batches) - 1
+        with accelerator.autocast(), nullcontext() if last else accelerator.no_sync(loss_model):
+            losses = loss_model(batch)
+        weight = accelerator.num_processes / everywhere
+        if step >= config.drop_worst_after and config.drop_worst_ratio:
+            kept = drop_worst(losses, config.drop_worst_ratio)
+            losses, weight = kept, weight * (counts[number] / len(kept))
+        loss = losses.sum() * weight
+        accelerator.backward(loss)
+        total += loss.detach()
+    norm = accelerator.clip_grad_norm_(loss_model.parameters(), config.clip_grad) if config.clip_grad else None
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return accelerator.reduce(total, "mean"), norm
+
+
+def _step_seed(seed: int, step: int, batch: int, process: int) -> int:
+    return int(np.random.SeedSequence((seed, step, batch, process)).generate_state(1)[0])
+
+
+# --- the whole ------------------------------------------------------------------------------------------------------
+
+
+def finetune(config: TrainConfig) -> dict[str, Any]:
+    """Fine-tune as `config` says; returns results: steps, losses, best score, seconds, precision, where they lie."""
+    return Trainer(config).run()
+
+
+class Trainer:
+    """The state of a fine-tuning: what `last/` holds, and what is made anew from the config."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        from accelerate import Accelerator
+
+        self.config = config
+        self.started = time.monotonic()
+        self.output = Path(config.output_dir)
+        device = _device(config)
+        self.precision, reason = choose_precision(config.precision, device)
+        self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=self.precision)
+        self.say(f"precision: {self.precision if self.precision != 'no' else 'fp32'} ({reason})")
+        self.log = Log(Path(config.log_dir or config.output_dir) / LOG_NAME, self.accelerator.is_main_process)
+        self._make_model()
+        self._make_data()
+        self._make_optimizer()
+        self.step, self.best, self.stale, self.skipped = 0, -math.inf, 0, 0
+        self.recent: deque[float] = deque(maxlen=LOG_EVERY)
+        self._resume()
+
+    def say(self, text: str) -> None:
+        """Print on the main process only."""
+        if self.accelerator.is_main_process:
+            print(text, flush=True)
+
+    def _make_model(self) -> None:
+        config = self.config
+        rows = config.vocab_size if config.finetune else None
+        named = model_config(config.model)
+        if config.finetune and config.vocab_size == TrainConfig.vocab_size:
+            rows = named.vocab_size
+        self.tokenizer = load_tokenizer(config.sentencepiece_model, rows)
+        torch.manual_seed(config.seed)
+        model = Captioner(
+            model_config(
+                config.model,
+                vocab_size=rows or len(self.tokenizer) + UNUSED_ROWS,
+                image_size=config.input_size or named.image_size,
+                drop_path=config.drop_path,
+                checkpoint_activations=config.checkpoint_activations,
+            )
+        )
+        if config.finetune:
+            report = load_pretrained(model, config.finetune, config.model_key, config.model_prefix)
+            self.say(f"{config.finetune}: {report}")
+        model.tokenizer = self.tokenizer
+        several = len(config.descriptions()) > 1
+        model.descriptions = config.descriptions() if several else []
+        self.model = model
+
+    def _make_data(self) -> None:
+        config, root = self.config, Path(self.config.data_path)
+        size = self.model.config.image_size
+
+        def dataset(split: str, train: bool) -> CaptionDataset:
+            table = read_index(root / INDEX_NAME.format(split=split))
+            return CaptionDataset(table, root, self.tokenizer, size, config, train)
+
+        self.train_set = dataset("train", True)
+        has_val = (root / INDEX_NAME.format(split="val")).is_file()
+        self.val_set = dataset("val", False) if has_val else None
+        world = self.accelerator.num_processes * config.update_freq
+        self.global_batch = min(config.batch_size * world, max(world, len(self.train_set) // world * world))
+        self.steps_per_epoch = max(1, len(self.train_set) // self.global_batch)
+        self.total_steps = self.steps_per_epoch * config.epochs
+        if config.max_steps:
+            self.total_steps = min(self.total_steps, config.max_steps)
+
+    def _make_optimizer(self) -> None:
+        config = self.config
+        groups = parameter_groups(self.model, config)
+        fused = self.accelerator.device.type == "cuda"
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.opt_betas, eps=config.opt_eps, fused=fused)
+        self.loss_model = LossModel(self.model, config.label_smoothing)
+        self.loss_model, self.optimizer = self.accelerator.prepare(self.loss_model, optimizer)
+        average = config.model_ema
+        self.ema = {n: v.detach().clone() for n, v in self.model.state_dict().items()} if average else None
+        per_epoch = self.steps_per_epoch * config.warmup_epochs
+        self.warmup = config.warmup_steps if config.warmup_steps >= 0 else per_epoch
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end, or to the limit of time; validate after each epoch."""
+        if self.config.eval:
+            return {"validation": self.validate(self._epoch())}
+        self.say(
+            f"{len(self.train_set)} images, {self.total_steps} steps of {self.global_batch}, "
+            f"{len(self.config.descriptions())} descriptions; on {self.accelerator.device}"
+        )
+        stopped = "finished"
+        while self.step < self.total_steps:
+            self._train_epoch(self._epoch())
+            if self.step % self.steps_per_epoch == 0 or self.step >= self.total_steps:
+                self._end_epoch(self._epoch() - (self.step % self.steps_per_epoch == 0))
+            stopped = self._why_stop()
+            if stopped:
+                break
+        return self._results(stopped or "finished")
+
+    def _epoch(self) -> int:
+        return self.step // self.steps_per_epoch
+
+    def _train_epoch(self, epoch: int) -> None:
+        self.loss_model.train()
+        first = self.step % self.steps_per_epoch
+        for batches in self._windows(epoch, first):
+            rate = learning_rate(self.step, self.total_steps, self.warmup, self.config)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group["lr_scale"]
+            began = time.monotonic()
+            loss, _ = train_step(self.loss_model, batches, self.optimizer, self.accelerator, self.config, self.step)
+            self.step += 1
+            self.skipped += int(self.accelerator.optimizer_step_was_skipped)
+            self._average()
+            self._note(loss, rate, batches, began, epoch)
+            if self.step >= self.total_steps or self._out_of_time():
+                break
+
+    def _windows(self, epoch: int, first: int) -> Iterator[list[Batch]]:
+        """The batches of each step of an epoch, from step `first` on, for this process."""
+        config, world, rank = self.config, self.accelerator.num_processes, self.accelerator.process_index
+        each = self.global_batch // (world * config.update_freq)
+        order = self.train_set.order(epoch, self.global_batch)[: self.steps_per_epoch][first:]
+        mine = [
+            whole[(part * world + rank) * each : (part * world + rank + 1) * each]
+            for whole in order
+            for part in range(config.update_freq)
+        ]
+        loader = torch.utils.data.DataLoader(
+            self.train_set.at_epoch(epoch),
+            batch_sampler=mine,
+            num_workers=config.num_workers,
+            collate_fn=self.train_set.collate,
+            pin_memory=config.pin_mem and self.accelerator.device.type == "cuda",
+        )
+        window: list[Batch] = []
+        for batch in loader:
+            window.append(batch.to(self.accelerator.device))
+            if len(window) == config.update_freq:
+                yield window
+                window = []
+
+    def _average(self) -> None:
+        if self.ema is not None:
+            with torch.no_grad():
+                for name, value in self.model.state_dict().items():
+                    self.ema[name].lerp_(value, 1 - self.config.model_ema_decay)
+
+    def _note(self, loss: Tensor, rate: float, batches: list[Batch], began: float, epoch: int) -> None:
+        """A line of the log every few steps; only then the loss is fetched from the device."""
+        self.recent.append(loss)
+        if self.step % LOG_EVERY and self.step != self.total_steps and self.step != 1:
+            return
+        value = float(torch.stack(list(self.recent)).mean())
+        self.recent.clear()
+        if not math.isfinite(value):
+            raise TrainingStopped(
+                f"step {self.step}: the loss is {value}; images of the last batch: "
+                f"{', '.join(name for batch in batches for name in batch.names)}. The state of the last epoch is in "
+                f"{self.output / 'last'}; try a smaller --lr, or --precision fp32"
+            )
+        seconds = time.monotonic() - began
+        tokens = sum(int((batch.segments >= 0).sum()) for batch in batches) * self.accelerator.num_processes
+        left = (self.total_steps - self.step) * (time.monotonic() - self.started) / max(1, self.step - self.first_step)
+        self.log.write(
+            "step",
+            step=self.step,
+            epoch=epoch,
+            loss=value,
+            lr=rate,
+            skipped=self.skipped,
+            timing={
+                "seconds_per_step": round(seconds, 3),
+                "tokens_per_s": round(tokens / max(seconds, 1e-6)),
+                "minutes_left": round(left / 60, 1),
+                "peak_mb": peak_mb(),
+            },
+        )
+        if self.step % (5 * LOG_EVERY) == 0 or self.step == self.total_steps:
+            self.say(
+                f"step {self.step}/{self.total_steps}  epoch {epoch + 1}  loss {value:.3f}  "
+                f"{tokens / max(seconds, 1e-6):.0f} tokens/s  {left / 60:.1f} min left"
+            )
+
+    def _end_epoch(self, epoch: int) -> None:
+        found = self.validate(epoch)
+        score = found.get("score", -math.inf) if found else float(self.step)
+        if score > self.best:
+            self.best, self.stale = score, 0
+            self._save("best")
+        else:
+            self.stale += 1
+        self._save("last")
+        if (epoch + 1) % self.config.save_ckpt_freq == 0 and epoch + 1 < self.config.epochs:
+            self._save(f"checkpoint-{epoch + 1}")
+
+    def _why_stop(self) -> str:
+        if self._out_of_time():
+            self._save("last")
+            self.say(f"stopped after {self.config.max_minutes} minutes with everything saved; --auto_resume goes on")
+            return "out of time"
+        if self.config.patience and self.stale >= self.config.patience:
+            self.say(f"stopped: no better score for {self.stale} epochs")
+            return "no better score"
+        return ""
+
+    def _out_of_time(self) -> bool:
+        """Agreed among processes; one tenth is kept for validation and saving."""
+        limit = self.config.max_minutes * 60
+        if not limit:
+            return False
+        late = torch.tensor(float(time.monotonic() - self.started > 0.9 * limit), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(late, "sum") > 0)
+
+    def validate(self, epoch: int) -> dict[str, Any] | None:
+        """Caption held-out pictures and score them; logged, and the same on every process."""
+        if self.val_set is None:
+            return None
+        from beit3lib.validation import caption_and_score
+
+        self.model.eval()
+        with self._averaged():
+            found = caption_and_score(self.model, self.val_set, self.train_set, self.config, self.accelerator)
+        self.model.train()
+        seconds = found.pop("seconds")
+        self.log.write("validation", step=self.step, epoch=epoch, timing={"seconds": seconds}, **found)
+        self.say(
+            f"epoch {epoch + 1}: score {found['score']:.1f} on {found['captions']} captions, "
+            f"{found['distinct']:.0%} distinct, {found['copied']:.0%} copied from training"
+        )
+        return found
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The moving average in the model's place, where one is kept."""
+        if self.ema is None:
+            yield
+            return
+        own = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.ema)
+        yield
+        self.model.load_state_dict(own)
+
+    def _meta(self) -> dict[str, Any]:
+        subject_aspect = {"subject": self.config.subject, "aspect": self.config.aspect}
+        return {
+            **subject_aspect,
+            "options": asdict(self.config),
+            "step": self.step,
+            "best_score": self.best if math.isfinite(self.best) else None,
+            "precision": self.precision,
+            "device": str(self.accelerator.device),
+            "versions": {"torch": torch.__version__, "beit3lib": beit3lib.__version__},
+        }
+
+    def _save(self, name: str) -> None:
+        """A checkpoint folder, complete or not at all; `last` also holds what going on needs."""
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            folder = self.output / name
+            try:
+                with atomic_folder(folder) as new, self._averaged() if name != "last" else nullcontext():
+                    write_captioner(self.model, new, self.config.sentencepiece_model, self._meta())
+                    if name == "last":
+                        self._write_state(new)
+            except OSError as error:
+                raise TrainingStopped(
+                    f"{folder}: saving failed ({error.strerror or error}); the checkpoint that was there before is whole. "
+                    "Free some space and start again with --auto_resume"
+                ) from error
+        self.accelerator.wait_for_everyone()
+
+    def _write_state(self, folder: Path) -> None:
+        torch.save(
+            {"optimizer": self.optimizer.state_dict(), "ema": self.ema, "scaler": self._scaler_state()},
+            folder / OPTIMIZER_NAME,
+        )
+        state = {"step": self.step, "best": self.best if math.isfinite(self.best) else None, "stale": self.stale}
+        write_json(folder / STATE_NAME, state | {"skipped": self.skipped, "steps_per_epoch": self.steps_per_epoch})
+
+    def _scaler_state(self) -> dict[str, Any] | None:
+        return self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
+
+    def _resume(self) -> None:
+        """Go on from a `last/`: weights, optimiser, place in the data; the log is cut back to that step."""
+        place = self.config.resume or (str(self.output / "last") if self.config.auto_resume else "")
+        self.first_step = 0
+        if not place or not (recover_folder(place) / STATE_NAME).is_file():
+            if self.config.resume:
+                raise FileNotFoundError(
+                    f"{place}: expected a folder last/ to go on from, found none; leave --resume out"
+                )
+            self.log.start()
+            return
+        folder, state = Path(place), read_json(Path(place) / STATE_NAME)
+        if state["steps_per_epoch"] != self.steps_per_epoch:
+            raise ValueError(
+                f"{place}: was trained with {state['steps_per_epoch']} steps per epoch, here there are "
+                f"{self.steps_per_epoch}; resume with the same data and batch size"
+            )
+        self.model.load_state_dict(load_file(folder / WEIGHTS_NAME))
+        saved = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.ema is not None and saved["ema"] is not None:
+            self.ema = {name: value.to(self.accelerator.device) for name, value in saved["ema"].items()}
+        if saved["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        self.step = self.first_step = state["step"]
+        self.best = -math.inf if state["best"] is None else state["best"]
+        self.stale, self.skipped = state["stale"], state["skipped"]
+        self.log.cut(self.step)
+        self.say(f"goes on from {folder}, step {self.step}")
+
+    def _results(self, stopped: str) -> dict[str, Any]:
+        events = read_log(self.log.path) if self.accelerator.is_main_process else []
+        losses = [event["loss"] for event in events if event["event"] == "step"]
+        return {
+            "steps": self.step,
+            "stopped": stopped,
+            "first_loss": losses[0] if losses else None,
+            "last_loss": losses[-1] if losses else None,
+            "best_score": self.best if math.isfinite(self.best) else None,
+            "train_seconds": round(time.monotonic() - self.started, 1),
+            "precision": self.precision,
+            "device": str(self.accelerator.device),
+            "peak_mb": peak_mb(),
+            "skipped_steps": self.skipped,
+            "best": str(self.output / "best"),
+        }
+
+
+class Log:
+    """`log.jsonl`: a line per event, what depends on the clock under `timing`."""
+
+    def __init__(self, path: Path, active: bool) -> None:
+        self.path, self.active = path, active
+
+    def start(self) -> None:
+        """A new log."""
+        if self.active:
+            write_text(self.path, "")
+
+    def cut(self, step: int) -> None:
+        """Forget what came after a step that is gone back to."""
+        if self.active:
+            kept = [event for event in read_log(self.path) if event["step"] <= step]
+            write_text(self.path, "".join(json.dumps(event) + "\n" for event in kept))
+
+    def write(self, event: str, **values: Any) -> None:
+        """One event."""
+        if self.active:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The events of a log; a last line that a killed run left half is dropped."""
+    path = Path(path)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    events = []
+    for line in lines:
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return events
+
+
+def peak_mb() -> int:
+    """Most memory held so far: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 1e6)
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+
+
+def _device(config: TrainConfig) -> torch.device:
+    if config.device == "cpu" or not torch.cuda.is_available():
+        if config.device.startswith("cuda"):
+            print("device: no CUDA GPU here, so the CPU is used", flush=True)
+        return torch.device("cpu")
+    return torch.device("cuda")
+
+
+def launch(config: TrainConfig, num_gpus: int) -> dict[str, Any]:
+    """Fine-tune on several GPUs as a child process, `accelerate launch … -m beit3lib.train`; never by forking.
+
+    A child that fails is a RuntimeError with its last lines. Returns the results it left in results.json.
+    """
+    flags = [part for name, value in asdict(config).items() for part in as_flag(name, value)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(num_gpus)]
+    command += ["--multi_gpu"] if torch.cuda.is_available() else ["--cpu"]
+    child = subprocess.Popen(
+        [*command, "-m", "beit3lib.train", *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    last: deque[str] = deque(maxlen=20)
+    for line in child.stdout:
+        print(line, end="", flush=True)
+        last.append(line)
+    if child.wait():
+        raise RuntimeError(
+            f"training on {num_gpus} processes failed with exit status {child.returncode}:\n{''.join(last)}"
+        )
+    return read_json(Path(config.output_dir) / RESULTS_NAME)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`python -m beit3lib.train` with the recipe's flags."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--help" in arguments or "-h" in arguments:
+        exit_with_help()
+    try:
+        trainer = Trainer(parse_command(arguments))
+        results = trainer.run()
+    except (OptionError, TrainingStopped, CheckpointError, TokenizerError, FileNotFoundError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    if trainer.accelerator.is_main_process:
+        write_json(trainer.output / RESULTS_NAME, results)
+        print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
