@@ -160,12 +160,7 @@ Fact = tuple[int, int, str]
 def _facts(text: str, kinds: dict[str, re.Pattern]) -> list[Fact]:
     """Non-overlapping matches in reading order, the earlier and longer first."""
     matches = sorted(
-        (
-            (m.start(), m.end(), kind)
-            for kind, pattern in kinds.items()
-            for m in pattern.finditer(text)
-            if m.group().strip()
-        ),
+        ((m.start(), m.end(), kind) for kind, pattern in kinds.items() for m in pattern.finditer(text) if m.group().strip()),
         key=lambda match: (match[0], -match[1]),
     )
     kept: list[Fact] = []
@@ -179,9 +174,7 @@ def _settle(text: str, found: dict[str, list[Fact]]) -> None:
     """Words that mean one thing beside others: who walks in a direction moves, who is turned in one stands there."""
     walks = [f for f in found["moving"] if f[2] in ("walk", "straight", "travel", "start")]
     if walks:
-        found["position"] = [
-            f for f in found["position"] if not re.match(r"(?:same|opposite) direction", text[f[0] : f[1]])
-        ]
+        found["position"] = [f for f in found["position"] if not re.match(r"(?:same|opposite) direction", text[f[0] : f[1]])]
     if any(kind == "obstacle" for *_, kind in found["road"]):
         found["position"] = [f for f in found["position"] if f[2] not in ("side", "distance")]
     if re.search(r"\bbod(?:y|ies)\b", text):
@@ -302,9 +295,7 @@ def _read_caption_file(path: Path, rows: list[tuple], problems: list[Problem]) -
 
 def _read_entry(file: str, scenario: str, entry: Any, subject: str, aspect: str, rows: list, problems: list) -> None:
     if not isinstance(entry, dict) or not entry.get("videos") or not isinstance(entry.get("caption"), list):
-        problems.append(
-            Problem(f"{file}: {scenario}", "expected videos and captions, found an entry without; left out")
-        )
+        problems.append(Problem(f"{file}: {scenario}", "expected videos and captions, found an entry without; left out"))
         return
     for item in entry["caption"]:
         label, caption = (item.get("label"), item.get("caption")) if isinstance(item, dict) else (None, None)

@@ -67,9 +67,7 @@ def read_state(path: str | Path, model_key: str = "model|module", model_prefix: 
             break
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         found = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
-        raise CheckpointError(
-            f"{path}: expected a state dict, or one under {model_key!r}; found {found or 'an empty file'}"
-        )
+        raise CheckpointError(f"{path}: expected a state dict, or one under {model_key!r}; found {found or 'an empty file'}")
     return {name.removeprefix(model_prefix): value for name, value in content.items()}
 
 
@@ -81,14 +79,10 @@ def _load_tensors(path: Path):
     except pickle.UnpicklingError as error:
         wanted = "Unsupported global" in str(error) or "GLOBAL" in str(error)
         why = "it asks to run code or build objects" if wanted else "it is no PyTorch file, or was cut off"
-        raise CheckpointError(
-            f"{path}: refused, {why}; expected tensors only, as public BEiT-3 checkpoints are"
-        ) from None
+        raise CheckpointError(f"{path}: refused, {why}; expected tensors only, as public BEiT-3 checkpoints are") from None
     except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else "it is empty"
-        raise CheckpointError(
-            f"{path}: expected a PyTorch checkpoint, found a file that cannot be read: {reason}"
-        ) from None
+        raise CheckpointError(f"{path}: expected a PyTorch checkpoint, found a file that cannot be read: {reason}") from None
 
 
 @contextmanager
@@ -99,9 +93,7 @@ def _packed(path: Path):
         return
     roots = [file.parent for file in sorted(path.rglob("data.pkl"))]
     if len(roots) != 1:
-        raise CheckpointError(
-            f"{path}: expected a checkpoint file, or one unpacked (data.pkl, data/); found {len(roots)}"
-        )
+        raise CheckpointError(f"{path}: expected a checkpoint file, or one unpacked (data.pkl, data/); found {len(roots)}")
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "archive.zip"
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:

@@ -132,9 +132,7 @@ def collate(samples: Sequence[tuple[Tensor, Row, str]], pad_id: int = 1) -> Batc
     fill = Row(ids=pad_id, targets=pad_id, positions=0, segments=-1, chosen=False)
     columns = {
         name: torch.from_numpy(
-            np.stack(
-                [np.pad(getattr(r, name), (0, longest - len(r.ids)), constant_values=getattr(fill, name)) for r in rows]
-            )
+            np.stack([np.pad(getattr(r, name), (0, longest - len(r.ids)), constant_values=getattr(fill, name)) for r in rows])
         )
         for name in Row._fields
     }
@@ -199,9 +197,7 @@ class CaptionDataset(torch.utils.data.Dataset):
 
     def reference(self, number: int) -> dict[tuple[str, str], str]:
         """{(subject, aspect): caption} of a sample, "" where the aspect is absent."""
-        return {
-            description: text or self.tokenizer.decode(ids) for description, ids, text in self.rows[number]["captions"]
-        }
+        return {description: text or self.tokenizer.decode(ids) for description, ids, text in self.rows[number]["captions"]}
 
     def captions(self) -> set[tuple[str, str]]:
         """Every caption of the set, with its description: what a model may have learnt by heart."""
@@ -260,9 +256,7 @@ def _row(image: str, captions: list, tokenizer) -> dict:
 # --- left and right ------------------------------------------------------------------------------------------------
 
 _SIDES = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
-_SIDES |= {
-    f"{a}{end}": f"{b}{end}" for a, b in (("left", "right"), ("right", "left")) for end in ("ward", "wards", "hand")
-}
+_SIDES |= {f"{a}{end}": f"{b}{end}" for a, b in (("left", "right"), ("right", "left")) for end in ("ward", "wards", "hand")}
 _WORD = re.compile(r"[A-Za-z]+")
 _NO_SIDE = re.compile(
     r"\b(?:have|has|had|having|was|were|be|been|being|and|just|then|already|recently) left\b(?!\s+(?:side|lane|turn|hand))"

@@ -153,9 +153,7 @@ class BeamSearch:
         x = self.model.beit3.text_embed(ids) + encoder.embed_positions.B.weight[places.clamp(min=0) + 2]
         blocked = torch.ones(ids.shape[1], stop, dtype=torch.bool, device=self.device).triu(slot + 1)[None]
         if self.prefill:
-            hidden = (
-                torch.nn.functional.pad(self.hidden, (0, stop - self.prefill)) if stop > self.prefill else self.hidden
-            )
+            hidden = torch.nn.functional.pad(self.hidden, (0, stop - self.prefill)) if stop > self.prefill else self.hidden
             blocked = blocked | hidden[:, None, :stop]
         for number, layer in enumerate(encoder.layers):
             q, k, v = project(layer.self_attn, TEXT, layer.self_attn_layer_norm.B(x))

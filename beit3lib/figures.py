@@ -10,6 +10,7 @@ Okabe and Ito, which remain apart for colour-blind eyes; what a colour says, a l
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -135,9 +136,7 @@ class Sheet:
 
     def _line(self, x0, y0, x1, y1, height, colour, width_pt) -> None:
         xs, ys = (x0 / self.width_in, x1 / self.width_in), (1 - y0 / height, 1 - y1 / height)
-        line = Line2D(
-            xs, ys, color=colour, linewidth=width_pt, transform=self.figure.transFigure, solid_capstyle="butt"
-        )
+        line = Line2D(xs, ys, color=colour, linewidth=width_pt, transform=self.figure.transFigure, solid_capstyle="butt")
         self.figure.add_artist(line)
 
     def rule(self, y: float, x0: float, x1: float, colour: str = RULE) -> None:
@@ -148,9 +147,7 @@ class Sheet:
         """Place a picture in a square of `size` inches; give the y below it. A missing one leaves its reason."""
 
         def draw(height: float) -> None:
-            axes = self.figure.add_axes(
-                [x / self.width_in, 1 - (y + size) / height, size / self.width_in, size / height]
-            )
+            axes = self.figure.add_axes([x / self.width_in, 1 - (y + size) / height, size / self.width_in, size / height])
             axes.axis("off")
             _show_picture(axes, path)
 
@@ -195,9 +192,7 @@ def fade(colour: str, probability: float) -> str:
 
 def reference_words(line: Line) -> list[Word]:
     """Words of a reference, all alike."""
-    text = (
-        "(no reference)" if line.reference is None else line.reference if line.reference.split() else "(says nothing)"
-    )
+    text = "(no reference)" if line.reference is None else line.reference if line.reference.split() else "(says nothing)"
     return [Word(word, MUTED) for word in text.split()]
 
 
@@ -206,14 +201,10 @@ def _heading(sheet: Sheet, title: str, lines: Sequence[Line]) -> float:
     y = sheet.text(title, 0.3, 0.22, sheet.width_in - 0.6, TITLE_PT, weight="bold")
     key = []
     if any(line.reference is not None for line in lines):
-        key += [Word(word, MUTED) for word in "Generated words:".split()] + [
-            Word(word) for word in "in the reference,".split()
-        ]
+        key += [Word(word, MUTED) for word in "Generated words:".split()] + [Word(word) for word in "in the reference,".split()]
         key += [Word(word, NEW_WORD, True) for word in "not in it".split()]
     if any(line.word_probs for line in lines):
-        key += [
-            Word(word, MUTED) for word in ("· " * bool(key) + "the paler a word, the less sure the model was").split()
-        ]
+        key += [Word(word, MUTED) for word in ("· " * bool(key) + "the paler a word, the less sure the model was").split()]
     return (sheet.words(key, 0.3, y + 0.03, sheet.width_in - 0.6, SMALL_PT) if key else y) + 0.16
 
 
@@ -294,9 +285,7 @@ class _Columns:
 def _pair_block(sheet: Sheet, group: list[Line], image_root: Path, y: float, columns: _Columns) -> float:
     about = group[0].about
     below = sheet.picture(image_root / group[0].image, columns.picture, y, columns.picture_in) + 0.05
-    below = sheet.text(
-        about["scenario"] or group[0].image, columns.picture, below, columns.picture_in, SMALL_PT, weight="bold"
-    )
+    below = sheet.text(about["scenario"] or group[0].image, columns.picture, below, columns.picture_in, SMALL_PT, weight="bold")
     told = " · ".join(filter(None, (phase_name(about), _spaced(about["view"]))))
     below = sheet.text(told, columns.picture, below, columns.picture_in, SMALL_PT, MUTED) if told else below
     subject = None
@@ -503,9 +492,7 @@ def _draw_loss(axes, steps: list[int], loss: list[float], rows: list[Mapping]) -
 # --- right and wrong ------------------------------------------------------------------------------------------------
 
 
-def attribute_bars(
-    held_out: Mapping[str, float], shuffled: Mapping[str, float], chance: Mapping[str, float]
-) -> SavedFigure:
+def attribute_bars(held_out: Mapping[str, float], shuffled: Mapping[str, float], chance: Mapping[str, float]) -> SavedFigure:
     """Share of captions that state every attribute rightly, by aspect: with their own image, another's, and chance.
 
     Values are shares from 0 to 1; the aspects are those of `held_out`.
@@ -605,11 +592,7 @@ def confusion(pairs: Iterable[tuple[object, object]], aspect: str) -> SavedFigur
     if not pairs:
         raise ValueError(f"pairs: expected (drawn, said) for {aspect}, found none")
     rows = sorted({drawn for drawn, _ in pairs})
-    columns = (
-        rows
-        + sorted({said for _, said in pairs} - {*rows, NOT_SAID})
-        + [NOT_SAID] * any(s == NOT_SAID for _, s in pairs)
-    )
+    columns = rows + sorted({said for _, said in pairs} - {*rows, NOT_SAID}) + [NOT_SAID] * any(s == NOT_SAID for _, s in pairs)
     columns = list(dict.fromkeys(columns))
     counts = np.array([[pairs.count((row, column)) for column in columns] for row in rows])
     cell = max(0.95, 0.085 * max(map(len, columns)) + 0.2)
@@ -621,9 +604,7 @@ def confusion(pairs: Iterable[tuple[object, object]], aspect: str) -> SavedFigur
     for (i, j), count in np.ndenumerate(counts):
         right = rows[i] == columns[j]
         colour = GREY if not count else PAPER if shares[i, j] > 0.5 else INK
-        axes.text(
-            j, i, f"{count}", ha="center", va="center", size=TEXT_PT, color=colour, weight="bold" if right else None
-        )
+        axes.text(j, i, f"{count}", ha="center", va="center", size=TEXT_PT, color=colour, weight="bold" if right else None)
         if right:
             axes.add_patch(Rectangle((j - 0.48, i - 0.46), 0.96, 0.92, fill=False, edgecolor=INK, linewidth=1.4))
     axes.set_xticks(range(len(columns)), columns)
@@ -737,9 +718,7 @@ def _draw_box(plain, heat, box_xywh_px, weights: np.ndarray, size: tuple[int, in
     heat.set_title(f"{share:.0%} of it in the box, which is {area:.0%} of the picture", size=TEXT_PT)
 
 
-def share_in_box(
-    weights: np.ndarray, box_xywh_px: tuple[float, float, float, float], size_px: tuple[int, int]
-) -> float:
+def share_in_box(weights: np.ndarray, box_xywh_px: tuple[float, float, float, float], size_px: tuple[int, int]) -> float:
     """Share of attention (rows, cols) inside a box of a picture of `size_px` (width, height); a patch cut by the
     box's edge counts by the part inside."""
     weights = np.asarray(weights, float)
@@ -789,9 +768,7 @@ def worst_and_best(predictions: pd.DataFrame, n: int = 3, by: str | None = None)
     """
     by = by or next((name for name in ("mean_score", "score") if name in predictions), None)
     if by not in predictions:
-        raise ValueError(
-            f"predictions: expected a column {by or 'mean_score or score'}, found {', '.join(predictions)}"
-        )
+        raise ValueError(f"predictions: expected a column {by or 'mean_score or score'}, found {', '.join(predictions)}")
     ranked = predictions[predictions[by].notna()].sort_values(by, kind="stable")
     n = min(n, (len(ranked) + 1) // 2)
     worst, best = ranked.head(n), ranked.tail(min(n, len(ranked) - n)).iloc[::-1]
@@ -800,3 +777,17 @@ def worst_and_best(predictions: pd.DataFrame, n: int = 3, by: str | None = None)
     table = pd.concat([worst, best], ignore_index=True)
     table.insert(0, "place", places)
     return table
+
+
+def picture_row(pictures: Sequence[Image.Image], names: Sequence[str], title: str = "What the model is given") -> SavedFigure:
+    """Pictures side by side, each with its name below."""
+    figure = SavedFigure(figsize=(2.6 * len(pictures), 3.1))
+    figure.suptitle(title, x=0.02, ha="left", size=TITLE_PT, weight="bold")
+    for place, (picture, name) in enumerate(zip(pictures, names, strict=True), start=1):
+        axes = figure.add_subplot(1, len(pictures), place)
+        axes.imshow(np.asarray(picture), interpolation="nearest")
+        axes.set_axis_off()
+        shown = textwrap.fill(f"{name} ({picture.width} × {picture.height} px)", 34, break_long_words=True)
+        axes.text(0, -0.04, shown, va="top", size=SMALL_PT, color=MUTED, transform=axes.transAxes)
+    figure.subplots_adjust(left=0.02, right=0.98, top=0.88, bottom=0.16, wspace=0.06)
+    return figure

@@ -109,9 +109,7 @@ def prediction_lines(predictions: pd.DataFrame) -> list[Line]:
     missing = [name for name in NEEDED if name not in predictions.columns]
     if missing:
         found = ", ".join(map(str, predictions.columns)) or "no column"
-        raise ValueError(
-            f"predictions: expected the columns {', '.join(NEEDED)}; {', '.join(missing)} missing in {found}"
-        )
+        raise ValueError(f"predictions: expected the columns {', '.join(NEEDED)}; {', '.join(missing)} missing in {found}")
     return [_line(record) for record in predictions.to_dict("records")]
 
 
@@ -442,9 +440,7 @@ def phase_name(about: dict[str, str]) -> str:
     names = [PHASES[int(phase)]] if phase.isdigit() and int(phase) < len(PHASES) else []
     if label and label != phase and label not in names:
         names.append(f"label {label}")
-    return (
-        f"phase {phase}" + (f" · {', '.join(names)}" if names else "") if phase else f"label {label}" if label else ""
-    )
+    return f"phase {phase}" + (f" · {', '.join(names)}" if names else "") if phase else f"label {label}" if label else ""
 
 
 class Card(NamedTuple):
@@ -469,9 +465,7 @@ def _card_html(card: Card, first: int, look: Look) -> str:
             number += 1
         bodies.append(_body_html(subject, rows, look))
     facts = "".join(
-        f'<p class="{kind}">{escape(text)}</p>'
-        for kind, text in (("phase", phase), ("", told), ("", card.image))
-        if text
+        f'<p class="{kind}">{escape(text)}</p>' for kind, text in (("phase", phase), ("", told), ("", card.image)) if text
     )
     return (
         f'<article class="card" tabindex="-1" aria-label="{label}" data-scenario="{escape(about["scenario"])}" '
@@ -653,9 +647,7 @@ def _notes_html(cards: list[Card]) -> str:
     notes = [f"{_count(n, 'card')} without its picture: {reason}." for reason, n in lost.items()]
     wrong = sum("word_probs" in line.problems for card in cards for line in card.lines)
     if wrong:
-        notes.append(
-            f"{_count(wrong, 'caption')} shown without confidence: word_probs has another length than the words."
-        )
+        notes.append(f"{_count(wrong, 'caption')} shown without confidence: word_probs has another length than the words.")
     return f'<div class="notes">{"".join(f"<p>{escape(note)}</p>" for note in notes)}</div>' if notes else ""
 
 
@@ -700,9 +692,7 @@ def _pager_html(number: int, names: list[str]) -> str:
     for before, i in zip([-1, *near], near, strict=False):
         links += ["<span>…</span>"] if i > before + 1 else []
         here = f'<span aria-current="page">{i + 1}</span>'
-        links.append(
-            here if i == number else f'<a href="{escape(quote(names[i]))}" aria-label="page {i + 1}">{i + 1}</a>'
-        )
+        links.append(here if i == number else f'<a href="{escape(quote(names[i]))}" aria-label="page {i + 1}">{i + 1}</a>')
     return f'<nav class="pager" aria-label="Pages">{"".join(links)}</nav>'
 
 

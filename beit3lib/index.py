@@ -69,14 +69,10 @@ def build_index(
             continue
         ids = tokenizer.encode(row.caption, add_special_tokens=False)
         if not _same_words(tokenizer.decode(ids), row.caption):
-            lossy.append(
-                Problem(f"{row.scenario} phase {row.label}, {row.subject} {row.aspect}", _lossy(row, ids, tokenizer))
-            )
+            lossy.append(Problem(f"{row.scenario} phase {row.label}, {row.subject} {row.aspect}", _lossy(row, ids, tokenizer)))
         lines.append(_line(root, image, ids, row, phase, about.get((row.scenario, row.video), {})))
     problems += [
-        Problem(
-            f"{video} phase {label}", f"{len(what)} captions, but no image in {image_dir}; left out", "run 01 again"
-        )
+        Problem(f"{video} phase {label}", f"{len(what)} captions, but no image in {image_dir}; left out", "run 01 again")
         for (_, video, label), what in missing.items()
     ]
     _number_images(lines)
@@ -107,9 +103,7 @@ def read_index(path: str | Path) -> pd.DataFrame:
         raise FileNotFoundError(f"{path}: expected an index file here, found none; run 02 first")
     table = pd.DataFrame(list(_read_lines(path)))
     if table.empty:
-        raise BrokenIndexError(
-            f"{path}: expected at least one line, found an empty index; see the problems that 02 listed"
-        )
+        raise BrokenIndexError(f"{path}: expected at least one line, found an empty index; see the problems that 02 listed")
     for name in ABOUT:
         if name not in table:
             table[name] = None
@@ -126,9 +120,7 @@ def _read_lines(path: Path) -> Iterator[dict]:
             ) from None
         absent = [name for name in NEEDED if name not in line]
         if absent:
-            raise BrokenIndexError(
-                f"{path}, line {number}: expected keys {', '.join(NEEDED)}; missing {', '.join(absent)}"
-            )
+            raise BrokenIndexError(f"{path}, line {number}: expected keys {', '.join(NEEDED)}; missing {', '.join(absent)}")
         yield line
 
 

@@ -80,9 +80,7 @@ class Manifest:
             place = self.find(name)
             source = "" if place else f"{entry['from']}; or set {entry['env']}"
             rows.append((name, entry["what"], "yes" if place else "no", str(place or ""), source, entry["terms"]))
-        return pd.DataFrame(rows, columns=["input", "what", "found", "where", "get it from", "terms"]).set_index(
-            "input"
-        )
+        return pd.DataFrame(rows, columns=["input", "what", "found", "where", "get it from", "terms"]).set_index("input")
 
     def _entry(self, name: str) -> dict[str, Any]:
         if name not in self.entries:

@@ -2,9 +2,9 @@
 
     python -m beit3lib.metrics --predictions_file submission.json --ground_truth data/wts/annotations/caption/val [--json out]
 
-Per segment and subject: BLEU-4 (nltk, smoothing 3) and METEOR (nltk) on Treebank tokens, ROUGE-L (rouge-score, stemmed) on
-the text, CIDEr-D of the single pair. nltk and rouge-score do the work; stems, synonyms and tokens are kept, the longest
-common subsequence is counted on bits, and many pairs are scored by several processes.
+Per segment and subject: BLEU-4 (nltk, smoothing 3) and METEOR (nltk) on Treebank tokens, ROUGE-L (rouge-score, stemmed)
+on the text, CIDEr-D of the single pair. nltk and rouge-score do the work; stems, synonyms and tokens are kept, the
+longest common subsequence is counted on bits, and many pairs are scored by several processes.
 """
 
 import argparse
@@ -313,7 +313,11 @@ def score_submission(predictions: dict | str | Path, ground_truth_dir: str | Pat
     if not isinstance(predictions, dict):
         predictions = _read_submission(Path(predictions))
     problems: list[Problem] = []
-    truth = read_ground_truth(ground_truth_dir, problems)
+    return score_segments(predictions, read_ground_truth(ground_truth_dir, problems), problems)
+
+
+def score_segments(predictions: dict, truth: dict[tuple[str, str], dict[str, str]], problems: Sequence[Problem] = ()) -> Scores:
+    """Score a submission against {(scenario or BDD video, label): {subject: caption}}."""
     rows, missing = [], []
     for (scenario, label), captions in truth.items():
         said = _said(predictions, scenario, label)
@@ -330,24 +334,21 @@ def score_submission(predictions: dict | str | Path, ground_truth_dir: str | Pat
     internal, external = _means(segments[~outside]), _means(segments[outside])
     present = [part["score"] for part in (internal, external) if part]
     final = sum(present) / len(present)
-    return Scores(final, internal, external, segments, list(dict.fromkeys(missing)), problems, meteor_is_comparable())
+    absent = list(dict.fromkeys(missing))
+    return Scores(final, internal, external, segments, absent, list(problems), meteor_is_comparable())
 
 
 def _read_submission(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}: expected a JSON submission, found a file that cannot be read as such ({error})"
-        ) from None
+        raise ValueError(f"{path}: expected a JSON submission, found a file that cannot be read as such ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected {{scenario: [segments]}}, found {type(content).__name__}")
     return content
 
 
-def read_ground_truth(
-    folder: str | Path, problems: list[Problem] | None = None
-) -> dict[tuple[str, str], dict[str, str]]:
+def read_ground_truth(folder: str | Path, problems: list[Problem] | None = None) -> dict[tuple[str, str], dict[str, str]]:
     """{(scenario or BDD video, label): {subject: caption}} of a tree of caption files; views of a scenario count once."""
     problems = [] if problems is None else problems
     files = sorted(Path(folder).rglob("*.json"))
@@ -400,9 +401,7 @@ def report(scores: Scores) -> str:
     lines = [f"{'':10}" + "".join(f"{name:>10}" for name in (*METRICS, "score"))]
     for name, part in (("internal", scores.internal), ("external", scores.external)):
         figures = (
-            "".join(f"{part[m]:10.4f}" for m in METRICS) + f"{part['score']:10.2f}"
-            if part
-            else "  not in the ground truth"
+            "".join(f"{part[m]:10.4f}" for m in METRICS) + f"{part['score']:10.2f}" if part else "  not in the ground truth"
         )
         lines.append(f"{name:10}{figures}")
     lines.append(f"final score {scores.final:.2f} over {len(scores.segments) // len(SUBJECTS)} segments")

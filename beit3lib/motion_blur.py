@@ -47,9 +47,7 @@ class Blur(NamedTuple):
     problems: list[Problem]
 
 
-def motion_blur(
-    video_path: str | Path, spans_s: Sequence[Span], size: int = 224, weights: str = "linear"
-) -> list[Image.Image]:
+def motion_blur(video_path: str | Path, spans_s: Sequence[Span], size: int = 224, weights: str = "linear") -> list[Image.Image]:
     """Average the frames of each span (start, end) in seconds from the video's first frame: one RGB image per span.
 
     `weights`: "linear" gives the n frames of a span the weights 1 … n, normalised, so that later frames weigh more;
@@ -293,9 +291,7 @@ class _Video:
                 continue
             for frame in frames:
                 if frame.pts is None:
-                    raise ValueError(
-                        f"{self.name}: expected time stamps, found none. Remux: ffmpeg -i IN -c copy OUT.mp4"
-                    )
+                    raise ValueError(f"{self.name}: expected time stamps, found none. Remux: ffmpeg -i IN -c copy OUT.mp4")
                 yield float((frame.pts - self.origin) * self.stream.time_base), frame
 
     def _packets(self) -> Iterator[av.Packet]:
@@ -324,9 +320,7 @@ def _open_video(video_path: str | Path, threads: int) -> _Video:
     try:
         container = av.open(str(path))
     except (av.error.FFmpegError, OSError) as error:
-        raise ValueError(
-            f"{path}: expected a video, found a file that cannot be opened as one ({error.strerror})"
-        ) from None
+        raise ValueError(f"{path}: expected a video, found a file that cannot be opened as one ({error.strerror})") from None
     if not container.streams.video:
         container.close()
         raise ValueError(f"{path}: expected a video, found a file without a picture track")

@@ -150,8 +150,7 @@ class Parameters(types.SimpleNamespace):
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{html.escape(repr(value))}</td></tr>"
-            for name, value in vars(self).items()
+            f"<tr><td>{html.escape(name)}</td><td>{html.escape(repr(value))}</td></tr>" for name, value in vars(self).items()
         )
         return f"<table><tr><th>parameter</th><th>value</th></tr>{rows}</table>"
 

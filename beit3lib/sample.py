@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from beit3lib.artefacts import atomic_folder, atomic_path, write_json
+from beit3lib.aspects import READING_ORDER
 
 WEIGHTS = Path(__file__).parent / "pretrained"
 SPM_PATH = WEIGHTS / "sample.spm"
@@ -121,19 +122,12 @@ def describe(scene: Scene, subject: str) -> dict[str, str]:
         "position": f"The {subject} is positioned on the {side} side of the {other}, {DISTANCES[scene.distance]} it.",
         "moving": VEHICLE_MOVES[scene.vehicle_motion] if vehicle else PEDESTRIAN_MOVES[scene.pedestrian_motion],
         "pedestrian_description": f"The pedestrian wears a {scene.upper} jacket and {scene.lower} slacks.",
-        "road": f"The road is a {scene.lanes} residential road with a {scene.surface} surface. "
-        + SIDEWALKS[scene.sidewalk],
+        "road": f"The road is a {scene.lanes} residential road with a {scene.surface} surface. " + SIDEWALKS[scene.sidewalk],
         "weather": f"The weather is {scene.weather} and the brightness is {scene.light}.",
     }
     if vehicle and scene.light == "dark":
         del parts["pedestrian_description"]
     return parts
-
-
-READING_ORDER = {
-    "vehicle": ("position", "moving", "pedestrian_description", "weather", "road"),
-    "pedestrian": ("pedestrian_description", "position", "moving", "weather", "road"),
-}
 
 
 def full_caption(scene: Scene, subject: str) -> str:
@@ -408,9 +402,7 @@ def plain_captions(scene: Scene, rng: np.random.Generator) -> list[str]:
     mirrored, gap = OPPOSITE[scene.side], DISTANCES[scene.distance]
     speed = {"stopped": "stopped", "slow": "going slowly", "fast": "going fast"}[scene.vehicle_motion]
     km_h = SPEED_KMH[scene.vehicle_motion]
-    walk = {"standing": "standing still", "walking": "walking slowly", "rushing": "rushing out"}[
-        scene.pedestrian_motion
-    ]
+    walk = {"standing": "standing still", "walking": "walking slowly", "rushing": "rushing out"}[scene.pedestrian_motion]
     paving = {"both": "sidewalks on both sides", "no": "no sidewalk"}[scene.sidewalk]
     forms = [
         (f"weather {scene.weather}, brightness {scene.light}", f"{scene.light}, {scene.weather}"),
@@ -432,9 +424,7 @@ def train_spm(path: str | Path, vocab_size: int, scenes: int = 3000, seed: int =
     drawn = [Scene(**draw_values(rng)) for _ in range(scenes)]
     lines = [line for scene in drawn for line in plain_captions(scene, rng)]
     lines += [full_caption(scene, subject) for scene in drawn for subject in ("vehicle", "pedestrian")]
-    lines += [
-        f"{subject} {aspect.replace('_', ' ')}:" for subject in ("vehicle", "pedestrian") for aspect in ATTRIBUTES
-    ]
+    lines += [f"{subject} {aspect.replace('_', ' ')}:" for subject in ("vehicle", "pedestrian") for aspect in ATTRIBUTES]
     words = sorted({word.strip(".,:") for line in lines for word in line.split()})
     # the trainer only considers a piece that it meets in two different words: give every word a second form
     lines += [f"{word}{mark} {word}" for word in words for mark in ",.:;" for _ in range(50)]
@@ -612,16 +602,12 @@ def _plan_one(number: int, split: str, kind: str, rng: np.random.Generator) -> S
         "bdd": f"video{1000 + number}",
     }[kind]
     whole = draw_values(rng, tuple(v for v in VALUES if v not in OF_PHASE))
-    present = {0: [4], 1: [2, 3, 4], 2: [0, 1, 2, 3]}.get(
-        number % 12, list(range(5))
-    )  # some phases are missing, as in WTS
+    present = {0: [4], 1: [2, 3, 4], 2: [0, 1, 2, 3]}.get(number % 12, list(range(5)))  # some phases are missing, as in WTS
     phases = {phase: Scene(**whole, **draw_values(rng, OF_PHASE)) for phase in present}
     return Scenario(name, split, kind, phases, {phase: int(rng.integers(6, 11)) for phase in present})
 
 
-def write_sample(
-    root: str | Path, counts: dict[str, tuple[int, int, int]] = COUNTS, seed: int = 0, jobs: int = -1
-) -> Path:
+def write_sample(root: str | Path, counts: dict[str, tuple[int, int, int]] = COUNTS, seed: int = 0, jobs: int = -1) -> Path:
     """Draw the whole miniature download under `root`, complete or not at all; returns `root`.
 
     The same arguments give the same sample. A folder that is there is replaced.
@@ -655,9 +641,7 @@ def write_scenario(root: Path, scenario: Scenario) -> None:
         times = _times(scenario, start_s)
         place = f"{inner}{scenario.name}/{view}"
         for name, camera in videos.items():
-            boxes = _write_video(
-                root / "videos" / VIDEO_FOLDER[scenario.split] / place / name, scenario, camera, start_s
-            )
+            boxes = _write_video(root / "videos" / VIDEO_FOLDER[scenario.split] / place / name, scenario, camera, start_s)
             _write_boxes(root, f"{VIDEO_FOLDER[scenario.split]}/{place}", name, boxes)
         about = {"vehicle_view": next(iter(videos))} if view == "vehicle_view" else {"id": scenario.seed % 1000}
         if view == "overhead_view":
@@ -708,9 +692,7 @@ def _phases(scenario: Scenario, times, label) -> list[dict]:
     """The `event_phase` of a caption file, the last phase first as in WTS; the test split's has no captions."""
     listed = []
     for phase in sorted(scenario.phases, reverse=True):
-        said = {
-            f"caption_{subject}": full_caption(scenario.phases[phase], subject) for subject in ("pedestrian", "vehicle")
-        }
+        said = {f"caption_{subject}": full_caption(scenario.phases[phase], subject) for subject in ("pedestrian", "vehicle")}
         start, end = times[phase]
         spans = {"start_time": f"{start:.3f}", "end_time": f"{end:.3f}"}
         listed.append({"labels": [label(phase)], **({} if scenario.split == "test" else said), **spans})

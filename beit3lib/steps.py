@@ -25,6 +25,7 @@ SUMMARY_NAME, PHASES_NAME, PREDICTIONS_NAME, SPM_NAME = (
     "predictions.json",
     "tokenizer.spm",
 )
+SCORES_NAME, SUBMISSION_NAME = "scores.json", "submission.json"
 SECTIONS = ("prepare", "index", "finetune", "inspect", "score")
 MARKERS = {  # what tells that a step is done
     "prepare": PHASES_NAME,
@@ -54,9 +55,7 @@ def open_run(name: str, folder: str | Path = "runs") -> Path:
 def _mounted_runs(name: str) -> list[Path]:
     """Runs of that name on Kaggle's mounts, the furthest on first."""
     found = [
-        path.parent
-        for depth in ("*", "*/*", "*/*/*")
-        for path in KAGGLE_INPUT.glob(f"{depth}/runs/{name}/{SUMMARY_NAME}")
+        path.parent for depth in ("*", "*/*", "*/*/*") for path in KAGGLE_INPUT.glob(f"{depth}/runs/{name}/{SUMMARY_NAME}")
     ]
     return sorted(found, key=lambda run: -len(read_json(run / SUMMARY_NAME)))
 
@@ -96,9 +95,7 @@ def ensure(run: Path, section: str) -> None:
     makers[section](run)
 
 
-def find_data(
-    dataset: str = "auto", wts_root: str | None = None, sample_dir: str | Path = "data/sample"
-) -> tuple[str, Path]:
+def find_data(dataset: str = "auto", wts_root: str | None = None, sample_dir: str | Path = "data/sample") -> tuple[str, Path]:
     """("wts" or "sample", root) of the data to use; the sample is drawn where it is missing. Says in a line which."""
     manifest = load_manifest()
     found = Path(wts_root) if wts_root else manifest.find("wts")
@@ -194,9 +191,7 @@ def find_tokenizer(run: Path, tokenizer: str = "auto") -> Path:
         return SPM_PATH
     found = load_manifest().find("tokenizer")
     if found is None:
-        print(
-            f"tokenizer: no beit3.spm found, so the sample's {SPM_PATH.name} is used; public checkpoints need beit3.spm"
-        )
+        print(f"tokenizer: no beit3.spm found, so the sample's {SPM_PATH.name} is used; public checkpoints need beit3.spm")
     return found or SPM_PATH
 
 
@@ -415,6 +410,80 @@ def score_captions(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([known, scores.rename(columns={"score": "mean_score"})], axis=1)
 
 
+def score(run: Path, split: str = "val") -> dict[str, Any]:
+    """Step 5: score captions put together from aspects and views, and what they have to stand against.
+
+    Returns {name: metrics.Scores} for `model`, the same on images of other scenarios (`shuffled`), the `most frequent`
+    training captions and those of the `nearest` training image; and under `chosen`, `ways`, `submission` how views were
+    chosen and what came of it. Writes scores.json.
+    """
+    from beit3lib import submission
+    from beit3lib.gallery import read_predictions
+    from beit3lib.metrics import score_segments
+
+    ensure(run, "inspect")
+    summary: dict[str, Any] = {}
+    with timed(summary):
+        predictions, phases = read_predictions(run / PREDICTIONS_NAME), read_phases(run)
+        held_out = predictions[predictions["split"] == split]
+        truth, lengths = _references(run, split), submission.target_lengths(phases[phases["split"] == "train"])
+        options, ways = submission.choose_by_validation(held_out, truth, lengths)
+        built = submission.build_submission(held_out, **options)
+        segments, train = phases[phases["split"] == split], phases[phases["split"] == "train"]
+        candidates = {
+            "model": built,
+            "shuffled": _shuffled(built),
+            "nearest": submission.nearest_captions(train, segments, run / "images"),
+            "most frequent": submission.most_frequent_captions(train, segments),
+        }
+        scores = {name: score_segments(said, truth) for name, said in candidates.items()}
+    write_json(run / SCORES_NAME, {name: found.as_dict() for name, found in scores.items()})
+    finals = {name: round(found.final, 2) for name, found in scores.items()}
+    add_summary(run, "score", summary | {"split": split, "segments": len(truth), **finals})
+    return {**scores, "chosen": options, "ways": ways, "submission": built}
+
+
+def _references(run: Path, split: str) -> dict[tuple[str, str], dict[str, str]]:
+    """{(scenario, label): {subject: caption}} of every segment of the download that has captions, video or not."""
+    from beit3lib.wts import read_wts
+
+    table = read_wts(read_summary(run)["prepare"]["root"], split, keep_missing=True)
+    known = table.dropna(subset=["caption_vehicle", "caption_pedestrian"]).drop_duplicates(["scenario", "label"])
+    return {
+        (row.scenario, row.label): {"vehicle": row.caption_vehicle, "pedestrian": row.caption_pedestrian}
+        for row in known.itertuples()
+    }
+
+
+def _shuffled(built: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """Every segment with the captions made for a segment of another scenario."""
+    names = sorted(built)
+    exchanged = {}
+    for name, other in zip(names, names[1:] + names[:1], strict=True):
+        pool = built[other]
+        pairs = ((pool[i % len(pool)], entry["labels"]) for i, entry in enumerate(built[name]))
+        exchanged[name] = [{**captions, "labels": labels} for captions, labels in pairs]
+    return exchanged
+
+
+def submit(run: Path, chosen: dict[str, Any]) -> tuple[Path, dict[str, list[dict]], dict[str, list[str]]]:
+    """`submission.json` for the test split, checked against what is asked for; for the held-out split where there is none.
+
+    Returns its path, the submission and what was asked for.
+    """
+    from beit3lib import submission
+    from beit3lib.gallery import read_predictions
+    from beit3lib.wts import read_wts
+
+    predictions = read_predictions(run / PREDICTIONS_NAME)
+    split = "test" if (predictions["split"] == "test").any() else predictions["split"].iloc[0]
+    asked = submission.expected_segments(read_wts(read_summary(run)["prepare"]["root"], split, keep_missing=True), split)
+    built = submission.build_submission(predictions[predictions["split"] == split], **chosen)
+    path = submission.write_submission(run / SUBMISSION_NAME, built, asked)
+    print(f"{path}: {len(built)} keys, {sum(map(len, built.values()))} segments of the {split} split, as asked for")
+    return path, built, asked
+
+
 def files_table(run: Path, names: list[str]) -> pd.DataFrame:
     """What lies in a run's folder: files with their size, folders with the number of files in them."""
     rows = {}
@@ -437,9 +506,7 @@ def main() -> None:
     run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
     summary = read_summary(run)
     for section, values in summary.items():
-        told = {
-            k: v for k, v in values.items() if isinstance(v, (int, float, str)) or k in ("own", "shuffled", "chance")
-        }
+        told = {k: v for k, v in values.items() if isinstance(v, (int, float, str)) or k in ("own", "shuffled", "chance")}
         print(f"{section}: " + ", ".join(f"{name} {value}" for name, value in told.items()))
     print(f"open {(run / 'gallery.html').resolve()}")
 

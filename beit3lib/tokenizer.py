@@ -49,9 +49,7 @@ def _read_pieces(path: Path) -> list[str]:
     try:
         processor.LoadFromSerializedProto(path.read_bytes())
     except RuntimeError:
-        raise TokenizerError(
-            f"{path}: expected a sentencepiece model (beit3.spm), found another kind of file"
-        ) from None
+        raise TokenizerError(f"{path}: expected a sentencepiece model (beit3.spm), found another kind of file") from None
     return [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
 
 

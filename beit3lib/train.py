@@ -8,6 +8,7 @@ Every random choice follows from (seed, epoch, sample) or (seed, step): a run th
 `--auto_resume` ends with the weights of one that was not. `log.jsonl` has a line per event.
 """
 
+import copy
 import json
 import math
 import subprocess
@@ -143,11 +144,7 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         name = f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
-        return (
-            ("bf16", f"{name}: bf16 is native")
-            if major >= 8
-            else ("fp16", f"{name}: no native bf16, fp16 with a scaler")
-        )
+        return ("bf16", f"{name}: bf16 is native") if major >= 8 else ("fp16", f"{name}: no native bf16, fp16 with a scaler")
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
         return "bf16", "this CPU has bf16 instructions"
     return "no", f"{device.type} has no native bf16"
@@ -485,9 +482,7 @@ class Trainer:
         self.first_step = 0
         if not place or not (recover_folder(place) / STATE_NAME).is_file():
             if self.config.resume:
-                raise FileNotFoundError(
-                    f"{place}: expected a folder last/ to go on from, found none; leave --resume out"
-                )
+                raise FileNotFoundError(f"{place}: expected a folder last/ to go on from, found none; leave --resume out")
             self.log.start()
             return
         folder, state = Path(place), read_json(Path(place) / STATE_NAME)
@@ -581,6 +576,21 @@ def _device(config: TrainConfig) -> torch.device:
     return torch.device("cuda")
 
 
+def overfit(trainer: Trainer, samples: list, steps: int, lr: float = 1e-3) -> list[float]:
+    """Losses of so many steps on a few samples with a copy of the model: it must learn them by heart."""
+    batch = trainer.train_set.collate(samples).to(trainer.accelerator.device)
+    model = LossModel(copy.deepcopy(trainer.model), trainer.config.label_smoothing).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+    losses = []
+    for _ in range(steps):
+        loss = model(batch).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
 def launch(config: TrainConfig, num_gpus: int) -> dict[str, Any]:
     """Fine-tune on several GPUs as a child process, `accelerate launch … -m beit3lib.train`; never by forking.
 
@@ -597,9 +607,7 @@ def launch(config: TrainConfig, num_gpus: int) -> dict[str, Any]:
         print(line, end="", flush=True)
         last.append(line)
     if child.wait():
-        raise RuntimeError(
-            f"training on {num_gpus} processes failed with exit status {child.returncode}:\n{''.join(last)}"
-        )
+        raise RuntimeError(f"training on {num_gpus} processes failed with exit status {child.returncode}:\n{''.join(last)}")
     return read_json(Path(config.output_dir) / RESULTS_NAME)
 
 

@@ -309,9 +309,7 @@ def _read_span(report: _Report, file: _CaptionFile, label: Any, entry: dict) -> 
         report.add(file.path, f"phase {label}: expected start_time and end_time in seconds, found {times}; left out")
         return None
     if end_s < start_s:
-        report.add(
-            file.path, f"phase {label}: ends at {end_s} s, before it starts at {start_s} s; read the other way round"
-        )
+        report.add(file.path, f"phase {label}: ends at {end_s} s, before it starts at {start_s} s; read the other way round")
     return min(start_s, end_s), max(start_s, end_s)
 
 
@@ -321,9 +319,7 @@ def _read_caption(report: _Report, file: _CaptionFile, label: Any, entry: dict, 
     if isinstance(caption, str) and re.search(r"\w", caption):
         return caption
     if file.split != "test":
-        report.add(
-            file.path, f"phase {label}: expected words in caption_{subject}, found {caption!r}; it has no caption"
-        )
+        report.add(file.path, f"phase {label}: expected words in caption_{subject}, found {caption!r}; it has no caption")
     return None
 
 
@@ -379,9 +375,7 @@ def _rows_of(report: _Report, file: _CaptionFile, found: dict[str, str], keep_mi
         report.counts["videos"] += 1
         report.counts["rows_expected"] += len(phases)
         if video not in found:
-            report.add(
-                file.path, f"video {video} is listed, but not on disk; left out", "download it again if it exists"
-            )
+            report.add(file.path, f"video {video} is listed, but not on disk; left out", "download it again if it exists")
         elif video not in listed:
             report.add(file.path, f"video {video} is on disk, but not listed; read with the times of this view")
         report.counts["videos_used" if video in found else "videos_left_out"] += 1
@@ -443,9 +437,7 @@ def split_by_group(table: pd.DataFrame, val_share: float | None = None, seed: in
     left_out.
     """
     if val_share is not None and not 0 < val_share < 1:
-        raise ValueError(
-            f"val_share: expected a share between 0 and 1, or None for the official split, found {val_share!r}"
-        )
+        raise ValueError(f"val_share: expected a share between 0 and 1, or None for the official split, found {val_share!r}")
     out = table.copy()
     out.attrs = {}
     groups = out["scenario"].map(recording_group)
@@ -464,9 +456,7 @@ def _without_shared_groups(table: pd.DataFrame, groups: pd.Series) -> tuple[pd.D
     double = groups.isin(list(shared)) & (table["split"] == "train")
     rows = groups[double].value_counts()
     problems = [
-        Problem(
-            group, f"one recording in both train and val; {rows[group]} train rows left out: {', '.join(scenarios)}"
-        )
+        Problem(group, f"one recording in both train and val; {rows[group]} train rows left out: {', '.join(scenarios)}")
         for group, scenarios in shared.items()
     ]
     return table[~double], problems
@@ -503,9 +493,7 @@ def read_boxes(root: str | Path, table: pd.DataFrame) -> pd.DataFrame:
     report = _Report(layout)
     wanted = {
         (split, scenario, view, video_stem(video)): video
-        for split, scenario, view, video in table[["split", "scenario", "view", "video"]]
-        .drop_duplicates()
-        .values.tolist()
+        for split, scenario, view, video in table[["split", "scenario", "view", "video"]].drop_duplicates().values.tolist()
     }
     rows: list[tuple] = []
     kinds = set()
@@ -575,9 +563,7 @@ def _read_box(entry: Any) -> tuple[int, int, tuple[float, ...]] | None:
     return phase, frame, (x, y, width, height)
 
 
-def _report_missing_boxes(
-    report: _Report, table: pd.DataFrame, boxes: pd.DataFrame, kinds: set[tuple[str, str]]
-) -> None:
+def _report_missing_boxes(report: _Report, table: pd.DataFrame, boxes: pd.DataFrame, kinds: set[tuple[str, str]]) -> None:
     """Report for each video the phases without boxes, by subject and kind, of those that this download has."""
     if boxes.empty:
         report.add("bbox_annotated, bbox_generated", "no boxes of these videos were found")

@@ -176,9 +176,7 @@ def test_one_picture_in_three_lines(saved, tmp_path):
 
 def test_a_save_that_fails_leaves_the_old_checkpoint(saved, monkeypatch):
     model, folder = saved
-    monkeypatch.setattr(
-        "beit3lib.checkpoint.write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
-    )
+    monkeypatch.setattr("beit3lib.checkpoint.write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(OSError):
         save_captioner(make(model.config, seed=9), folder, sample.SPM_PATH)
     assert same_weights(model, load_captioner(folder, "cpu"))
@@ -206,10 +204,6 @@ def test_export_is_public_and_torchscale_reads_it_strictly(saved, tmp_path):
     model, _ = saved
     state = torch.load(save_public(model, tmp_path / "public.pth"), weights_only=True)["model"]
     fresh = make(model.config, seed=5)
-    fresh.beit3.load_state_dict(
-        {k.removeprefix("beit3."): v for k, v in state.items() if k.startswith("beit3.")}, strict=True
-    )
-    fresh.mlm_head.load_state_dict(
-        {k.removeprefix("mlm_head."): v for k, v in state.items() if k.startswith("mlm_head.")}
-    )
+    fresh.beit3.load_state_dict({k.removeprefix("beit3."): v for k, v in state.items() if k.startswith("beit3.")}, strict=True)
+    fresh.mlm_head.load_state_dict({k.removeprefix("mlm_head."): v for k, v in state.items() if k.startswith("mlm_head.")})
     assert same_weights(model, fresh)

@@ -17,9 +17,7 @@ from beit3lib.gallery import compare_runs, make_thumb, mark_words, read_predicti
 
 SUBJECTS = ("vehicle", "pedestrian")
 ASPECTS = ("moving", "pedestrian_description", "position", "road", "weather")
-HOSTILE = (
-    'A <b>bold</b> car </script><script>window.hit = 1</script> <!-- & "quoted" <img src=x onerror="window.hit=2">'
-)
+HOSTILE = 'A <b>bold</b> car </script><script>window.hit = 1</script> <!-- & "quoted" <img src=x onerror="window.hit=2">'
 SENTENCES = {
     "moving": "The {subject} moves {a} along the lane.",
     "pedestrian_description": "The pedestrian wears a {a} coat and {b} shoes.",

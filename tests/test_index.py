@@ -92,9 +92,7 @@ def test_words_the_tokenizer_cannot_write_are_reported_and_kept(run, tokenizer, 
 
 
 def test_images_without_captions(run, table):
-    table["image"] = [
-        f"avg{v.removesuffix('.mp4')}phase{p}.jpg" for v, p in zip(table["video"], table["phase"], strict=True)
-    ]
+    table["image"] = [f"avg{v.removesuffix('.mp4')}phase{p}.jpg" for v, p in zip(table["video"], table["phase"], strict=True)]
     report = index_images(table, run / "images", run / "coco_captioning.test.jsonl")
     lines = read_index(report.path)
     assert len(lines) == len(table) and lines["text_segment"].isna().all() and lines["caption"].isna().all()

@@ -335,9 +335,7 @@ def snapshot(folder):
 def test_table_of_images_counts_and_the_broken_video(tmp_path, table, capsys):
     images = tmp_path / "images"
     out = blur_table(table, images, SIZE, jobs=1)
-    assert out["image"].tolist() == [
-        f"avg{stem}phase{n}.jpg" for stem in ("a_192.168.0.14_1", "video7") for n in range(3)
-    ]
+    assert out["image"].tolist() == [f"avg{stem}phase{n}.jpg" for stem in ("a_192.168.0.14_1", "video7") for n in range(3)]
     assert sorted(path.name for path in images.iterdir()) == sorted(out["image"])
     assert out.attrs["counts"] == {"videos": 3, "rows": 9, "made": 6, "found": 0, "left_out": 3}
     (problem,) = out.attrs["problems"]

@@ -167,10 +167,7 @@ def test_quirk_09_dots_inside_names(tmp_path):
     table = read_wts(tmp_path)
     assert set(table["scenario"]) == {scenario} and table["normal"].all() and not problems(table)
     assert sorted(table["video"].unique()) == [f"{scenario}.mp4", f"{scenario}_vehicle_view.mp4"]
-    assert (
-        video_stem("a_192.168.0.28_3.mp4") == "a_192.168.0.28_3"
-        and video_stem("a_192.168.0.28_3") == "a_192.168.0.28_3"
-    )
+    assert video_stem("a_192.168.0.28_3.mp4") == "a_192.168.0.28_3" and video_stem("a_192.168.0.28_3") == "a_192.168.0.28_3"
     assert image_name("a_192.168.0.28_3.mp4", 4) == "avga_192.168.0.28_3phase4.jpg"
 
 
@@ -305,9 +302,7 @@ def test_bad_entries_are_left_out_one_problem_each(tmp_path):
 
 
 def test_captions_without_words_and_times_the_wrong_way_round_are_reported(tmp_path):
-    add_view(
-        tmp_path, "overhead_view", [overhead(1)], [phase("0", 3, 2, caption_vehicle=" . ", caption_pedestrian=None)]
-    )
+    add_view(tmp_path, "overhead_view", [overhead(1)], [phase("0", 3, 2, caption_vehicle=" . ", caption_pedestrian=None)])
     table = read_wts(tmp_path)
     assert table[["start_s", "end_s"]].values.tolist() == [[2.0, 3.0]]
     assert table["caption_vehicle"].isna().all() and table["caption_pedestrian"].isna().all()
@@ -354,9 +349,7 @@ def test_a_root_without_wts_is_one_clear_error(tmp_path, what):
     with pytest.raises(FileNotFoundError, match="expected .* found") as error:
         read_wts(root)
     assert str(root) in str(error.value)
-    assert {"missing": "nothing", "empty": "an empty folder", "file": "a file", "other": "photos"}[what] in str(
-        error.value
-    )
+    assert {"missing": "nothing", "empty": "an empty folder", "file": "a file", "other": "photos"}[what] in str(error.value)
 
 
 def test_unknown_or_absent_split_is_an_error(tmp_path):
@@ -457,9 +450,7 @@ def test_boxes_of_every_kind_and_source(many_views):
     assert any(broken.name in problem and "expected JSON" in problem for problem in problems(boxes))
     lacking = f"{overhead(1)}: no annotated vehicle box in phase 0, 1, 2, 3, 4"
     assert lacking in problems(boxes)
-    assert not any(vehicle() in problem and "vehicle box" in problem for problem in problems(boxes)), (
-        "it carries the camera"
-    )
+    assert not any(vehicle() in problem and "vehicle box" in problem for problem in problems(boxes)), "it carries the camera"
     assert any("video1_bbox.json" in problem and "1 of 2" in problem for problem in problems(boxes))
     assert boxes.attrs["counts"] == {"boxes": 6, "boxes_used": 5, "boxes_left_out": 1}
 
@@ -475,18 +466,14 @@ def test_views_all_vehicle_overhead_lose_no_scenario(many_views):
     vehicles = choose_views(table, "vehicle")
     assert chosen(vehicles) == {SCENE: [vehicle()], "solo": ["solo.mp4"], "video1": ["video1.mp4"]}
     overheads = choose_views(table, "overhead")
-    assert chosen(overheads)[SCENE] == [overhead(n) for n in (1, 2, 3)] and chosen(overheads)["video1"] == [
-        "video1.mp4"
-    ]
+    assert chosen(overheads)[SCENE] == [overhead(n) for n in (1, 2, 3)] and chosen(overheads)["video1"] == ["video1.mp4"]
     shown = pd.DataFrame(overheads.attrs["views"]).set_index("scenario")["why"]
     assert shown[SCENE] == "overhead_view" and "no overhead_view" in shown["video1"]
     with pytest.raises(ValueError, match="'front'"):
         choose_views(table, "front")
 
 
-@pytest.mark.parametrize(
-    "name", ["view_used_as_main_reference.csv", "view_used_as_main_reference_for_multiview_scenario.csv"]
-)
+@pytest.mark.parametrize("name", ["view_used_as_main_reference.csv", "view_used_as_main_reference_for_multiview_scenario.csv"])
 def test_views_main_are_those_of_the_csv(many_views, name):
     rows = [
         "\ufeffScene,Viewpoint1,Viewpoint2,Viewpoint3,Viewpoint4",
@@ -554,9 +541,7 @@ def test_two_thousand_scenarios_in_seconds_and_linear_memory(tmp_path):
     start = time.perf_counter()
     table = read_wts(tmp_path)
     seconds = time.perf_counter() - start
-    print(
-        f"{len(table)} rows of 2,000 scenarios in {seconds:.2f} s; peak {half_mb:.1f} MB for half, {all_mb:.1f} for all"
-    )
+    print(f"{len(table)} rows of 2,000 scenarios in {seconds:.2f} s; peak {half_mb:.1f} MB for half, {all_mb:.1f} for all")
     assert (rows, all_rows) == (25_000, 50_000)
     assert seconds < 20
     assert all_mb < 2.3 * half_mb
