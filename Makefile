@@ -20,7 +20,7 @@ demo: $(READY)
 	@mkdir -p $(RUN)
 	@set -e; for name in $(NOTEBOOKS); do \
 		echo "== $$name"; \
-		.venv/bin/papermill --no-progress-bar --log-output --log-level ERROR --kernel python3 \
+		.venv/bin/papermill --no-progress-bar --log-level ERROR --stdout-file /dev/stdout --kernel python3 \
 			notebooks/$$name.ipynb $(RUN)/$$name.ipynb; \
 	done
 	@$(PY) -m beit3lib.steps $(RUN)

@@ -296,11 +296,11 @@ class Augmentation:
     )
 
     def __init__(self, size: int, config) -> None:
-        self.size, self.randaug = size, config.randaug
+        self.size, self.randaug, self.crop_area = size, config.randaug, config.crop_area
         self.filter = getattr(Image.Resampling, config.train_interpolation.upper())
 
     def __call__(self, image: Image.Image, rng: np.random.Generator, mirrored: bool) -> Image.Image:
-        image = image.resize((self.size, self.size), self.filter, box=_crop(image.size, rng))
+        image = image.resize((self.size, self.size), self.filter, box=_crop(image.size, self.crop_area, rng))
         if mirrored:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.randaug:
@@ -310,11 +310,13 @@ class Augmentation:
         return image
 
 
-def _crop(size: tuple[int, int], rng: np.random.Generator) -> tuple[float, float, float, float]:
-    """A box of 50-100 % of the area and aspect ratio 3:4 to 4:3, as torchvision's RandomResizedCrop draws it."""
+def _crop(size: tuple[int, int], smallest: float, rng: np.random.Generator) -> tuple[float, float, float, float]:
+    """A box of `smallest` to 1 of the area and aspect ratio 3:4 to 4:3, as torchvision's RandomResizedCrop draws it."""
     width, height = size
+    if smallest >= 1:
+        return (0, 0, width, height)
     for _ in range(10):
-        area = rng.uniform(0.5, 1.0) * width * height
+        area = rng.uniform(smallest, 1.0) * width * height
         ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
         w, h = (area * ratio) ** 0.5, (area / ratio) ** 0.5
         if w <= width and h <= height:

@@ -3,33 +3,41 @@
     python -m beit3lib.metrics --predictions_file submission.json --ground_truth data/wts/annotations/caption/val [--json out]
 
 Per segment and subject: BLEU-4 (nltk, smoothing 3) and METEOR (nltk) on Treebank tokens, ROUGE-L (rouge-score, stemmed)
-on the text, CIDEr-D of the single pair. nltk and rouge-score do the work; stems, synonyms and tokens are kept, the
-longest common subsequence is counted on bits, and many pairs are scored by several processes.
+on the text, CIDEr-D of the single pair. nltk and rouge-score give the tokens, stems and synonyms, each of which is looked
+up once; n-grams are counted once for BLEU and CIDEr-D, the longest common subsequence on bits, and very many pairs are
+shared among processes. The tests hold all of it to nltk's and rouge-score's own functions.
 """
 
 import argparse
-import json
+import contextlib
+import io
 import math
 import os
 import shutil
+import socket
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
-from beit3lib.artefacts import Problem, write_json
+from beit3lib.artefacts import Problem, atomic_folder, read_json, write_json
 from beit3lib.wts import parse_phase
 
 METRICS = ("bleu", "meteor", "rouge-l", "cider")
 SUBJECTS = ("pedestrian", "vehicle")
+Segment = tuple[str, str]  # (scenario or BDD video, original label)
 SIGMA = 6.0  # of CIDEr-D's penalty on the difference in length
 DEBIAN_WORDNET = Path("/usr/share/wordnet")
-PAIRS_PER_PROCESS = 4000  # below that, starting another process costs more than it brings
+METEOR_ALPHA, METEOR_BETA, METEOR_GAMMA = 0.9, 3.0, 0.5
+ORDERS = range(1, 5)  # of n-grams
+PAIRS_PER_PROCESS = 10_000  # another process spends some 4 s on loading WordNet: as long as it takes to score this many
+DOWNLOAD_TIMEOUT_S = 15
 
 
 # --- one pair ------------------------------------------------------------------------------------------------------
@@ -53,8 +61,11 @@ def mean_score(scores: Any) -> Any:
     return (100 * (scores["bleu"] + scores["meteor"] + scores["rouge-l"]) + 10 * scores["cider"]) / 4
 
 
-@lru_cache(maxsize=100_000)
-def _tokens(text: str) -> tuple[str, ...]:
+Tokens = tuple[str, ...]
+
+
+@lru_cache(maxsize=10_000)
+def _tokens(text: str) -> Tokens:
     return tuple(_treebank().tokenize(text))
 
 
@@ -65,38 +76,88 @@ def _treebank():
     return TreebankWordTokenizer()
 
 
-def _bleu(hypothesis: Sequence[str], reference: Sequence[str]) -> float:
-    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
-
-    return float(sentence_bleu([reference], hypothesis, smoothing_function=SmoothingFunction().method3))
-
-
-def _meteor(hypothesis: Sequence[str], reference: Sequence[str]) -> float:
-    from nltk.translate.meteor_score import single_meteor_score
-
-    return float(single_meteor_score(reference, hypothesis, stemmer=_Stemmer, wordnet=_Synonyms))
+@lru_cache(maxsize=500)  # some 60 kB for a caption of 100 words
+def _ngrams(tokens: Tokens) -> tuple[Counter, ...]:
+    """Counts of the n-grams of each order."""
+    return tuple(Counter(zip(*(tokens[i:] for i in range(n)), strict=False)) for n in ORDERS)
 
 
-@lru_cache(maxsize=100_000)
-def _stems(text: str) -> tuple[str, ...]:
-    return tuple(_rouge_tokenizer().tokenize(text))
+def _bleu(hypothesis: Tokens, reference: Tokens) -> float:
+    """BLEU-4 (Papineni et al. 2002) of one pair, smoothed as NIST does it: nltk's `sentence_bleu` with `method3`."""
+    precisions, smoothing = [], 1
+    for found, wanted in zip(_ngrams(hypothesis), _ngrams(reference), strict=True):
+        total = max(1, sum(found.values()))
+        common = sum(min(count, wanted[gram]) for gram, count in found.items() if gram in wanted)
+        if not common and not precisions:
+            return 0.0  # no word in common
+        if not common:
+            common, smoothing = 0.5**smoothing, smoothing + 1
+        precisions.append(common / total)
+    brevity = min(1.0, math.exp(1 - len(reference) / len(hypothesis)))
+    return brevity * math.exp(math.fsum(0.25 * math.log(p) for p in precisions))
 
 
-@lru_cache(maxsize=1)
-def _rouge_tokenizer():
-    from rouge_score.tokenizers import DefaultTokenizer
+def _meteor(hypothesis: Tokens, reference: Tokens) -> float:
+    """METEOR (Lavie and Agarwal 2007) of one pair: nltk's `single_meteor_score`."""
+    matches = _align(hypothesis, reference)
+    if not matches:
+        return 0.0
+    precision, recall = len(matches) / len(hypothesis), len(matches) / len(reference)
+    mean = precision * recall / (METEOR_ALPHA * precision + (1 - METEOR_ALPHA) * recall)
+    joined = sum(b == (a[0] + 1, a[1] + 1) for a, b in zip(matches, matches[1:], strict=False))
+    return (1 - METEOR_GAMMA * ((len(matches) - joined) / len(matches)) ** METEOR_BETA) * mean
 
-    return DefaultTokenizer(use_stemmer=True)
+
+def _align(hypothesis: Tokens, reference: Tokens) -> list[tuple[int, int]]:
+    """Pairs of places whose words are the same, else have one stem, else are synonyms; words of the end choose first.
+
+    Synonyms are looked up for stems, as nltk does it.
+    """
+    left = [(i, word.lower()) for i, word in enumerate(hypothesis)]
+    right = [(j, word.lower()) for j, word in enumerate(reference)]
+    matches = _match(left, right, _itself)
+    left, right = ([(place, stem(word)) for place, word in side] for side in (left, right))
+    matches += _match(left, right, _itself)
+    matches += _match(left, right, synonyms)
+    return sorted(matches)
+
+
+def _itself(word: str) -> tuple[str]:
+    return (word,)
+
+
+def _match(left: list[tuple[int, str]], right: list[tuple[int, str]], alike) -> list[tuple[int, int]]:
+    """Take from both lists the places that match: from the end, each with the last free place of a word like it."""
+    places: dict[str, list[int]] = {}
+    for j, word in right:
+        places.setdefault(word, []).append(j)
+    matches = []
+    for i, word in reversed(left):
+        free = max(((places[other][-1], other) for other in alike(word) if places.get(other)), default=None)
+        if free:
+            matches.append((i, free[0]))
+            places[free[1]].pop()
+    taken, given = {i for i, _ in matches}, {j for _, j in matches}
+    left[:] = [item for item in left if item[0] not in taken]
+    right[:] = [item for item in right if item[0] not in given]
+    return matches
+
+
+@lru_cache(maxsize=10_000)
+def _stems(text: str) -> Tokens:
+    from rouge_score.tokenize import tokenize
+
+    return tuple(tokenize(text, _Stemmer))
 
 
 def _rouge_l(prediction: str, reference: str) -> float:
-    """F-measure of the longest common subsequence (Lin 2004)."""
+    """F-measure of the longest common subsequence (Lin 2004): rouge-score's `rougeL` with its stemmer."""
     hypothesis, wanted = _stems(prediction), _stems(reference)
-    if not hypothesis or not wanted:
-        return 0.0
     common = common_subsequence(wanted, hypothesis)
+    if not common:
+        return 0.0
     precision, recall = common / len(hypothesis), common / len(wanted)
-    return 2 * precision * recall / (precision + recall) if common else 0.0
+    return 2 * precision * recall / (precision + recall)
 
 
 def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
@@ -112,33 +173,35 @@ def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
     return len(a) - row.bit_count()
 
 
-def _cider(hypothesis: Sequence[str], reference: Sequence[str]) -> float:
+def _cider(hypothesis: Tokens, reference: Tokens) -> float:
     """CIDEr-D of one pair, idf 1 (Vedantam et al. 2015, section 4, with clipping and the Gaussian on lengths)."""
-    bigrams = len(hypothesis) - 1, len(reference) - 1
-    penalty = math.exp(-((max(bigrams[0], 0) - max(bigrams[1], 0)) ** 2) / (2 * SIGMA**2))
     total = 0.0
-    for n in range(1, 5):
-        found, wanted = _ngrams(hypothesis, n), _ngrams(reference, n)
+    for found, wanted in zip(_ngrams(hypothesis), _ngrams(reference), strict=True):
         norms = math.sqrt(sum(v * v for v in found.values())), math.sqrt(sum(v * v for v in wanted.values()))
         overlap = sum(min(v, wanted[gram]) * wanted[gram] for gram, v in found.items() if gram in wanted)
-        total += overlap / (norms[0] * norms[1]) if norms[0] and norms[1] else overlap
-    return 10 * total * penalty / 4
+        total += overlap / (norms[0] * norms[1]) if overlap else 0.0
+    return 10 * total / len(ORDERS) * length_factor(len(hypothesis), len(reference))
 
 
-def _ngrams(tokens: Sequence[str], n: int) -> Counter:
-    return Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
+def length_factor(tokens: int, reference_tokens: int) -> float:
+    """What CIDEr-D leaves of itself for a caption too long or short: e^(-d²/72), d the difference in bigrams."""
+    difference = max(tokens - 1, 0) - max(reference_tokens - 1, 0)
+    return math.exp(-(difference**2) / (2 * SIGMA**2))
 
 
 # --- WordNet -------------------------------------------------------------------------------------------------------
 
 
-class _Stemmer:
-    """nltk's Porter stemmer, a word once."""
+@lru_cache(maxsize=200_000)
+def stem(word: str) -> str:
+    """nltk's Porter stem."""
+    return _porter().stem(word)
 
-    @staticmethod
-    @lru_cache(maxsize=200_000)
-    def stem(word: str) -> str:
-        return _porter().stem(word)
+
+class _Stemmer:
+    """`stem` as rouge-score asks for it."""
+
+    stem = staticmethod(stem)
 
 
 @lru_cache(maxsize=1)
@@ -148,31 +211,14 @@ def _porter():
     return PorterStemmer()
 
 
-class _Lemma(NamedTuple):
-    text: str
-
-    def name(self) -> str:
-        return self.text
-
-
-class _Synset(NamedTuple):
-    words: tuple[_Lemma, ...]
-
-    def lemmas(self) -> tuple[_Lemma, ...]:
-        return self.words
-
-
-class _Synonyms:
-    """WordNet as METEOR asks for it, a word once; nothing where there is no WordNet."""
-
-    @staticmethod
-    @lru_cache(maxsize=200_000)
-    def synsets(word: str) -> tuple[_Synset, ...]:
-        wordnet = find_wordnet()
-        if wordnet is None:
-            return ()
-        names = {lemma.name() for synset in wordnet.synsets(word) for lemma in synset.lemmas()}
-        return (_Synset(tuple(map(_Lemma, sorted(names)))),)
+@lru_cache(maxsize=200_000)
+def synonyms(word: str) -> frozenset[str]:
+    """A word and the single words of all its synsets in WordNet; the word alone where there is no WordNet."""
+    wordnet = find_wordnet()
+    if wordnet is None:
+        return frozenset((word,))
+    names = {lemma.name() for synset in wordnet.synsets(word) for lemma in synset.lemmas()}
+    return frozenset({name for name in names if "_" not in name} | {word})
 
 
 @lru_cache(maxsize=1)
@@ -180,7 +226,7 @@ def find_wordnet():
     """nltk's WordNet reader: from nltk's data, else Debian's files, else downloaded, else None, which is said once."""
     from nltk.corpus import wordnet
 
-    for bring in (lambda: None, _from_debian, _download):
+    for bring in _WAYS:
         try:
             bring()
             wordnet.synsets("road")
@@ -203,31 +249,61 @@ def meteor_is_comparable() -> bool:
 def _download() -> None:
     import nltk
 
-    if os.environ.get("BEIT3LIB_OFFLINE") or not nltk.download("wordnet", quiet=True):
-        raise LookupError("wordnet")
+    if os.environ.get("BEIT3LIB_OFFLINE"):
+        raise LookupError("wordnet: BEIT3LIB_OFFLINE is set")
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # nltk sets none, and a network that swallows packets would hold us forever
+    try:
+        if not nltk.download("wordnet", quiet=True):
+            raise LookupError("wordnet: nltk's download failed")
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _from_debian() -> None:
-    """Copy Debian's WordNet into a folder of nltk's form: nltk refuses links out of its own folder."""
+    """Give nltk a private copy of Debian's WordNet: nltk refuses links out of its own folders."""
     import nltk
 
     if not (DEBIAN_WORDNET / "index.sense").is_file():
-        raise LookupError("Debian's wordnet")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "beit3lib" / "nltk_data"
-    target = cache / "corpora" / "wordnet"
-    if not (target / "lexnames").is_file():
-        target.mkdir(parents=True, exist_ok=True)
+        raise LookupError(f"{DEBIAN_WORDNET}: no index.sense; Debian's packages wordnet-base and wordnet-sense-index bring it")
+    data = _copy_debian()
+    if str(data) not in nltk.data.path:
+        nltk.data.path.append(str(data))
+
+
+def _copy_debian() -> Path:
+    """The folder of nltk's form that holds Debian's WordNet, made once per user."""
+    folders = _cache_folders()
+    for folder in folders:
+        wordnet = folder / "nltk_data" / "corpora" / "wordnet"
+        with contextlib.suppress(OSError):  # not writable, or another process was first
+            if not (wordnet / "lexnames").is_file():
+                _write_wordnet(wordnet)
+        if (wordnet / "lexnames").is_file():
+            return folder / "nltk_data"
+    raise LookupError(f"none of {', '.join(map(str, folders))} can hold a copy of {DEBIAN_WORDNET}")
+
+
+def _cache_folders() -> list[Path]:
+    """Where a private copy may lie: the user's cache, else the temporary folder, as where home is closed or unknown."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    temporary = Path(tempfile.gettempdir(), f"beit3lib-{os.getuid()}")
+    return [cache / "beit3lib", temporary] if cache.is_absolute() else [temporary]
+
+
+def _write_wordnet(folder: Path) -> None:
+    with atomic_folder(folder) as new:
         for pattern in ("data.*", "index.*", "*.exc", "cntlist*"):
             for file in DEBIAN_WORDNET.glob(pattern):
-                shutil.copyfile(file, target / file.name)
-        (target / "lexnames").write_text(_lexnames())
-    if str(cache) not in nltk.data.path:
-        nltk.data.path.append(str(cache))
-    from nltk.corpus import wordnet
+                shutil.copyfile(file, new / file.name)
+        (new / "lexnames").write_text(_lexnames())
 
-    if "_LazyCorpusLoader__args" not in vars(wordnet):  # loaded already
-        return
 
+def _as_it_is() -> None:
+    """nltk's own data, where it is installed."""
+
+
+_WAYS = (_as_it_is, _from_debian, _download)
 
 LEXNAMES = {  # WordNet's lexicographer files in their order, which Debian's package leaves out
     3: "adj.all adj.pert adv.all",
@@ -249,31 +325,40 @@ def _lexnames() -> str:
 
 
 def score_pairs(predictions: Sequence[str], references: Sequence[str], jobs: int | None = None) -> pd.DataFrame:
-    """A row per pair with the four metrics and `score`, their mean in the official weights.
+    """A row per pair with the four metrics and `score`, their mean in the official weights (0 to 100).
 
-    `jobs`: processes, default one per core where there are pairs enough. A pair that comes again is scored once.
+    `jobs`: processes, default as many as pay for loading WordNet once more. A pair that comes again is scored once.
     """
     if len(predictions) != len(references):
         raise ValueError(f"expected a reference for each caption, found {len(predictions)} and {len(references)}")
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs: expected 1 or more processes, found {jobs}")
     pairs = list(zip(predictions, references, strict=True))
     different = list(dict.fromkeys(pairs))
-    processes = max(1, min(jobs or os.cpu_count() or 1, len(different) // PAIRS_PER_PROCESS))
-    known = dict(zip(different, _score_all(different, processes), strict=True))
-    table = pd.DataFrame([known[pair] for pair in pairs], columns=list(METRICS))
+    processes = jobs or min(os.cpu_count() or 1, len(different) // PAIRS_PER_PROCESS)
+    known = dict(zip(different, _score_all(different, min(processes, len(different))), strict=True))
+    table = pd.DataFrame([known[pair] for pair in pairs], columns=list(METRICS), dtype=float)
     return table.assign(score=mean_score(table))
 
 
 def _score_all(pairs: list[tuple[str, str]], processes: int) -> list[dict[str, float]]:
-    if processes == 1:
+    if processes <= 1:
         return [score_caption(*pair) for pair in pairs]
     from joblib import Parallel, delayed
 
+    find_wordnet()  # so that its absence is said here, and made a copy of once
     parts = [pairs[i::processes] for i in range(processes)]
-    done = Parallel(n_jobs=processes)(delayed(_score_all)(part, 1) for part in parts)
+    done = Parallel(n_jobs=processes)(delayed(_score_quietly)(part) for part in parts)
     scores: list[dict[str, float]] = [{}] * len(pairs)
     for i, part in enumerate(done):
         scores[i::processes] = part
     return scores
+
+
+def _score_quietly(pairs: list[tuple[str, str]]) -> list[dict[str, float]]:
+    with contextlib.redirect_stderr(io.StringIO()):
+        find_wordnet()
+    return _score_all(pairs, 1)
 
 
 # --- a submission --------------------------------------------------------------------------------------------------
@@ -308,7 +393,7 @@ def score_submission(predictions: dict | str | Path, ground_truth_dir: str | Pat
     """Score a submission (a dict, or its file) against every `*_caption.json` with captions under a folder.
 
     Segments are those of the ground truth, by scenario and original label; one that the submission lacks counts 0. Other
-    JSON files are passed over.
+    JSON files are passed over, and segments that the ground truth does not know; `problems` says so.
     """
     if not isinstance(predictions, dict):
         predictions = _read_submission(Path(predictions))
@@ -316,76 +401,119 @@ def score_submission(predictions: dict | str | Path, ground_truth_dir: str | Pat
     return score_segments(predictions, read_ground_truth(ground_truth_dir, problems), problems)
 
 
-def score_segments(predictions: dict, truth: dict[tuple[str, str], dict[str, str]], problems: Sequence[Problem] = ()) -> Scores:
+def score_segments(predictions: dict, truth: dict[Segment, dict[str, str]], problems: Sequence[Problem] = ()) -> Scores:
     """Score a submission against {(scenario or BDD video, label): {subject: caption}}."""
+    if not truth:
+        raise ValueError("ground truth: expected segments with captions, found none")
+    problems = list(problems)
+    said = _said(predictions, truth, problems)
     rows, missing = [], []
     for (scenario, label), captions in truth.items():
-        said = _said(predictions, scenario, label)
         for subject in SUBJECTS:
-            caption = (said or {}).get(f"caption_{subject}")
+            caption = said.get((scenario, label), {}).get(f"caption_{subject}")
             if not isinstance(caption, str) or not caption.strip():
-                missing.append(f"{scenario} label {label}: no {'segment' if said is None else f'{subject} caption'}")
+                what = f"{subject} caption" if (scenario, label) in said else "segment"
+                missing.append(f"{scenario} label {label}: no {what}")
                 caption = ""
             rows.append((scenario, label, parse_phase(label), subject, caption, captions[subject]))
-    columns = ["scenario", "label", "phase", "subject", "caption", "reference"]
-    segments = pd.DataFrame(rows, columns=columns)
+    segments = pd.DataFrame(rows, columns=["scenario", "label", "phase", "subject", "caption", "reference"])
     segments = segments.join(score_pairs(segments["caption"].tolist(), segments["reference"].tolist()))
     outside = segments["scenario"].str.startswith("video")
     internal, external = _means(segments[~outside]), _means(segments[outside])
     present = [part["score"] for part in (internal, external) if part]
     final = sum(present) / len(present)
-    absent = list(dict.fromkeys(missing))
-    return Scores(final, internal, external, segments, absent, list(problems), meteor_is_comparable())
+    return Scores(final, internal, external, segments, list(dict.fromkeys(missing)), problems, meteor_is_comparable())
+
+
+def _said(predictions: dict, truth: dict[Segment, dict[str, str]], problems: list[Problem]) -> dict[Segment, dict]:
+    """The entries of a submission by scenario and label, of a label that comes twice the first."""
+    said: dict[Segment, dict] = {}
+    surplus = []
+    for key, entries in predictions.items():
+        if not isinstance(entries, list):
+            problems.append(Problem(key, f"expected a list of segments, found {type(entries).__name__}; passed over"))
+            continue
+        for number, entry in enumerate(entries):
+            label = _label(entry)
+            if label is None:
+                problems.append(Problem(f"{key}[{number}]", "expected an entry with labels; passed over"))
+            elif (key, label) not in truth:
+                surplus.append(f"{key} label {label}")
+            elif (key, label) in said:
+                problems.append(Problem(f"{key} label {label}", "comes again; the first counts"))
+            else:
+                said[key, label] = entry
+    if surplus:
+        problems.append(Problem("predictions", f"{_some(surplus, 'segment')} not in the ground truth, passed over"))
+    return said
+
+
+def _some(names: list[str], thing: str) -> str:
+    more = ", …" if len(names) > 3 else ""
+    return f"{len(names)} {thing}{'s' if len(names) > 1 else ''} ({', '.join(names[:3])}{more})"
+
+
+def _label(entry: Any) -> str | None:
+    """The original label of a phase or of a submission's entry: `{"labels": ["4"], …}`."""
+    labels = entry.get("labels") if isinstance(entry, dict) else None
+    first = labels[0] if isinstance(labels, list) and labels else labels
+    return str(first) if isinstance(first, (str, int)) else None
 
 
 def _read_submission(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: expected a JSON submission, found a file that cannot be read as such ({error})") from None
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected {{scenario: [segments]}}, found {type(content).__name__}")
     return content
 
 
-def read_ground_truth(folder: str | Path, problems: list[Problem] | None = None) -> dict[tuple[str, str], dict[str, str]]:
-    """{(scenario or BDD video, label): {subject: caption}} of a tree of caption files; views of a scenario count once."""
+def read_ground_truth(folder: str | Path, problems: list[Problem] | None = None) -> dict[Segment, dict[str, str]]:
+    """{(scenario or BDD video, label): {subject: caption}} of a tree of caption files; views of a scenario count once.
+
+    What cannot be used is added to `problems`. Raises FileNotFoundError where there is no JSON file, ValueError where none
+    holds a caption.
+    """
     problems = [] if problems is None else problems
-    files = sorted(Path(folder).rglob("*.json"))
+    files = sorted(file for file in Path(folder).rglob("*.json") if not file.name.startswith("."))
     if not files:
         raise FileNotFoundError(f"{folder}: expected caption files (*_caption.json), found no JSON file")
-    truth: dict[tuple[str, str], dict[str, str]] = {}
+    others = [str(file.relative_to(folder)) for file in files if not file.name.endswith("_caption.json")]
+    if others:
+        problems.append(Problem(str(folder), f"{_some(others, 'other JSON file')} passed over"))
+    truth: dict[Segment, dict[str, str]] = {}
     for file in files:
-        for label, captions in _segments(file, problems):
-            truth.setdefault((_scenario(file), label), captions)
+        if file.name.endswith("_caption.json"):
+            _add_segments(file, str(file.relative_to(folder)), truth, problems)
     if not truth:
         raise ValueError(f"{folder}: expected captions in *_caption.json, found none; the test split has no captions")
     return truth
 
 
-def _scenario(file: Path) -> str:
-    return file.name.removesuffix(".json").removesuffix("_caption")
+def _add_segments(file: Path, where: str, truth: dict[Segment, dict[str, str]], problems: list[Problem]) -> None:
+    scenario = file.name.removesuffix("_caption.json")
+    for number, phase in enumerate(_phases(file, where, problems)):
+        label = _label(phase)
+        captions = {s: phase.get(f"caption_{s}") for s in SUBJECTS} if label is not None else {}
+        without = [s for s, caption in captions.items() if not isinstance(caption, str) or not caption.strip()]
+        if label is None:
+            problems.append(Problem(f"{where}: phase {number}", "expected labels, found none; passed over"))
+        elif without:
+            problems.append(Problem(f"{where}: label {label}", f"no {' and no '.join(without)} caption; passed over"))
+        elif truth.setdefault((scenario, label), captions) != captions:
+            problems.append(Problem(f"{where}: label {label}", "captions differ from those read before, which count"))
 
 
-def _segments(file: Path, problems: list[Problem]) -> Iterator[tuple[str, dict[str, str]]]:
-    if not file.name.endswith("_caption.json"):
-        problems.append(Problem(file.name, "no caption file (*_caption.json); passed over"))
-        return
+def _phases(file: Path, where: str, problems: list[Problem]) -> list[Any]:
     try:
-        phases = json.loads(file.read_text(encoding="utf-8"))["event_phase"]
-        segments = [(str(p["labels"][0]), {s: p[f"caption_{s}"] for s in SUBJECTS}) for p in phases]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        problems.append(Problem(file.name, f"expected event_phase with labels and captions ({error!r}); passed over"))
-        return
-    yield from segments
-
-
-def _said(predictions: dict, scenario: str, label: str) -> dict | None:
-    entries = predictions.get(scenario)
-    for entry in entries if isinstance(entries, list) else []:
-        if isinstance(entry, dict) and str((entry.get("labels") or [None])[0]) == label:
-            return entry
-    return None
+        content = read_json(file)
+    except (ValueError, OSError) as error:
+        problems.append(Problem(where, f"{error}; passed over"))
+        return []
+    phases = content.get("event_phase") if isinstance(content, dict) else None
+    if not isinstance(phases, list):
+        problems.append(Problem(where, f"expected a list event_phase, found {type(phases).__name__}; passed over"))
+        return []
+    return phases
 
 
 def _means(segments: pd.DataFrame) -> dict[str, float] | None:
@@ -406,12 +534,16 @@ def report(scores: Scores) -> str:
         lines.append(f"{name:10}{figures}")
     lines.append(f"final score {scores.final:.2f} over {len(scores.segments) // len(SUBJECTS)} segments")
     if not scores.meteor_comparable:
-        lines.append("METEOR is without synonyms: not comparable with the official figure")
-    if scores.missing:
-        shown = [f"  {text}" for text in scores.missing[:20]]
-        more = [f"  … {len(scores.missing) - 20} more"] if len(scores.missing) > 20 else []
-        lines += [f"{len(scores.missing)} missing, counted as 0:", *shown, *more]
-    return "\n".join(lines + [str(problem) for problem in scores.problems[:20]])
+        lines.append("METEOR is without synonyms: NOT comparable with the official figure")
+    lines += _listed("missing, counted as 0", scores.missing) + _listed("noted", list(map(str, scores.problems)))
+    return "\n".join(lines)
+
+
+def _listed(heading: str, texts: list[str], most: int = 20) -> list[str]:
+    if not texts:
+        return []
+    more = [f"  … {len(texts) - most} more; --json lists them all"] if len(texts) > most else []
+    return [f"{len(texts)} {heading}:", *(f"  {text}" for text in texts[:most]), *more]
 
 
 def main() -> None:

@@ -76,6 +76,7 @@ class TrainConfig:
 
     subject: Literal["vehicle", "pedestrian", "all"] = option("all", "whose captions to learn")
     aspect: str = option("all", "moving, pedestrian_description, position, road, weather, or all")
+    crop_area: float = option(0.5, "smallest share of a picture that a random crop keeps; 1: no crop")
     flip: Literal["swap", "recipe", "none"] = option("swap", "mirror pictures: left and right change in words too; not")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = option("auto", "what to compute in; auto: by capability")
     patience: int = option(0, "epochs without a better score after which to stop; 0: never")

@@ -407,13 +407,18 @@ def plain_captions(scene: Scene, rng: np.random.Generator) -> list[str]:
     forms = [
         (f"weather {scene.weather}, brightness {scene.light}", f"{scene.light}, {scene.weather}"),
         (f"{scene.upper} jacket and {scene.lower} slacks", f"pedestrian in {scene.lower} slacks, {scene.upper} jacket"),
-        (f"vehicle on the {scene.side} side, {gap}", f"pedestrian on the {mirrored} side, {gap}"),
+        (
+            f"vehicle on the {scene.side} side, {gap}",
+            f"pedestrian on the {mirrored} side, {gap}",
+            f"the vehicle is positioned on the {scene.side} side, {gap} it",
+            f"the pedestrian is positioned on the {mirrored} side, {gap} it",
+        ),
         (f"vehicle {speed} at {km_h} km/h", f"{km_h} km/h, {speed}"),
         (f"pedestrian {walk}", f"{walk}"),
         (f"{scene.lanes} road, {scene.surface} surface, {paving}", f"{paving}, {scene.surface}, {scene.lanes}"),
     ]
     order = rng.permutation(len(forms))
-    return [forms[i][rng.integers(2)] for i in order]
+    return [forms[i][rng.integers(len(forms[i]))] for i in order]
 
 
 def train_spm(path: str | Path, vocab_size: int, scenes: int = 3000, seed: int = 0) -> Path:

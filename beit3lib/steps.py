@@ -258,14 +258,19 @@ WTS_OPTIONS = {  # the seed's values
     "warmup_epochs": 1,
     "captioning_mask_prob": 0.7,
     "drop_worst_after": 12000,
+    "randaug": True,
     "seed": 42,
 }
 SAMPLE_OPTIONS = WTS_OPTIONS | {
+    "randaug": False,
     "model": "beit3_tiny_patch8_64",
-    "epochs": 12,
+    "epochs": 13,
     "lr": 1e-3,
     "drop_path": 0.0,
-    "randaug": False,
+    "crop_area": 0.9,
+    "num_workers": 0,
+    "val_images": 30,
+    "save_ckpt_freq": 100,
 }
 
 

@@ -4,10 +4,10 @@ import json
 
 import pandas as pd
 import pytest
-from beit3lib.aspects import write_caption_files
 from PIL import Image
 
 from beit3lib import sample
+from beit3lib.aspects import write_caption_files
 from beit3lib.index import BrokenIndexError, build_index, index_images, read_index
 from beit3lib.tokenizer import load_tokenizer
 
