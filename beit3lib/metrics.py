@@ -3,8 +3,8 @@
     python -m beit3lib.metrics --predictions_file submission.json --ground_truth data/wts/annotations/caption/val [--json out]
 
 Per segment and subject: BLEU-4 (nltk, smoothing 3) and METEOR (nltk) on Treebank tokens, ROUGE-L (rouge-score, stemmed)
-on the text, CIDEr-D of the single pair. nltk and rouge-score give the tokens, stems and synonyms, each of which is looked
-up once; n-grams are counted once for BLEU and CIDEr-D, the longest common subsequence on bits, and very many pairs are
+on the text, CIDEr-D of the single pair. nltk and rouge-score give the tokens, stems and synonyms, for each
+word once; n-grams are counted once for BLEU and CIDEr-D, the longest common subsequence on bits, and very many pairs are
 shared among processes. The tests hold all of it to nltk's and rouge-score's own functions.
 """
 
@@ -13,6 +13,7 @@ import contextlib
 import io
 import math
 import os
+import re
 import shutil
 import socket
 import sys
@@ -21,6 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +66,28 @@ def mean_score(scores: Any) -> Any:
 Tokens = tuple[str, ...]
 
 
+# In such a text nltk's rules look no further than from one space to the next, and at the end of the text: a word that was
+# seen before need not go through its 27 patterns again. Quotes, brackets and other letters take nltk's own way.
+_PLAIN = re.compile(r"(?!.*'')[A-Za-z0-9 .,:;?!%/'-]*")
+
+
 @lru_cache(maxsize=10_000)
 def _tokens(text: str) -> Tokens:
-    return tuple(_treebank().tokenize(text))
+    """nltk's Treebank tokens."""
+    words = text.split()
+    if not words or not _PLAIN.fullmatch(text):
+        return tuple(_treebank().tokenize(text))
+    return (*chain.from_iterable(map(_word_tokens, words[:-1])), *_last_word_tokens(words[-1]))
+
+
+@lru_cache(maxsize=100_000)
+def _word_tokens(word: str) -> Tokens:
+    return tuple(_treebank().tokenize(f"a {word} a")[1:-1])
+
+
+@lru_cache(maxsize=100_000)
+def _last_word_tokens(word: str) -> Tokens:
+    return tuple(_treebank().tokenize(f"a {word}")[1:])
 
 
 @lru_cache(maxsize=1)
@@ -115,39 +136,45 @@ def _align(hypothesis: Tokens, reference: Tokens) -> list[tuple[int, int]]:
     """
     left = [(i, word.lower()) for i, word in enumerate(hypothesis)]
     right = [(j, word.lower()) for j, word in enumerate(reference)]
-    matches = _match(left, right, _itself)
+    matches = _match(left, right)
     left, right = ([(place, stem(word)) for place, word in side] for side in (left, right))
-    matches += _match(left, right, _itself)
+    matches += _match(left, right)
     matches += _match(left, right, synonyms)
     return sorted(matches)
 
 
-def _itself(word: str) -> tuple[str]:
-    return (word,)
+def _match(left: list[tuple[int, str]], right: list[tuple[int, str]], alike=None) -> list[tuple[int, int]]:
+    """Take from both lists the places that match: from the end, each with the last free place of its word.
 
-
-def _match(left: list[tuple[int, str]], right: list[tuple[int, str]], alike) -> list[tuple[int, int]]:
-    """Take from both lists the places that match: from the end, each with the last free place of a word like it."""
+    `alike`: gives the set of words that count as the word itself.
+    """
     places: dict[str, list[int]] = {}
     for j, word in right:
         places.setdefault(word, []).append(j)
     matches = []
     for i, word in reversed(left):
-        free = max(((places[other][-1], other) for other in alike(word) if places.get(other)), default=None)
-        if free:
-            matches.append((i, free[0]))
-            places[free[1]].pop()
+        if alike is not None:
+            word = max(alike(word) & places.keys(), key=lambda other: places[other][-1], default=None)
+        if word in places:
+            matches.append((i, places[word].pop()))
+            if not places[word]:
+                del places[word]
     taken, given = {i for i, _ in matches}, {j for _, j in matches}
     left[:] = [item for item in left if item[0] not in taken]
     right[:] = [item for item in right if item[0] not in given]
     return matches
 
 
-@lru_cache(maxsize=10_000)
 def _stems(text: str) -> Tokens:
+    """rouge-score's stemmed tokens, which end at every space."""
+    return tuple(chain.from_iterable(map(_word_stems, text.split() if text.isascii() else [text])))
+
+
+@lru_cache(maxsize=100_000)
+def _word_stems(word: str) -> Tokens:
     from rouge_score.tokenize import tokenize
 
-    return tuple(tokenize(text, _Stemmer))
+    return tuple(tokenize(word, _Stemmer))
 
 
 def _rouge_l(prediction: str, reference: str) -> float:

@@ -58,10 +58,10 @@ def test_parameters_are_plain_literals_with_help(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_papermill_reads_help_for_every_parameter(name):
-    from papermill.inspection import _infer_parameters
+    from papermill import inspect_notebook
 
-    found = _infer_parameters(read(name), name)
-    assert len(found) == len(tagged(read(name))[0].source.splitlines()) and all(p.help for p in found)
+    found = inspect_notebook(str(FOLDER / f"{name}.ipynb"))
+    assert len(found) == len(tagged(read(name))[0].source.splitlines()) and all(p["help"] for p in found.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
