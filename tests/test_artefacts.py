@@ -1,0 +1,62 @@
+"""Files and folders are whole or absent, whatever happens while they are written."""
+
+import json
+
+import pytest
+
+from beit3lib.artefacts import Problem, atomic_folder, atomic_path, read_json, recover_folder, write_json, write_text
+
+
+def test_a_file_keeps_its_old_content_when_writing_fails(tmp_path):
+    path = write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_new_file_is_not_there_when_writing_fails(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "deep" / "a.jpg") as temporary:
+        assert temporary.suffix == ".jpg"
+        raise KeyboardInterrupt
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_json_goes_there_and_back_and_nan_is_refused(tmp_path):
+    value = {"é": [1, 2.5, None, "\u2028"]}
+    assert read_json(write_json(tmp_path / "a.json", value)) == value
+    with pytest.raises(ValueError, match="(?i)nan|not JSON compliant"):
+        write_json(tmp_path / "b.json", float("nan"))
+    assert not (tmp_path / "b.json").exists()
+
+
+def test_json_that_is_missing_or_cut_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.json: expected a JSON file"):
+        read_json(tmp_path / "none.json")
+    (tmp_path / "cut.json").write_text(json.dumps({"a": [1, 2, 3]})[:-3])
+    with pytest.raises(ValueError, match="cut.json: expected JSON"):
+        read_json(tmp_path / "cut.json")
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    place = tmp_path / "best"
+    for content in ("old", "new"):
+        with atomic_folder(place) as folder:
+            (folder / "weights").write_text(content)
+    assert (place / "weights").read_text() == "new"
+    with pytest.raises(OSError), atomic_folder(place) as folder:
+        (folder / "weights").write_text("half")
+        raise OSError
+    assert (place / "weights").read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["best"]
+
+
+def test_a_folder_killed_between_its_two_steps_comes_back(tmp_path):
+    (tmp_path / ".best.old").mkdir()
+    (tmp_path / ".best.old" / "weights").write_text("old")
+    (tmp_path / ".best.x1.new").mkdir()
+    assert (recover_folder(tmp_path / "best") / "weights").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["best"]
+
+
+def test_a_problem_reads_as_a_sentence():
+    assert str(Problem("a.mp4", "cut off", "download it again")) == "a.mp4: cut off (download it again)"
