@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from beit3lib.artefacts import atomic_folder, atomic_path, read_json, recover_folder, write_json
-from beit3lib.model import Captioner, ModelConfig
+from beit3lib.model import Captioner, ModelConfig, initialise
 from beit3lib.tokenizer import SPM_NAME, load_tokenizer
 
 WEIGHTS_NAME, META_NAME = "model.safetensors", "meta.json"
@@ -125,6 +125,8 @@ def load_pretrained(model: Captioner, path: str | Path, model_key: str = "model|
     if absent or wrong or inside:
         raise CheckpointError(_mismatch(path, absent, wrong, inside))
     model.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
+    if fresh:
+        initialise(model.mlm_head)
     return LoadReport([name for name in own if name in state], resized, fresh, left_out)
 
 

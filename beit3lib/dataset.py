@@ -26,9 +26,9 @@ class ImageError(ValueError):
 
 
 class Row(NamedTuple):
-    """One packed row of T tokens; all arrays int64 (T,) but `maskable` and `chosen`, bool (T,)."""
+    """One packed row of T tokens; all arrays int64 (T,) but `chosen`, bool (T,)."""
 
-    ids: np.ndarray  # what the model reads; after `mask_row` with masks in it
+    ids: np.ndarray  # what the model reads, with masks in it
     targets: np.ndarray  # what was there
     positions: np.ndarray  # 0 … within each caption
     segments: np.ndarray  # number of the caption
@@ -37,14 +37,17 @@ class Row(NamedTuple):
 
 @dataclass
 class Batch:
-    """B images (B, 3, S, S) and B packed rows (B, T), padded at the end with segment -1; `names` of the images."""
+    """B images (B, 3, S, S) and B packed rows (B, T), padded at the end with segment -1; `names` of the images.
+
+    `places` (n,) numbers the chosen positions, row by row.
+    """
 
     images: Tensor
     ids: Tensor
     targets: Tensor
     positions: Tensor
     segments: Tensor
-    chosen: Tensor
+    places: Tensor
     names: list[str]
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -136,7 +139,8 @@ def collate(samples: Sequence[tuple[Tensor, Row, str]], pad_id: int = 1) -> Batc
         )
         for name in Row._fields
     }
-    return Batch(images=torch.stack(images), names=list(names), **columns)
+    places = columns.pop("chosen").flatten().nonzero()[:, 0]
+    return Batch(images=torch.stack(images), names=list(names), places=places, **columns)
 
 
 class CaptionDataset(torch.utils.data.Dataset):

@@ -112,7 +112,7 @@ class Captioner(nn.Module):
             )
         )
         self.mlm_head = nn.Linear(config.width, config.vocab_size)
-        self.apply(_initialise)
+        self.apply(initialise)
         self._freeze_what_captions_never_use()
         self.tokenizer = None  # set by `checkpoint.load_captioner`
         self.descriptions: list[tuple[str, str]] = []  # (subject, aspect) it was taught by prefix; empty: one, unnamed
@@ -128,6 +128,13 @@ class Captioner(nn.Module):
         for module in [*unused, self.beit3.encoder.layer_norm.A]:
             module.requires_grad_(False)
         self.beit3.vision_embed.mask_token.requires_grad_(False)
+
+    @classmethod
+    def unset(cls, config: ModelConfig) -> "Captioner":
+        """A model whose weights hold nothing yet, for `load_pretrained`: no minute is spent on a random start."""
+        with torch.device("meta"):
+            model = cls(config)
+        return model.to_empty(device="cpu")
 
     @property
     def device(self) -> torch.device:
@@ -189,14 +196,16 @@ class Captioner(nn.Module):
         chosen: Tensor | None = None,
         head: bool = True,
     ) -> Tensor:
-        """Logits (B, T, V), or (n, V) at the n positions where `chosen` (B, T) is true; states (…, D) without `head`.
+        """Logits (B, T, V), or (n, V) at n `chosen` positions; states (…, D) without `head`.
 
-        Arguments as in `encode_image` and `encode_text`.
+        `chosen`: bool (B, T), or numbers (n,) of positions counted row by row, for which a GPU need not be waited for.
+        Other arguments as in `encode_image` and `encode_text`.
         """
         if isinstance(images_or_memory, Tensor):
             images_or_memory = self.encode_image(images_or_memory)
         states = self.encode_text(images_or_memory, text_ids, positions, segments)
-        states = states if chosen is None else states[chosen]
+        if chosen is not None:
+            states = states[chosen] if chosen.dtype == torch.bool else states.flatten(0, 1)[chosen]  # (n, D)
         return self.mlm_head(states) if head else states
 
     def caption(self, image, subject: str | None = None, aspect: str | None = None, **options):
@@ -292,7 +301,7 @@ def _scale(branch: Tensor, path: Tensor | None, which: int) -> Tensor:
     return branch if path is None else branch * path[which][:, None, None].to(branch.dtype)
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """The recipe's start: linear weights normal(0, 0.02) cut at 0.02, biases 0, norms (1, 0)."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02, a=-0.02, b=0.02)

@@ -476,8 +476,8 @@ def pretrain(folder: str | Path, steps: int = 2400, batch_size: int = 32, seed: 
     losses = []
     for step, (batch, shown) in enumerate(_drawn_batches(tokenizer, config.image_size, batch_size, steps, seed)):
         memory = model.encode_image(batch.images)
-        logits = model(memory, batch.ids, batch.positions, batch.segments, batch.chosen)
-        captions = F.cross_entropy(logits, batch.targets[batch.chosen], label_smoothing=0.05)
+        logits = model(memory, batch.ids, batch.positions, batch.segments, batch.places)
+        captions = F.cross_entropy(logits, batch.targets.flatten()[batch.places], label_smoothing=0.05)
         seen = probe(memory.values[-1].transpose(1, 2).flatten(2)[:, 1:])  # (B, patches, classes)
         parts = zip(seen.split(PROBE_CLASSES, -1), shown.unbind(-1), strict=True)
         looking = sum(F.cross_entropy(part.flatten(0, 1), label.flatten()) for part, label in parts)

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -90,8 +91,8 @@ class LossModel(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Loss of every chosen position, (n,)."""
-        states = self.model(batch.images, batch.ids, batch.positions, batch.segments, batch.chosen, head=False)
-        return head_losses(self.model.mlm_head, states, batch.targets[batch.chosen], self.smoothing)
+        states = self.model(batch.images, batch.ids, batch.positions, batch.segments, batch.places, head=False)
+        return head_losses(self.model.mlm_head, states, batch.targets.flatten()[batch.places], self.smoothing)
 
 
 # --- optimiser and schedule -----------------------------------------------------------------------------------------
@@ -160,8 +161,8 @@ def train_step(
 
     Every position counts the same, whichever batch or process it is in. Nothing here waits for the device but a scaler.
     """
-    counts = torch.stack([batch.chosen.sum() for batch in batches]).to(accelerator.device)
-    everywhere = accelerator.reduce(counts.sum(), "sum")
+    counts = [len(batch.places) for batch in batches]
+    everywhere = accelerator.reduce(torch.tensor(float(sum(counts)), device=accelerator.device), "sum")
     total = torch.zeros((), device=accelerator.device)
     for number, batch in enumerate(batches):
         torch.manual_seed(_step_seed(config.seed, step, number, accelerator.process_index))
@@ -211,7 +212,7 @@ class Trainer:
         self._make_data()
         self._make_optimizer()
         self.step, self.best, self.stale, self.skipped = 0, -math.inf, 0, 0
-        self.recent: deque[float] = deque(maxlen=LOG_EVERY)
+        self.recent: deque[tuple[Tensor, list[str]]] = deque(maxlen=LOG_EVERY)
         self._resume()
 
     def say(self, text: str) -> None:
@@ -227,7 +228,8 @@ class Trainer:
             rows = named.vocab_size
         self.tokenizer = load_tokenizer(config.sentencepiece_model, rows)
         torch.manual_seed(config.seed)
-        model = Captioner(
+        make = Captioner.unset if config.finetune else Captioner
+        model = make(
             model_config(
                 config.model,
                 vocab_size=rows or len(self.tokenizer) + UNUSED_ROWS,
@@ -343,17 +345,11 @@ class Trainer:
 
     def _note(self, loss: Tensor, rate: float, batches: list[Batch], began: float, epoch: int) -> None:
         """A line of the log every few steps; only then the loss is fetched from the device."""
-        self.recent.append(loss)
+        self.recent.append((loss, [name for batch in batches for name in batch.names]))
         if self.step % LOG_EVERY and self.step != self.total_steps and self.step != 1:
             return
-        value = float(torch.stack(list(self.recent)).mean())
+        value = sum(self._finite_losses()) / len(self.recent)
         self.recent.clear()
-        if not math.isfinite(value):
-            raise TrainingStopped(
-                f"step {self.step}: the loss is {value}; images of the last batch: "
-                f"{', '.join(name for batch in batches for name in batch.names)}. The state of the last epoch is in "
-                f"{self.output / 'last'}; try a smaller --lr, or --precision fp32"
-            )
         seconds = time.monotonic() - began
         tokens = sum(int((batch.segments >= 0).sum()) for batch in batches) * self.accelerator.num_processes
         left = (self.total_steps - self.step) * (time.monotonic() - self.started) / max(1, self.step - self.first_step)
@@ -377,7 +373,20 @@ class Trainer:
                 f"{tokens / max(seconds, 1e-6):.0f} tokens/s  {left / 60:.1f} min left"
             )
 
+    def _finite_losses(self) -> list[float]:
+        """The losses since the last line of the log; one that is not finite ends the run before anything is saved."""
+        losses = torch.stack([loss for loss, _ in self.recent]).tolist() if self.recent else []
+        wrong = next((place for place, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if wrong is not None:
+            raise TrainingStopped(
+                f"step {self.step - len(losses) + wrong + 1}: the loss is {losses[wrong]}; images of the batch: "
+                f"{', '.join(self.recent[wrong][1])}. The last good state is in {self.output / 'last'}, as of the last "
+                "epoch; look at these images and captions, try a smaller --lr, or --precision fp32"
+            )
+        return losses
+
     def _end_epoch(self, epoch: int) -> None:
+        self._finite_losses()
         found = self.validate(epoch)
         score = found.get("score", -math.inf) if found else float(self.step)
         if score > self.best:
@@ -385,12 +394,13 @@ class Trainer:
             self._save("best")
         else:
             self.stale += 1
-        self._save("last")
         if (epoch + 1) % self.config.save_ckpt_freq == 0 and epoch + 1 < self.config.epochs:
             self._save(f"checkpoint-{epoch + 1}")
+        self._save("last")  # after the others: what is missing beside it would never be made again
 
     def _why_stop(self) -> str:
         if self._out_of_time():
+            self._finite_losses()
             self._save("last")
             self.say(f"stopped after {self.config.max_minutes} minutes with everything saved; --auto_resume goes on")
             return "out of time"
@@ -458,9 +468,9 @@ class Trainer:
                     write_captioner(self.model, new, self.config.sentencepiece_model, self._meta())
                     if name == "last":
                         self._write_state(new)
-            except OSError as error:
+            except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
                 raise TrainingStopped(
-                    f"{folder}: saving failed ({error.strerror or error}); the checkpoint that was there before is whole. "
+                    f"{folder}: saving failed ({error}); the checkpoint that was there before is whole. "
                     "Free some space and start again with --auto_resume"
                 ) from error
         self.accelerator.wait_for_everyone()
@@ -470,8 +480,15 @@ class Trainer:
             {"optimizer": self.optimizer.state_dict(), "ema": self.ema, "scaler": self._scaler_state()},
             folder / OPTIMIZER_NAME,
         )
-        state = {"step": self.step, "best": self.best if math.isfinite(self.best) else None, "stale": self.stale}
-        write_json(folder / STATE_NAME, state | {"skipped": self.skipped, "steps_per_epoch": self.steps_per_epoch})
+        state = {
+            "step": self.step,
+            "best": self.best if math.isfinite(self.best) else None,
+            "stale": self.stale,
+            "skipped": self.skipped,
+            "recent": [(float(loss), names) for loss, names in self.recent],
+            "steps_per_epoch": self.steps_per_epoch,
+        }
+        write_json(folder / STATE_NAME, state)
 
     def _scaler_state(self) -> dict[str, Any] | None:
         return self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
@@ -501,6 +518,8 @@ class Trainer:
         self.step = self.first_step = state["step"]
         self.best = -math.inf if state["best"] is None else state["best"]
         self.stale, self.skipped = state["stale"], state["skipped"]
+        device = self.accelerator.device
+        self.recent.extend((torch.tensor(loss, device=device), names) for loss, names in state["recent"])
         self.log.cut(self.step)
         self.say(f"goes on from {folder}, step {self.step}")
 

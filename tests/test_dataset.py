@@ -82,7 +82,7 @@ def test_a_batch_is_as_long_as_its_longest_row_and_padding_is_nobodys():
     batch = collate([(torch.zeros(3, 8, 8), row, str(i)) for i, row in enumerate(rows)], pad_id=1)
     assert batch.ids.shape == (2, 7) and batch.names == ["0", "1"]
     assert batch.segments[0].tolist() == [0] * 4 + [-1] * 3 and batch.ids[0, 4:].tolist() == [1] * 3
-    assert not batch.chosen[0, 4:].any()
+    assert batch.places.tolist() == [n + 7 * i for i, row in enumerate(rows) for n in np.flatnonzero(row.chosen)]
 
 
 # --- the set -------------------------------------------------------------------------------------------------------
@@ -202,7 +202,10 @@ def test_what_each_way_of_flipping_does_to_picture_and_words(drawn, tokenizer, f
             pixels, row, _ = rows.at_epoch(epoch)[number]
             mirrored = torch.equal(pixels, still[number][0].flip(-1))
             assert mirrored or torch.equal(pixels, still[number][0])
-            text, original = tokenizer.decode(row.targets, skip_special_tokens=True), still.reference(number)["vehicle", "position"]
+            text, original = (
+                tokenizer.decode(row.targets, skip_special_tokens=True),
+                still.reference(number)["vehicle", "position"],
+            )
             assert text == (mirror_words(original) if mirrored and flip == "swap" else original)
             seen.add(mirrored)
     assert seen == ({False} if flip == "none" else {True, False})

@@ -1,0 +1,577 @@
+"""The recipe's formulas against numbers worked out here; packed = separate; two processes = one; killed = not killed."""
+
+import json
+import math
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_run
+from safetensors.torch import load_file
+from test_model import TINY, make
+
+from beit3lib import sample, train
+from beit3lib.checkpoint import load_captioner, save_public
+from beit3lib.dataset import CaptionDataset
+from beit3lib.index import read_index
+from beit3lib.model import Captioner, model_config
+from beit3lib.options import OptionError
+from beit3lib.recipe import OTHER_TASKS, TrainConfig, as_flag, parse_command
+from beit3lib.tokenizer import load_tokenizer
+
+SEEDS_COMMAND = (
+    "--device cuda --model beit3_base_patch16_224 --input_size 224 --task coco_captioning --batch_size 32 "
+    "--layer_decay 1.0 --lr 4e-5 --randaug --epochs 10 --warmup_epochs 1 --drop_path 0.1 --sentencepiece_model S "
+    "--finetune C --data_path D --output_dir . --log_dir L --weight_decay 0.05 --seed 42 --save_ckpt_freq 5 "
+    "--num_max_bpe_tokens 64 --captioning_mask_prob 0.7 --drop_worst_after 12000 --dist_eval --checkpoint_activations"
+)
+
+
+def quick(drawn, out, **options):
+    """A configuration that takes a second: the sample's tiny model, one description, no crop."""
+    values = {
+        "model": sample.MODEL,
+        "sentencepiece_model": str(sample.SPM_PATH),
+        "data_path": str(drawn),
+        "output_dir": str(out),
+        "subject": "vehicle",
+        "aspect": "road",
+        "batch_size": 4,
+        "epochs": 2,
+        "warmup_epochs": 1,
+        "num_workers": 0,
+        "drop_path": 0.0,
+        "device": "cpu",
+        "precision": "fp32",
+        "val_images": 2,
+        "num_beams": 1,
+        "num_max_bpe_tokens": 12,
+    }
+    return TrainConfig(**{**values, **options})
+
+
+def flags(config):
+    return [word for name, value in vars(config).items() for word in as_flag(name, value)]
+
+
+def run_command(arguments, *launcher, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *(launcher or ("-m",)), "beit3lib.train", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, **options)
+
+
+def weights(folder):
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def without_clock(path):
+    return [{k: v for k, v in event.items() if k != "timing"} for event in train.read_log(path)]
+
+
+# --- loss ----------------------------------------------------------------------------------------------------------
+
+
+def numpy_kl(logits, targets, smoothing):
+    """KL(q || p) with q and p made in full, as the recipe writes it."""
+    logits = logits.astype(np.float64)
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    q = np.full(logits.shape, smoothing / (logits.shape[1] - 1))
+    q[np.arange(len(targets)), targets] = 1 - smoothing
+    terms = np.where(q > 0, q * (np.log(np.where(q > 0, q, 1)) - np.log(p)), 0)
+    return terms.sum(1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_loss_is_the_divergence_from_the_smoothed_target(smoothing):
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(size=(7, 11)).astype(np.float32) * 4, rng.integers(0, 11, 7)
+    found = train.smoothed_losses(torch.from_numpy(logits), torch.from_numpy(targets), smoothing)
+    np.testing.assert_allclose(found.numpy(), numpy_kl(logits, targets, smoothing), rtol=1e-5, atol=1e-5)
+
+
+def test_loss_has_its_floor_at_zero():
+    """The target distribution itself has no loss, which plain cross-entropy with smoothing does not give."""
+    q = torch.full((1, 5), 0.1 / 4)
+    q[0, 2] = 0.9
+    assert abs(train.smoothed_losses(q.log(), torch.tensor([2]), 0.1).item()) < 1e-6
+
+
+def test_loss_in_parts_is_the_loss_at_once(monkeypatch):
+    monkeypatch.setattr(train, "HEAD_CHUNK", 3)
+    head, states = torch.nn.Linear(6, 20), torch.randn(10, 6, requires_grad=True)
+    targets = torch.randint(0, 20, (10,))
+    whole = train.smoothed_losses(head(states), targets, 0.1)
+    wanted = torch.autograd.grad(whole.sum(), [states, head.weight])
+    parts = train.head_losses(head, states, targets, 0.1)
+    assert torch.allclose(parts, whole, atol=1e-6)
+    for a, b in zip(torch.autograd.grad(parts.sum(), [states, head.weight]), wanted, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_the_worst_positions_are_left_out():
+    losses = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0])
+    assert sorted(train.drop_worst(losses, 0.2).tolist()) == [1, 2, 3, 4]
+    assert train.drop_worst(torch.tensor([7.0]), 0.9).tolist() == [7.0]
+
+
+def test_packed_captions_have_the_losses_of_captions_one_by_one(drawn):
+    """Loss for loss: ten descriptions in one row, and the same ten as rows of their own."""
+    tokenizer = load_tokenizer(sample.SPM_PATH)
+    table = read_index(drawn / "coco_captioning.train.jsonl")
+    rows = CaptionDataset(table, drawn, tokenizer, 64, TrainConfig(flip="none"), False)
+    torch.manual_seed(0)
+    model = train.LossModel(Captioner(model_config(sample.MODEL)), 0.1).eval()
+    picture, row, name = rows[0]
+    packed = model(rows.collate([(picture, row, name)]))
+    separate = []
+    for number in range(10):
+        mine = row.segments == number
+        single = type(row)(*(getattr(row, field)[mine] for field in row._fields))._replace(segments=np.zeros(mine.sum(), int))
+        separate.append(model(rows.collate([(picture, single, name)])))
+    assert torch.allclose(packed, torch.cat(separate), atol=1e-5) and len(packed) > 50
+
+
+# --- optimiser and schedule ----------------------------------------------------------------------------------------
+
+
+def test_layers_as_the_recipe_numbers_them():
+    model = make(TINY)
+    numbers = {name: train.layer_of(name, TINY.layers) for name, _ in model.named_parameters()}
+    assert numbers["beit3.text_embed.weight"] == numbers["beit3.vision_embed.proj.weight"] == 0
+    assert numbers["beit3.encoder.embed_positions.A.weight"] == 0
+    for layer in range(TINY.layers):
+        assert numbers[f"beit3.encoder.layers.{layer}.ffn.B.fc1.weight"] == layer + 1
+    assert numbers["mlm_head.weight"] == numbers["beit3.encoder.layer_norm.B.weight"] == TINY.layers + 1
+
+
+def test_every_parameter_has_its_decay_and_its_scale():
+    model, config = make(TINY), TrainConfig(weight_decay=0.05, layer_decay=0.5)
+    groups = train.parameter_groups(model, config)
+    found = {id(p): (g["weight_decay"], g["lr_scale"]) for g in groups for p in g["params"]}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(found) == len(trained)
+    for name, parameter in trained.items():
+        depth = re.search(r"layers\.(\d+)\.", name)
+        layer = 0 if "embed" in name else int(depth[1]) + 1 if depth else 4
+        spared = parameter.ndim == 1 or name.endswith(("cls_token", "embed_positions.A.weight"))
+        assert found[id(parameter)] == (0.0 if spared else 0.05, 0.5 ** (4 - layer)), name
+
+
+def test_what_trains_is_what_captions_use():
+    model = make(TINY)
+    batch = torch.rand(2, 3, 16, 16), torch.randint(3, 60, (2, 5))
+    model(*batch).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_schedule_is_a_line_then_half_a_cosine():
+    config = TrainConfig(lr=1.0, min_lr=0.1, warmup_lr=0.0)
+    rates = [train.learning_rate(step, 30, 10, config) for step in range(30)]
+    wanted = np.concatenate([np.arange(10) / 10, 0.1 + 0.45 * (1 + np.cos(np.pi * np.arange(20) / 20))])
+    np.testing.assert_allclose(rates, wanted, rtol=1e-12)
+
+
+def test_a_step_is_adamw_with_each_groups_own_rate(drawn, tmp_path):
+    """The first step moves a weight by lr · scale · (g / (|g| + eps) + decay · w), whatever the size of its gradient."""
+    config = quick(drawn, tmp_path, warmup_epochs=0, lr=1e-3, layer_decay=0.5, weight_decay=0.1, max_steps=1)
+    trainer = train.Trainer(config)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    batch = next(iter(trainer._windows(0, 0)))[0]
+    torch.manual_seed(0)
+    trainer.loss_model(batch).mean().backward()
+    gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+    trainer.optimizer.zero_grad()
+    trainer._train_epoch(0)
+    for name in (
+        "beit3.encoder.layers.0.ffn.B.fc1.weight",
+        "mlm_head.weight",
+        "beit3.encoder.layers.1.self_attn.k_proj.A.bias",
+    ):
+        g, w = gradients[name].double(), before[name].double()
+        layer = int(name.split("layers.")[1][0]) + 1 if "layers." in name else 5
+        rate, decay = 1e-3 * 0.5 ** (5 - layer), 0.1 if w.ndim > 1 else 0.0
+        wanted = w - rate * (g / (g.abs() + 1e-8) + decay * w)
+        moved = dict(trainer.model.named_parameters())[name].double()
+        assert torch.allclose(moved, wanted, atol=rate * 2e-2), name
+
+
+@pytest.mark.parametrize("update_freq", [2, 4])
+def test_accumulated_batches_are_one_large_batch(drawn, tmp_path, update_freq):
+    whole = quick(drawn, tmp_path / "a", batch_size=8, epochs=1)
+    parts = quick(drawn, tmp_path / "b", batch_size=8 // update_freq, update_freq=update_freq, epochs=1)
+    for config in (whole, parts):
+        train.finetune(config)
+    a, b = weights(tmp_path / "a" / "last"), weights(tmp_path / "b" / "last")
+    assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a)
+
+
+def test_a_clipped_gradient_has_the_norm_asked_for(drawn, tmp_path):
+    trainer = train.Trainer(quick(drawn, tmp_path, clip_grad=0.25))
+    window = next(iter(trainer._windows(0, 0)))
+    seen = []
+    trainer.optimizer.step = lambda: seen.append(
+        math.sqrt(sum(p.grad.double().pow(2).sum().item() for p in trainer.model.parameters() if p.grad is not None))
+    )
+    _, norm = train.train_step(trainer.loss_model, window, trainer.optimizer, trainer.accelerator, trainer.config, 0)
+    assert norm > 0.25 and seen[0] == pytest.approx(0.25, rel=1e-3)
+
+
+def test_recomputed_activations_give_the_same_weights(drawn, tmp_path):
+    for name, saved in (("a", False), ("b", True)):
+        train.finetune(quick(drawn, tmp_path / name, checkpoint_activations=saved, drop_path=0.2))
+    a, b = weights(tmp_path / "a" / "last"), weights(tmp_path / "b" / "last")
+    assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
+
+
+def test_the_moving_average_is_what_is_validated_and_kept_as_best(drawn, tmp_path):
+    frozen = quick(drawn, tmp_path, model_ema=True, model_ema_decay=0.9999999, lr=1e-2)
+    trainer = train.Trainer(frozen)
+    start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.run()
+    best, last = weights(tmp_path / "best"), weights(tmp_path / "last")
+    assert all(torch.allclose(best[name], start[name], atol=1e-4) for name in start)
+    assert not torch.allclose(last["mlm_head.weight"], start["mlm_head.weight"], atol=1e-4)
+
+
+# --- precision -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("capability, wanted", [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_precision_goes_by_compute_capability(monkeypatch, capability, wanted):
+    """`torch.cuda.is_bf16_supported()` says yes on a T4 (7.5), where bf16 is emulated."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    precision, reason = train.choose_precision("auto", torch.device("cuda"))
+    assert precision == wanted and f"{capability[0]}.{capability[1]}" in reason
+
+
+@pytest.mark.parametrize("has, wanted", [(True, "bf16"), (False, "no")])
+def test_a_cpu_uses_bf16_where_it_has_the_instructions(monkeypatch, has, wanted):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
+    assert train.choose_precision("auto", torch.device("cpu"))[0] == wanted
+    assert train.choose_precision("fp32", torch.device("cpu"))[0] == "no"
+
+
+# --- flags ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_seeds_command_is_understood():
+    config = parse_command(SEEDS_COMMAND.split())
+    assert (config.batch_size, config.lr, config.layer_decay, config.seed, config.epochs) == (32, 4e-5, 1.0, 42, 10)
+    assert config.randaug and config.dist_eval and config.checkpoint_activations and config.captioning_mask_prob == 0.7
+    assert parse_command(flags(config)) == config
+
+
+@pytest.mark.parametrize("name", sorted(OTHER_TASKS))
+def test_options_of_other_tasks_are_refused_by_name_with_a_reason(name):
+    with pytest.raises(OptionError, match=f"--{name} is not for captioning: it belongs to "):
+        parse_command([f"--{name}", "1"])
+
+
+@pytest.mark.parametrize(
+    "command, told",
+    [
+        ("--lrr 1", "--lrr is unknown; did you mean --lr?"),
+        ("--lr fast", "lr: expected a number, found 'fast'"),
+        ("--epochs 2.5", "epochs: expected a whole number"),
+        ("--epochs", "--epochs: expected 1 value"),
+        ("lr 1", "'lr': expected an option that begins with --"),
+        ("--epochs 0", "epochs: expected 1 or more"),
+        ("--captioning_mask_prob 1.5", "captioning_mask_prob: expected a share"),
+        ("--task vqav2", "task: expected one of coco_captioning"),
+        ("--opt sgd", "opt: expected one of adamw"),
+    ],
+)
+def test_a_wrong_flag_is_named(command, told):
+    with pytest.raises(OptionError) as error:
+        parse_command(command.split())
+    assert told in str(error.value)
+
+
+def test_flags_take_values_in_every_spelling():
+    config = parse_command("--lr=1e-3 --opt_betas 0.8 0.9 --no_dist_eval --drop-path 0.2 --clip_grad 3".split())
+    assert config.lr == 1e-3 and config.opt_betas == (0.8, 0.9) and not config.dist_eval
+    assert config.drop_path == 0.2 and config.clip_grad == 3.0
+
+
+@pytest.mark.slow
+def test_a_wrong_flag_ends_the_command_with_a_sentence_and_help_lists_all():
+    wrong = run_command(["--lrr", "1"])
+    assert wrong.returncode == 1 and wrong.stderr.strip().endswith("(`python -m beit3lib.train --help` lists all)")
+    helped = run_command(["--help"])
+    assert helped.returncode == 0 and all(f"--{name}" in helped.stdout for name in vars(TrainConfig()))
+
+
+# --- the whole -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_best_last_and_a_log(drawn, tmp_path):
+    results = train.finetune(quick(drawn, tmp_path, save_ckpt_freq=1))
+    assert results["steps"] == 4 and results["stopped"] == "finished" and results["skipped_steps"] == 0
+    events = train.read_log(tmp_path / "log.jsonl")
+    validations = [event for event in events if event["event"] == "validation"]
+    assert len(validations) == 2 and {"score", "distinct", "copied", "by_description", "samples"} <= set(validations[0])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "checkpoint-1", "last", "log.jsonl"]
+    meta = json.loads((tmp_path / "best" / "meta.json").read_text())
+    assert meta["options"]["lr"] == 5e-4 and meta["precision"] == "no" and meta["versions"]["torch"] == torch.__version__
+    model = load_captioner(tmp_path / "best", "cpu")
+    assert isinstance(model.caption(next((drawn / "images").iterdir())), str)
+
+
+def test_best_is_the_epoch_with_the_best_score_and_patience_ends_the_run(drawn, tmp_path, monkeypatch):
+    scores = iter([10.0, 30.0, 20.0, 25.0, 40.0])
+    trainer = train.Trainer(quick(drawn, tmp_path, epochs=5, patience=2))
+    monkeypatch.setattr(trainer, "validate", lambda epoch: {"score": next(scores)})
+    results = trainer.run()
+    assert results["stopped"] == "no better score" and results["steps"] == 8 and results["best_score"] == 30.0
+    assert json.loads((tmp_path / "best" / "meta.json").read_text())["step"] == 4
+
+
+def test_eval_only_validates(drawn, tmp_path):
+    train.finetune(quick(drawn, tmp_path))
+    before = weights(tmp_path / "last")
+    found = train.finetune(quick(drawn, tmp_path, eval=True, auto_resume=True))
+    assert found["validation"]["captions"] == 2 and same(before, weights(tmp_path / "last"))
+
+
+def test_a_run_without_time_saves_and_goes_on_later_as_if_it_had_not_stopped(drawn, tmp_path):
+    train.finetune(quick(drawn, tmp_path / "whole", save_ckpt_freq=9))
+    late = quick(drawn, tmp_path / "parts", max_minutes=1e-6, auto_resume=True, save_ckpt_freq=9)
+    stops = [train.finetune(late)["stopped"] for _ in range(4)]
+    assert stops[0] == "out of time"
+    train.finetune(quick(drawn, tmp_path / "parts", auto_resume=True, save_ckpt_freq=9))
+    assert same(weights(tmp_path / "whole" / "last"), weights(tmp_path / "parts" / "last"))
+    assert without_clock(tmp_path / "whole" / "log.jsonl")[-1] == without_clock(tmp_path / "parts" / "log.jsonl")[-1]
+
+
+def test_resuming_with_other_data_is_refused(drawn, tmp_path):
+    train.finetune(quick(drawn, tmp_path, epochs=1))
+    with pytest.raises(ValueError, match="2 steps per epoch, here there are 4"):
+        train.Trainer(quick(drawn, tmp_path, batch_size=2, auto_resume=True))
+    with pytest.raises(FileNotFoundError, match="expected a folder last/ to go on from"):
+        train.Trainer(quick(drawn, tmp_path, resume=str(tmp_path / "nothing")))
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_names_of_the_images(drawn, tmp_path):
+    config = quick(drawn, tmp_path, epochs=3, log_dir=str(tmp_path))
+    trainer = train.Trainer(config)
+    trainer._train_epoch(0)
+    trainer._end_epoch(0)
+    good = weights(tmp_path / "last")
+    trainer.model.mlm_head.weight.data.fill_(torch.nan)
+    with pytest.raises(train.TrainingStopped, match=r"the loss is nan; images of the batch: images/avg.*last"):
+        trainer.run()
+    assert same(good, weights(tmp_path / "last")) and not any(torch.isnan(v).any() for v in good.values())
+
+
+def test_a_text_of_flags_that_a_child_process_gets_is_the_same_configuration(drawn, tmp_path):
+    config = quick(drawn, tmp_path, clip_grad=None, opt_betas=(0.8, 0.99), pin_mem=False)
+    assert parse_command(flags(config)) == config
+
+
+def test_both_signs_of_collapse_are_reported(drawn, tmp_path):
+    """A model that says one thing: one distinct caption of two, and whether it stands in training."""
+    trainer = train.Trainer(quick(drawn, tmp_path))
+    found = trainer.validate(0)
+    assert 0 <= found["copied"] <= 1 and 0 < found["distinct"] <= 1 and len(found["samples"]) == 2
+
+
+@pytest.mark.slow
+def test_eight_drawings_are_learnt_by_heart_and_captioned_word_for_word(tmp_path):
+    run = tmp_path / "run"
+    draw_run(run, train=8, val=1)
+    rows = (run / "coco_captioning.train.jsonl").read_text()
+    (run / "coco_captioning.val.jsonl").write_text(rows)
+    config = quick(
+        run, run, subject="all", aspect="all", epochs=60, batch_size=8, lr=2e-3, warmup_epochs=5, flip="none", crop_area=1.0,
+        num_max_bpe_tokens=64, val_images=8, num_beams=3, finetune=str(sample.CHECKPOINT_PATH), captioning_mask_prob=0.7,
+        label_smoothing=0.1, layer_decay=1.0,
+    )  # fmt: skip
+    trainer = train.Trainer(config)
+    while trainer.step < trainer.total_steps:
+        trainer._train_epoch(trainer._epoch())
+    found = trainer.validate(60)
+    assert found["score"] > 95 and found["copied"] > 0.95, found
+
+
+# --- several processes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_the_doubled_batch(drawn, tmp_path):
+    """Losses, weights and validation; captions of validation are shared out without doubles or losses."""
+    plain = {"subject": "all", "aspect": "all", "val_images": 3, "num_max_bpe_tokens": 8}
+    alone = train.finetune(quick(drawn, tmp_path / "one", batch_size=4, **plain))
+    config = quick(drawn, tmp_path / "two", batch_size=2, **plain)
+    together = train.launch(config, 2)
+    assert together["steps"] == alone["steps"] == 4
+    one, two = (without_clock(tmp_path / name / "log.jsonl") for name in ("one", "two"))
+    assert [e["event"] for e in one] == [e["event"] for e in two]
+    for a, b in zip(one, two, strict=True):
+        if a["event"] == "step":
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        else:
+            assert a["captions"] == b["captions"] == 30 and a["samples"] == b["samples"]
+    a, b = weights(tmp_path / "one" / "last"), weights(tmp_path / "two" / "last")
+    assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
+
+
+@pytest.mark.slow
+def test_a_child_that_fails_fails_the_caller_with_its_last_lines(drawn, tmp_path):
+    with pytest.raises(RuntimeError, match="(?s)exit status.*no_such.pth: expected a checkpoint here"):
+        train.launch(quick(drawn, tmp_path, finetune=str(tmp_path / "no_such.pth")), 2)
+
+
+# --- killed --------------------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, random, signal, sys
+import safetensors.torch, torch
+from beit3lib import artefacts, checkpoint, train, validation
+torch.set_num_threads(1)
+at, arguments = int(sys.argv[1]), sys.argv[2:]
+count = 0
+
+def watch(module, name, half=False):
+    inner = getattr(module, name)
+    def watched(*args, **kwargs):
+        global count
+        count += 1
+        if count == at:
+            if half:
+                path = args[1]
+                inner(*args, **kwargs)
+                with open(path, "r+b") as file:
+                    file.truncate(os.path.getsize(path) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return inner(*args, **kwargs)
+    setattr(module, name, watched)
+
+watch(train, "train_step"); watch(train, "smoothed_losses")
+watch(checkpoint, "save_file", half=True); watch(torch, "save", half=True)
+watch(artefacts.os, "replace"); watch(artefacts.shutil, "rmtree")
+watch(validation, "generate"); watch(validation, "_scores")
+train.main(arguments)
+print("EVENTS", count)
+"""
+
+
+def run_watched(at, config):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", KILLED, str(at), *flags(config)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_points_and_started_again_a_run_ends_as_one_that_was_not(drawn, tmp_path):
+    """SIGKILL in a step, in a save with half a file written, between the steps of a replacement, in validation."""
+    options = {"epochs": 3, "batch_size": 4, "drop_path": 0.1, "randaug": True, "model_ema": True, "model_ema_decay": 0.9}
+    whole = run_watched(0, quick(drawn, tmp_path / "whole", **options))
+    assert whole.returncode == 0, whole.stderr
+    events = int(whole.stdout.split("EVENTS")[1])
+    config, rng = quick(drawn, tmp_path / "killed", auto_resume=True, **options), np.random.default_rng(5)
+    kills = 0
+    while kills < 10:
+        done = run_watched(int(rng.integers(1, events // 2)), config)
+        if done.returncode == 0:  # it got through: the rest of the kills hit a new run
+            same_as_whole(tmp_path / "whole", tmp_path / "killed")
+            config = quick(drawn, tmp_path / "killed" / f"again{kills}", auto_resume=True, **options)
+            continue
+        assert done.returncode == -9, done.stderr
+        kills += 1
+    assert run_watched(0, config).returncode == 0
+    same_as_whole(tmp_path / "whole", Path(config.output_dir))
+
+
+def same_as_whole(whole, killed):
+    assert without_clock(whole / "log.jsonl") == without_clock(killed / "log.jsonl")
+    for name in ("best", "last"):
+        assert same(weights(whole / name), weights(killed / name)), name
+    kept = {"best", "last", "log.jsonl", "results.json"}
+    assert {p.name for p in killed.iterdir() if not p.name.startswith("again")} == kept
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_leaves_the_last_checkpoint_and_says_so(drawn, tmp_path):
+    """A file may not grow past 1 MB, less than the weights take: what writing meets on a full disk."""
+    train.finetune(quick(drawn, tmp_path, epochs=1))
+    before = weights(tmp_path / "last")
+    limit = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)); "
+    code = limit + "from beit3lib import train; train.main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *flags(quick(drawn, tmp_path, epochs=2, auto_resume=True))], capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stderr
+    assert "saving failed" in done.stderr and "that was there before is whole" in done.stderr, done.stderr
+    assert same(before, weights(tmp_path / "last"))
+    assert {p.name for p in tmp_path.iterdir()} == {"best", "last", "log.jsonl"}
+    load_captioner(tmp_path / "best", "cpu")
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.slow
+def test_a_malicious_checkpoint_is_refused_and_does_nothing(drawn, tmp_path):
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"model": Malicious(tmp_path / "done")}))
+    torch.save({"model": Malicious(tmp_path / "done")}, tmp_path / "evil2.pth")
+    for name in ("evil.pth", "evil2.pth"):
+        done = run_command(flags(quick(drawn, tmp_path / "out", finetune=str(tmp_path / name))))
+        assert done.returncode == 1 and "CheckpointError" in done.stderr and "refused" in done.stderr, done.stderr
+    assert not (tmp_path / "done").exists()
+
+
+def write_large_vocabulary(path):
+    """A sentencepiece model of 64,000 pieces as beit3.spm has: the sample's, filled up with words nobody says."""
+    from sentencepiece import sentencepiece_model_pb2 as proto
+
+    model = proto.ModelProto()
+    model.ParseFromString(sample.SPM_PATH.read_bytes())
+    for number in range(64_000 - len(model.pieces)):
+        model.pieces.add(piece=f"\u2581filler{number}", score=-100.0)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.slow
+def test_the_seeds_command_runs_two_steps_and_leaves_a_checkpoint_that_captions(tmp_path):
+    """Every flag as in the seed, on a randomly initialised base model in the public format; only --max_steps is added."""
+    spm = write_large_vocabulary(tmp_path / "beit3.spm")
+    draw_run(tmp_path / "run", train=2, val=0, spm=spm)
+    torch.manual_seed(0)
+    base = Captioner.unset(model_config("beit3_base_patch16_224"))
+    for name, parameter in base.named_parameters():
+        parameter.data.normal_(std=0.02).add_(float("norm" in name and name.endswith("weight")))
+    save_public(base.half(), tmp_path / "base.pth")
+    del base
+    places = {"S": spm, "C": tmp_path / "base.pth", "D": tmp_path / "run", "L": tmp_path / "log", ".": tmp_path / "out"}
+    words = [str(places.get(word, word)) for word in SEEDS_COMMAND.split()]
+    done = run_command([*words, "--max_steps", "2"])
+    assert done.returncode == 0, done.stderr
+    assert "no CUDA GPU here" in done.stdout and "2 images, 2 steps of 2" in done.stdout
+    assert [e["event"] for e in train.read_log(tmp_path / "log" / "log.jsonl")] == ["step", "step"]
+    model = load_captioner(tmp_path / "out" / "best", "cpu")
+    said = model.caption(next((tmp_path / "run" / "images").iterdir()), "vehicle", "road", num_beams=1, max_tokens=4)
+    assert isinstance(said, str) and len(model.descriptions) == 10
