@@ -42,10 +42,11 @@ RULES: dict[str, dict[str, str]] = {
         "height": r"\b1\d\d(?:\.\d)? ?(?:cm|centimet)\w*|\b1\.\d+ ?m(?:eters?)?\b(?= tall)|\b(?:tall|short|average)(?:er)? (?:in )?(?:stature|build|height)",
         "clothing": rf"\b(?:{_COLOURS}(?:[- ]colou?red)?[- ,]+(?:and )?)*{_GARMENTS}\b",
         "build": r"\b(?:slim|stout|slender|heavy-set) build\b",
+        "aid": r"\b(?:walking )?(?:canes?|sticks?)\b|\bcrutch(?:es)?\b|\bwheelchairs?\b|\bumbrellas?\b",
     },
     "moving": {
         "speed": r"\b\d+(?:\.\d+)? ?(?:km ?/ ?h|kmh|kph|kilomet\w+ (?:per|an) hour)|\b(?:high|low|slow|fast|constant|steady|moderate) speed\b"
-        r"|\bspeed(?:s|ing)? up\b",
+        r"|\bspeed(?:s|ing)? up\b|\bspeed (?:is|was|of|being|at) (?:zero|0)\b|\breact(?:s|ed|ing)?\b",
         "start": r"\b(?:about|preparing|ready|getting ready|going|starting|attempting|trying|intend(?:s|ed|ing)?|plan(?:s|ned)?) to"
         r" (?:\w+ )?(?:start|move|go|turn|cross|rush|walk|run|stop|pass|enter|depart|proceed|merge|change)\w*(?: moving| walking| forward| straight)?"
         r"|\b(?:start(?:s|ed|ing)?|began|begins?|begun|beginning)(?: to)? (?:mov|go|walk|run|cross|turn|accelerat)\w*",
@@ -57,14 +58,15 @@ RULES: dict[str, dict[str, str]] = {
         "brake": r"\b(?:emergency |sudden |hard )?brak(?:e|es|ed|ing)\b|\b(?:de|ac)celerat\w+|\bslow(?:s|ed|ing)? down\b|\byield\w*",
         "collide": r"\bcollid\w+|\bcollisions?\b|\bcrash\w*|\b(?:hit|hits|hitting|struck|strikes?|bump\w*)\b|\b(?:made|makes?|making|came into|in) contact\b"
         r"|\bavoid\w*|\bevad\w*|\bevasive\b|\bswerv\w*|\bdodg\w*|\bnear[- ]miss\b|\bimpact\b",
-        "walk": r"\bwalk(?:s|ed|ing)?\b|\b(?:running|runs|ran|jog\w*)\b|\brush(?:es|ed|ing)?\b|\bcross(?:es|ed|ing)\b(?! the line| point| signal)|\bcross\b"
-        r"|\bapproach\w*|\benter(?:s|ed|ing)\b|\bstep(?:s|ped|ping)\b|\bstroll\w*|\bdash\w*|\bdart\w*|\bpass(?:es|ed|ing)\b|\bovertak\w+",
+        "walk": r"\bwalk(?:s|ed|ing)?\b(?! (?:cane|stick|aid))|\b(?:running|runs|ran|jog\w*)\b|\brush(?:es|ed|ing)?\b|\bcross(?:es|ed|ing)\b(?! the line| point| signal)|\bcross\b"
+        r"|\bapproach\w*|\benter(?:s|ed|ing)\b|\bstep(?:ped|ping)\b|\bsteps (?:out|in|into|off|onto|forwards?|back|aside|down)\b|\bstroll\w*|\bdash\w*|\bdart\w*|\bpass(?:es|ed|ing)\b|\bovertak\w+",
         "stand": r"\b(?:stand(?:s|ing)?|stood|remain(?:s|ed|ing)?|stay(?:s|ed|ing)?)\b(?!\s+(?:at|tall)\b|\s+\d|\s+(?:a|the) height|\s+in height)"
         r"|\bstationary\b|\bmotionless\b|\bstill\b(?= ?[,.]|$| and| on| in| at)|\bsit(?:s|ting)?\b|\bsquat\w*|\bcrouch\w*|\blying\b|\bfall(?:s|en|ing)?\b(?! under| into| within)|\bfell\b",
         "ride": r"\b(?:rid(?:es?|ing)|pushing|pulling|carrying|holding)\b",
         "travel": r"\bdirection of travel\b|\btravel(?:s|ing|ling|ed|led)?\b|\bmov(?:es?|ed|ing)\b|\bmovement\b|\bdriv(?:es|ing)\b|\bproceed\w*",
+        "sight": r"\blines? of sight\b(?:[^,.]{0,25}\bfocus(?:es|ed|ing)?\b)?",
         "notice": r"\b(?:un)?aware(?:ness)?\b|\b(?:un)?notic(?:e|es|ed|ing)\b|\bwatch(?:es|ed|ing)\b|\blook(?:s|ed|ing)?\b|\bglanc\w+|\bgaz\w+|\bstar(?:es|ed|ing)\b"
-        r"|\blines? of sight\b|\battention\b|\bfocus(?:es|ed|ing)?\b|\bobserv(?:es|ing)\b|\bdistracted\b|\boblivious\b|\brealiz\w+|\bconscious\b",
+        r"|\battention\b|\bfocus(?:es|ed|ing)?\b|\bobserv(?:es|ing)\b|\bdistracted\b|\boblivious\b|\brealiz\w+|\bconscious\b",
     },
     "position": {
         "side": r"\b(?:diagonally )?(?:(?:to|on|at|from) (?:the|its|his|her|their) )?(?:front )?(?:left|right)(?:[- ]hand)?(?: rear| front)?(?: side)?(?: and)?,? ?"
@@ -87,13 +89,14 @@ RULES: dict[str, dict[str, str]] = {
         "traffic": r"\b(?:usual|light|heavy|normal|low|high|moderate|busy|little|no|sparse|regular|average)(?: \w+)? traffic\b|\btraffic(?: volume| flow| conditions?)?(?: on \w+ \w+)? (?:is|was|are|were|being|appears|seems|remains?)(?: relatively| quite| also)? \w+"
         r"|\btraffic volume (?:of|at|as)\b|\b(?:usual|light|heavy|normal|low|high) (?:traffic )?volume\b|\b(?:congest\w+|traffic jam)\b",
         "sidewalk": r"\b(?:side ?walks?|footpaths?|pedestrian paths?)\b",
+        "division": r"\b(?:divided|division|separated|separation)\b[^,.]{0,20}\bpedestrians?\b[^,.]{0,10}\bvehicles?\b|\bfavou?rable road surface\b",
         "strip": r"\b(?:road ?side|side)[- ]strips?\b|\bshoulders?\b|\broadside\b(?! strip)",
         "crossing": r"\bintersections?\b|\bjunctions?\b|\bcross-?walks?\b|\bpedestrian crossings?\b|\btraffic (?:lights?|signals?)\b|\b(?:with|without|no|a) (?:a )?signals?\b|\bstop signs?\b|\bsignal(?:iz|is)ed\b",
         "obstacle": r"\bobstacles?\b|\bobstructions?\b|\bguard ?rails?\b|\bparked (?:car|vehicle|truck)s?\b|\b(?:height|width|length) of \d+(?:\.\d+)? ?m\b|\b\d+(?:\.\d+)? ?m(?:eters?)? (?:high|wide|long|in (?:height|width|length))"
         r"|\b(?:utility |electric |telephone )?poles?\b|\bhedges?\b|\bfences?\b",
     },
     "weather": {
-        "weather": r"\bweather conditions? (?:is|are|was|were) (?:favou?rable|good|fine|normal|bad|poor|optimal|adverse)\b|\bclear\b(?! field| view| picture| visib| sight| line| and concise| understanding| manner| of\b| image| picture| path)|\b(?:sunny|cloud(?:y|s)|overcast|rain(?:y|ing|s)?|snow(?:y|ing|s)?|fog(?:gy)?|mist(?:y)?|windy|storm(?:y)?|drizzl\w+|fine weather|hazy)\b",
+        "weather": r"\bweather conditions? (?:is|are|was|were) (?:favou?rable|good|fine|normal|bad|poor|optimal|adverse)\b|\bclear\b(?! field| view| picture| visib| sight| line| and (?:concise|easily|understandable|precise)|,? (?:concise|easily)| understanding| manner| of\b| image| picture| path)|\b(?:sunny|cloud(?:y|s)|overcast|rain(?:y|ing|s)?|snow(?:y|ing|s)?|fog(?:gy)?|mist(?:y)?|windy|storm(?:y)?|drizzl\w+|fine weather|hazy)\b",
         "light": r"\b(?:bright|dark|dim|lit|lighting|well-lit|dimly lit|poorly lit|sunlight|brightly lit)\b(?!,? ?(?:blue|green|red|gr[ae]y|brown|navy|colou?red|clothes|clothing|jacket|t-?shirt|shirt|slacks|pants))",
         "time": r"\b(?:day ?time|night(?: ?time)?|morning|evening|afternoon|dusk|dawn|twilight|noon|sunset|sunrise)\b",
         "street lights": r"\bstreet ?(?:lights?|lamps?|lighting)\b",
@@ -180,7 +183,7 @@ def _settle(text: str, found: dict[str, list[Fact]]) -> None:
     if re.search(r"\bbod(?:y|ies)\b", text):
         found["moving"] = [f for f in found["moving"] if not re.match(r"turn|stand", text[f[0] : f[1]])]
     if any(kind == "view" for *_, kind in found["position"]):
-        found["moving"] = [f for f in found["moving"] if f[2] != "notice" or "line" in text[f[0] : f[1]]]
+        found["moving"] = [f for f in found["moving"] if f[2] != "notice"]
 
 
 def explain_caption(caption: str, subject: str) -> list[tuple[str, Decision]]:
@@ -209,13 +212,20 @@ def split_caption(caption: str, subject: str) -> dict[str, str]:
 def merge_aspects(parts: dict[str, str], subject: str) -> str:
     """One caption of the parts, in the order in which real captions of the subject have them.
 
-    Every sentence of every part is there as often as it was given.
+    Every sentence of every part is there as often as it was given; a part without a full stop goes last, because it would
+    run into the next.
     """
     _check_subject(subject)
     unknown = sorted(set(parts) - set(ASPECTS))
     if unknown:
         raise ValueError(f"parts: expected aspects {', '.join(ASPECTS)}; found {', '.join(unknown)}")
-    return " ".join(parts[aspect].strip() for aspect in READING_ORDER[subject] if parts.get(aspect, "").strip())
+    told = [parts[aspect].strip() for aspect in READING_ORDER[subject] if parts.get(aspect, "").strip()]
+    return " ".join(sorted(told, key=lambda text: not _ends(text)))
+
+
+def _ends(text: str) -> bool:
+    """Whether a sentence that follows would be one of its own."""
+    return len(split_sentences(f"{text} Next.")) > len(split_sentences(text))
 
 
 def _check_subject(subject: str) -> None:

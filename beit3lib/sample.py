@@ -95,7 +95,6 @@ def draw_values(rng: np.random.Generator, names=tuple(VALUES)) -> dict[str, str]
 
 # --- words ---------------------------------------------------------------------------------------------------------
 
-OPPOSITE = {"left": "right", "right": "left"}
 VEHICLE_MOVES = {
     "stopped": "The vehicle has stopped and its speed is 0 km/h.",
     "slow": "The vehicle is going straight ahead slowly at a speed of 10 km/h.",
@@ -116,10 +115,11 @@ def describe(scene: Scene, subject: str) -> dict[str, str]:
     In the dark nobody sees from the vehicle what the pedestrian wears, and the vehicle's caption does not say it.
     """
     vehicle = subject == "vehicle"
-    side = scene.side if vehicle else OPPOSITE[scene.side]
-    other = "pedestrian" if vehicle else "vehicle"
+    side, gap = scene.side, DISTANCES[scene.distance]
+    stands = f"The vehicle is positioned on the {side} side of the pedestrian, {gap} it."
+    sees = f"The pedestrian has the vehicle on the {side} side and is {gap} it."
     parts = {
-        "position": f"The {subject} is positioned on the {side} side of the {other}, {DISTANCES[scene.distance]} it.",
+        "position": stands if vehicle else sees,
         "moving": VEHICLE_MOVES[scene.vehicle_motion] if vehicle else PEDESTRIAN_MOVES[scene.pedestrian_motion],
         "pedestrian_description": f"The pedestrian wears a {scene.upper} jacket and {scene.lower} slacks.",
         "road": f"The road is a {scene.lanes} residential road with a {scene.surface} surface. " + SIDEWALKS[scene.sidewalk],
@@ -141,6 +141,7 @@ PATTERNS = {
     "pedestrian_motion": {"standing": r"standing still", "walking": r"walking slowly", "rushing": r"rushing out"},
     "upper": {colour: rf"\b{colour} jacket" for colour in UPPER},
     "lower": {colour: rf"\b{colour} slacks" for colour in LOWER},
+    "side": {side: rf"\b{side} side\b" for side in VALUES["side"]},
     "distance": {name: rf"\b{words} it\b" for name, words in DISTANCES.items()},
     "surface": {kind: rf"\b{kind} surface" for kind in SURFACE},
     "lanes": {kind: rf"\b{kind} residential" for kind in VALUES["lanes"]},
@@ -154,7 +155,7 @@ def read_attributes(caption: str, subject: str, aspect: str) -> dict[str, str | 
     """The attributes that a caption states, read back from its words; None where it states none, or two at once."""
     stated = {}
     for name in stated_attributes(subject, aspect):
-        said = [value for value in VALUES[name] if _says(caption, name, value, subject)]
+        said = [value for value in VALUES[name] if re.search(PATTERNS[name][value], caption)]
         stated[name] = said[0] if len(said) == 1 else None
     return stated
 
@@ -164,13 +165,6 @@ def stated_attributes(subject: str, aspect: str) -> tuple[str, ...]:
     if aspect == "moving":
         return (f"{subject}_motion",)
     return ATTRIBUTES[aspect]
-
-
-def _says(caption: str, name: str, value: str, subject: str) -> bool:
-    if name == "side":
-        word = value if subject == "vehicle" else OPPOSITE[value]
-        return re.search(rf"\b{word} side\b", caption) is not None
-    return re.search(PATTERNS[name][value], caption) is not None
 
 
 def states_correctly(caption: str, scene: Scene, subject: str, aspect: str) -> bool:
@@ -399,7 +393,7 @@ def plain_captions(scene: Scene, rng: np.random.Generator) -> list[str]:
 
     Fine-tuning has something left to teach: full sentences, the two subjects, prefixes, and what is left unsaid.
     """
-    mirrored, gap = OPPOSITE[scene.side], DISTANCES[scene.distance]
+    side, gap = scene.side, DISTANCES[scene.distance]
     speed = {"stopped": "stopped", "slow": "going slowly", "fast": "going fast"}[scene.vehicle_motion]
     km_h = SPEED_KMH[scene.vehicle_motion]
     walk = {"standing": "standing still", "walking": "walking slowly", "rushing": "rushing out"}[scene.pedestrian_motion]
@@ -407,18 +401,13 @@ def plain_captions(scene: Scene, rng: np.random.Generator) -> list[str]:
     forms = [
         (f"weather {scene.weather}, brightness {scene.light}", f"{scene.light}, {scene.weather}"),
         (f"{scene.upper} jacket and {scene.lower} slacks", f"pedestrian in {scene.lower} slacks, {scene.upper} jacket"),
-        (
-            f"vehicle on the {scene.side} side, {gap}",
-            f"pedestrian on the {mirrored} side, {gap}",
-            f"the vehicle is positioned on the {scene.side} side, {gap} it",
-            f"the pedestrian is positioned on the {mirrored} side, {gap} it",
-        ),
+        (f"vehicle on the {side} side, {gap}", f"{gap} the vehicle on the {side} side"),
         (f"vehicle {speed} at {km_h} km/h", f"{km_h} km/h, {speed}"),
         (f"pedestrian {walk}", f"{walk}"),
         (f"{scene.lanes} road, {scene.surface} surface, {paving}", f"{paving}, {scene.surface}, {scene.lanes}"),
     ]
     order = rng.permutation(len(forms))
-    return [forms[i][rng.integers(len(forms[i]))] for i in order]
+    return [forms[i][rng.integers(2)] for i in order]
 
 
 def train_spm(path: str | Path, vocab_size: int, scenes: int = 3000, seed: int = 0) -> Path:
@@ -519,7 +508,7 @@ def patch_labels(scene: Scene, camera: Camera, grid: int = UNITS) -> np.ndarray:
     """What each patch shows in the end of the phase: (grid², 3) of classes of `PROBE_CLASSES`, 0 for background.
 
     First the thing: vehicle, a jacket by colour, slacks by colour. Second how that thing moves: 1-3 the vehicle, 4-6
-    the pedestrian. Third where that thing stands: left or right of the other, close to it or far.
+    the pedestrian. Third where the vehicle stands: left or right of the pedestrian, close to it or far.
     """
     labels = np.zeros((grid, grid, 3), np.int64)
     vehicle, (left, top, right, bottom) = places(scene, 1.0)
@@ -527,11 +516,11 @@ def patch_labels(scene: Scene, camera: Camera, grid: int = UNITS) -> np.ndarray:
     vehicle_moves = 1 + VALUES["vehicle_motion"].index(scene.vehicle_motion)
     pedestrian_moves = 4 + VALUES["pedestrian_motion"].index(scene.pedestrian_motion)
     jacket, slacks = 2 + UPPER.index(scene.upper), 2 + len(UPPER) + LOWER.index(scene.lower)
-    stands = [1 + 2 * (side == "right") + far for side in (scene.side, OPPOSITE[scene.side])]
+    stands = 1 + 2 * (scene.side == "right") + far
     things = [
-        (vehicle, (1, vehicle_moves, stands[0])),
-        ((left, top, right, waist), (jacket, pedestrian_moves, stands[1])),
-        ((left, waist, right, bottom), (slacks, pedestrian_moves, stands[1])),
+        (vehicle, (1, vehicle_moves, stands)),
+        ((left, top, right, waist), (jacket, pedestrian_moves, stands)),
+        ((left, waist, right, bottom), (slacks, pedestrian_moves, stands)),
     ]
     centres = (np.arange(grid) + 0.5) * UNITS / grid
     for (x0, y0, x1, y1), label in things:

@@ -431,7 +431,7 @@ def score(run: Path, split: str = "val") -> dict[str, Any]:
     with timed(summary):
         predictions, phases = read_predictions(run / PREDICTIONS_NAME), read_phases(run)
         held_out = predictions[predictions["split"] == split]
-        truth, lengths = _references(run, split), submission.target_lengths(phases[phases["split"] == "train"])
+        truth, lengths = _references(run, split), submission.usual_lengths(phases[phases["split"] == "train"])
         options, ways = submission.choose_by_validation(held_out, truth, lengths)
         built = submission.build_submission(held_out, **options)
         segments, train = phases[phases["split"] == split], phases[phases["split"] == "train"]

@@ -1,7 +1,7 @@
 """Captions of aspects and views to one pedestrian and one vehicle caption per segment, and a submission that is checked.
 
-A caption is put together as real ones are: its aspects in reading order, no sentence twice, and as long as training
-captions are, because the score falls by e^(-d²/72) with the difference in bigrams.
+A caption is put together as real ones are: its aspects in reading order, no sentence twice, and no longer than training
+captions usually are, because the score falls by e^(-d²/72) with the difference in bigrams.
 """
 
 from collections import Counter
@@ -49,49 +49,57 @@ def _alike(a: list[str], b: list[str]) -> float:
 # --- one caption of several aspects --------------------------------------------------------------------------------
 
 
-def compose(parts: Mapping[str, str], subject: str, target_words: float | None = None) -> str:
+def compose(parts: Mapping[str, str], subject: str, most_words: float | None = None) -> str:
     """The caption of a segment from its aspects; `parts` may hold "full", which is taken as it is.
 
-    Sentences that come again are left out, then, with `target_words`, whole sentences from the end of the aspects that
-    have most, as long as that brings the length nearer.
+    Sentences that come again are left out, then, with `most_words`, those that say least new (`fit_length`).
     """
     if parts.get("full"):
-        return fit_length(split_sentences(parts["full"]), target_words)
+        return fit_length(split_sentences(parts["full"]), most_words)
     said: set[str] = set()
     kept: dict[str, str] = {}
     for aspect in READING_ORDER[subject]:
         fresh = [s for s in split_sentences(parts.get(aspect) or "") if not (s.lower() in said or said.add(s.lower()))]
         if fresh:
             kept[aspect] = " ".join(fresh)
-    return fit_length(split_sentences(merge_aspects(kept, subject)), target_words)
+    return fit_length(split_sentences(merge_aspects(kept, subject)), most_words)
 
 
-def fit_length(sentences: Sequence[str], target_words: float | None) -> str:
-    """Leave out sentences, as few as may be, while that brings the number of words nearer to `target_words`.
+def fit_length(sentences: Sequence[str], most_words: float | None) -> str:
+    """Leave out whole sentences of a caption that is longer than captions usually are; order and wording stay.
 
-    The one left out is the one whose going lands nearest to the target; order and wording stay. Nothing is ever added.
+    The first to go is the one whose words stand in the others most, and no more go than it takes. Cutting to the usual
+    median instead was measured to cost ten points on real captions put together from their own aspects, cutting to
+    `usual_lengths` one, while captions twice as long as usual gain two to three.
     """
     kept = list(sentences)
-    lengths = [len(sentence.split()) for sentence in kept]
-    while target_words is not None and len(kept) > 1:
-        now = abs(sum(lengths) - target_words)
-        place = min(range(len(kept)), key=lambda i: (abs(sum(lengths) - lengths[i] - target_words), -i))
-        if abs(sum(lengths) - lengths[place] - target_words) >= now:
+    while most_words is not None and len(kept) > 1:
+        lengths = [len(sentence.split()) for sentence in kept]
+        place = max(range(len(kept)), key=lambda i: (_told_elsewhere(kept, i), -lengths[i], i))
+        over = sum(lengths) - most_words
+        if over <= 0 or lengths[place] - over > over:
             break
-        del kept[place], lengths[place]
+        del kept[place]
     return " ".join(kept)
 
 
-def target_lengths(captions: pd.DataFrame) -> dict[str, float]:
-    """Median number of words of the training captions of each subject; columns caption_vehicle, caption_pedestrian."""
-    return {s: float(captions[f"caption_{s}"].dropna().str.split().str.len().median()) for s in SUBJECTS}
+def _told_elsewhere(sentences: Sequence[str], place: int) -> float:
+    """The share of a sentence's words that other sentences have too."""
+    words = [{word.strip(".,").lower() for word in sentence.split()} for sentence in sentences]
+    others = set().union(*words[:place], *words[place + 1 :])
+    return len(words[place] & others) / max(1, len(words[place]))
+
+
+def usual_lengths(captions: pd.DataFrame) -> dict[str, float]:
+    """Words that nine in ten training captions of each subject do not exceed; columns caption_vehicle, caption_pedestrian."""
+    return {s: float(captions[f"caption_{s}"].dropna().str.split().str.len().quantile(0.9)) for s in SUBJECTS}
 
 
 # --- a whole submission --------------------------------------------------------------------------------------------
 
 
 def build_submission(
-    predictions: pd.DataFrame, choose: str = "score", target_words: Mapping[str, float] | None = None
+    predictions: pd.DataFrame, choose: str = "score", most_words: Mapping[str, float] | None = None
 ) -> dict[str, list[dict]]:
     """`{scenario: [{"labels": ["4"], "caption_pedestrian": …, "caption_vehicle": …}, …]}`, phases in their order.
 
@@ -106,7 +114,7 @@ def build_submission(
         captions = {}
         for subject in SUBJECTS:
             parts = _parts(rows[rows["subject"] == subject], choose)
-            captions[f"caption_{subject}"] = compose(parts, subject, (target_words or {}).get(subject))
+            captions[f"caption_{subject}"] = compose(parts, subject, (most_words or {}).get(subject))
         built.setdefault(str(scenario), []).append({"labels": [str(label)], **captions})
     return built
 
@@ -132,7 +140,7 @@ def choose_by_validation(
             rows.append((choose, fitted, mean_of(built, references)))
     table = pd.DataFrame(rows, columns=["choose", "fitted", "score"])
     best = table.loc[table["score"].idxmax()]
-    return {"choose": best["choose"], "target_words": dict(lengths) if best["fitted"] else None}, table
+    return {"choose": best["choose"], "most_words": dict(lengths) if best["fitted"] else None}, table
 
 
 def mean_of(submission: Mapping[str, list[dict]], references: Mapping[Segment, Mapping[str, str]]) -> float:
