@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from beit3lib.artefacts import atomic_folder, atomic_path, read_json, recover_folder, write_json
-from beit3lib.model import Captioner, ModelConfig, initialise
+from beit3lib.model import Captioner, ModelConfig, choose_device, initialise
 from beit3lib.tokenizer import SPM_NAME, load_tokenizer
 
 WEIGHTS_NAME, META_NAME = "model.safetensors", "meta.json"
@@ -201,4 +201,4 @@ def load_captioner(folder: str | Path, device: str | torch.device | None = None)
     model.load_state_dict(load_file(folder / WEIGHTS_NAME), strict=True, assign=True)
     model.tokenizer = load_tokenizer(folder / SPM_NAME, config.vocab_size)
     model.descriptions = [tuple(pair) for pair in meta["descriptions"]]
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    return model.to(device or choose_device()).eval()

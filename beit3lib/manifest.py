@@ -23,7 +23,7 @@ NAME = "data_manifest.yaml"
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_DEPTHS = ("*", "*/*", "*/*/*", "*/*/*/*")  # <slug>/, datasets/<owner>/<slug>/, and a folder or two inside
 WEIGHT_ENDINGS = (".pth", ".zip", ".pt", "", ".safetensors")
-KEYS = {"what", "env", "looked_for", "contains", "not_contains", "file", "weights", "from", "terms"}
+KEYS = {"what", "env", "kaggle", "looked_for", "contains", "not_contains", "file", "weights", "from", "terms"}
 
 
 class ManifestError(ValueError):

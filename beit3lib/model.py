@@ -71,6 +71,27 @@ def model_config(name: str, **changes) -> ModelConfig:
     return replace(MODELS[name], **changes)
 
 
+def choose_device(wanted: str = "auto") -> torch.device:
+    """The device to compute on; CUDA without a GPU is the CPU, which is said.
+
+    A GPU that this PyTorch has no kernels for, as Kaggle's P100, is a RuntimeError with what to do instead of a crash
+    inside CUDA later.
+    """
+    if wanted == "cpu" or not torch.cuda.is_available():
+        if wanted.startswith("cuda"):
+            print("device: no CUDA GPU here, so the CPU is used", flush=True)
+        return torch.device("cpu")
+    major, minor = torch.cuda.get_device_capability()
+    built = [int(arch.removeprefix("sm_").rstrip("af")) for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]
+    if built and not any(number // 10 == major and number % 10 <= minor for number in built):
+        raise RuntimeError(
+            f"{torch.cuda.get_device_name()} has compute capability {major}.{minor}; this PyTorch is built for "
+            f"{', '.join(torch.cuda.get_arch_list())}. On Kaggle choose the accelerator GPU T4 x2; elsewhere install a PyTorch "
+            "that still supports this GPU, or pass device cpu"
+        )
+    return torch.device("cuda")
+
+
 class ImageMemory(NamedTuple):
     """What captions need of B images: keys and values of every layer, and the stochastic depth drawn for the batch."""
 

@@ -1,6 +1,6 @@
 """The five steps of a run as functions: what each reads from the run's folder, and what it leaves there.
 
-    runs/<name>/   phases.csv, images/, captions/{train,val}/, coco_captioning.{train,val,test}.jsonl, tokenizer.spm,
+    runs/<name>/   phases.csv, segments.csv, images/, captions/{train,val}/, coco_captioning.*.jsonl, tokenizer.spm,
                    best/, last/, log.jsonl, predictions.json, gallery.html, scores.json, submission.json, summary.json
 
 Notebooks call these. A step whose input is missing makes it first (`ensure`), with the defaults of the step that owes
@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from beit3lib.artefacts import Problem, read_json, write_json
+from beit3lib.artefacts import Problem, read_json, write_json, write_text
 from beit3lib.manifest import load_manifest
 
 SUMMARY_NAME, PHASES_NAME, PREDICTIONS_NAME, SPM_NAME = (
@@ -25,7 +25,7 @@ SUMMARY_NAME, PHASES_NAME, PREDICTIONS_NAME, SPM_NAME = (
     "predictions.json",
     "tokenizer.spm",
 )
-SCORES_NAME, SUBMISSION_NAME = "scores.json", "submission.json"
+SCORES_NAME, SUBMISSION_NAME, SEGMENTS_NAME = "scores.json", "submission.json", "segments.csv"
 SECTIONS = ("prepare", "index", "finetune", "inspect", "score")
 MARKERS = {  # what tells that a step is done
     "prepare": PHASES_NAME,
@@ -137,7 +137,8 @@ def prepare(
         read = read_wts(root)
         chosen = choose_views(_first_scenarios(split_by_group(read), max_scenarios), views, root)
         phases = blur_table(chosen, run / "images", image_size, jobs=jobs, weights=weights)
-        phases.to_csv(run / PHASES_NAME, index=False)
+        _write_segments(run, root, max_scenarios)
+        write_text(run / PHASES_NAME, phases.to_csv(index=False))
         captioned = phases[phases["split"] != "test"]
         for split, table in captioned.groupby("split"):
             write_caption_files(table, run / "captions" / split)
@@ -158,6 +159,28 @@ def prepare(
     }
     add_summary(run, "prepare", summary)
     return phases
+
+
+def _write_segments(run: Path, root: Path, max_scenarios: int | None) -> None:
+    """`segments.csv`: every segment of the download, video or not, and of the sample what each shows.
+
+    With these a run needs the download no more: on Kaggle a later notebook may not have it.
+    """
+    from beit3lib.sample import DRAWN_NAME
+    from beit3lib.wts import read_wts
+
+    table = _first_scenarios(read_wts(root, keep_missing=True), max_scenarios)
+    segments = table.drop_duplicates(["split", "scenario", "label"])
+    columns = ["split", "source", "scenario", "label", "phase", "caption_vehicle", "caption_pedestrian"]
+    write_text(run / SEGMENTS_NAME, segments[columns].to_csv(index=False))
+    if (root / DRAWN_NAME).is_file():
+        shutil.copyfile(root / DRAWN_NAME, run / DRAWN_NAME)
+
+
+def read_segments(run: Path, split: str) -> pd.DataFrame:
+    """The segments of a split, as step 1 found them."""
+    table = pd.read_csv(run / SEGMENTS_NAME, dtype={"label": str, "scenario": str})
+    return table[table["split"] == split]
 
 
 def _problems(table: pd.DataFrame) -> list[Problem]:
@@ -399,8 +422,7 @@ def attribute_pairs(run: Path, predictions: pd.DataFrame, attribute: str) -> lis
 def _drawn(run: Path):
     from beit3lib import sample
 
-    root = Path(read_summary(run)["prepare"]["root"])
-    return sample.read_drawn(root) if (root / sample.DRAWN_NAME).is_file() else None
+    return sample.read_drawn(run) if (run / sample.DRAWN_NAME).is_file() else None
 
 
 def score_captions(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -450,10 +472,7 @@ def score(run: Path, split: str = "val") -> dict[str, Any]:
 
 def _references(run: Path, split: str) -> dict[tuple[str, str], dict[str, str]]:
     """{(scenario, label): {subject: caption}} of every segment of the download that has captions, video or not."""
-    from beit3lib.wts import read_wts
-
-    table = read_wts(read_summary(run)["prepare"]["root"], split, keep_missing=True)
-    known = table.dropna(subset=["caption_vehicle", "caption_pedestrian"]).drop_duplicates(["scenario", "label"])
+    known = read_segments(run, split).dropna(subset=["caption_vehicle", "caption_pedestrian"])
     return {
         (row.scenario, row.label): {"vehicle": row.caption_vehicle, "pedestrian": row.caption_pedestrian}
         for row in known.itertuples()
@@ -478,11 +497,10 @@ def submit(run: Path, chosen: dict[str, Any]) -> tuple[Path, dict[str, list[dict
     """
     from beit3lib import submission
     from beit3lib.gallery import read_predictions
-    from beit3lib.wts import read_wts
 
     predictions = read_predictions(run / PREDICTIONS_NAME)
     split = "test" if (predictions["split"] == "test").any() else predictions["split"].iloc[0]
-    asked = submission.expected_segments(read_wts(read_summary(run)["prepare"]["root"], split, keep_missing=True), split)
+    asked = submission.expected_segments(read_segments(run, split), split)
     built = submission.build_submission(predictions[predictions["split"] == split], **chosen)
     path = submission.write_submission(run / SUBMISSION_NAME, built, asked)
     print(f"{path}: {len(built)} keys, {sum(map(len, built.values()))} segments of the {split} split, as asked for")

@@ -11,6 +11,7 @@ Every random choice follows from (seed, epoch, sample) or (seed, step): a run th
 import copy
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -33,7 +34,7 @@ from beit3lib.artefacts import atomic_folder, read_json, recover_folder, write_j
 from beit3lib.checkpoint import WEIGHTS_NAME, CheckpointError, load_pretrained, write_captioner
 from beit3lib.dataset import Batch, CaptionDataset
 from beit3lib.index import INDEX_NAME, read_index
-from beit3lib.model import Captioner, model_config
+from beit3lib.model import Captioner, choose_device, model_config
 from beit3lib.options import OptionError
 from beit3lib.recipe import TrainConfig, as_flag, exit_with_help, parse_command
 from beit3lib.tokenizer import UNUSED_ROWS, TokenizerError, load_tokenizer
@@ -203,7 +204,7 @@ class Trainer:
         self.config = config
         self.started = time.monotonic()
         self.output = Path(config.output_dir)
-        device = _device(config)
+        device = choose_device(config.device)
         self.precision, reason = choose_precision(config.precision, device)
         self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=self.precision)
         self.say(f"precision: {self.precision if self.precision != 'no' else 'fp32'} ({reason})")
@@ -587,14 +588,6 @@ def peak_mb() -> int:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
 
 
-def _device(config: TrainConfig) -> torch.device:
-    if config.device == "cpu" or not torch.cuda.is_available():
-        if config.device.startswith("cuda"):
-            print("device: no CUDA GPU here, so the CPU is used", flush=True)
-        return torch.device("cpu")
-    return torch.device("cuda")
-
-
 def overfit(trainer: Trainer, samples: list, steps: int, lr: float = 1e-3) -> list[float]:
     """Losses of so many steps on a few samples with a copy of the model: it must learn them by heart."""
     batch = trainer.train_set.collate(samples).to(trainer.accelerator.device)
@@ -618,8 +611,14 @@ def launch(config: TrainConfig, num_gpus: int) -> dict[str, Any]:
     flags = [part for name, value in asdict(config).items() for part in as_flag(name, value)]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(num_gpus)]
     command += ["--multi_gpu"] if torch.cuda.is_available() else ["--cpu"]
+    here = str(Path(beit3lib.__file__).parents[1])  # a notebook may have found the package where no installation tells of it
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
     child = subprocess.Popen(
-        [*command, "-m", "beit3lib.train", *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, "-m", "beit3lib.train", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
     )
     last: deque[str] = deque(maxlen=20)
     for line in child.stdout:
