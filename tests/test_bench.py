@@ -1,0 +1,64 @@
+"""The benchmark's own reference is the recipe, and a quick run measures everything and checks equality."""
+
+import json
+
+import pytest
+import torch
+
+from beit3lib import bench
+from beit3lib.decode import generate
+from beit3lib.train import LossModel
+
+TINY = "beit3_tiny_patch8_64"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return bench.make_model(TINY, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_reference_and_ours_give_the_same_captions(model, beams):
+    images, tokenizer = bench.make_images(model, 5), bench.Words(model.config.vocab_size)
+    expected = bench.reference_generate(model, images, tokenizer, beams, max_tokens=14)
+    found = generate(model, images, tokenizer, num_beams=beams, max_tokens=14, descriptions=[])
+    assert [caption.ids for caption in found] == expected and len(set(map(tuple, expected))) > 1
+
+
+@pytest.mark.parametrize("captions", [1, 4])
+def test_reference_and_ours_have_the_same_loss_and_gradients(model, captions):
+    packed, separate = bench.make_batch(model, 2, captions)
+    parts = (separate[name] for name in ("images", "ids", "padding", "chosen", "targets"))
+    reference = bench.reference_losses(model, *parts)
+    ours = LossModel(model, 0.1)(packed)
+    assert torch.allclose(ours.sort().values, reference.sort().values, atol=1e-4)
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    weights = [dict(model.named_parameters())[name] for name in names]
+    for name, a, b in zip(
+        names, torch.autograd.grad(ours.mean(), weights), torch.autograd.grad(reference.mean(), weights), strict=True
+    ):
+        assert torch.allclose(a, b, atol=1e-5), name
+
+
+def test_ratios_are_of_turns_and_the_first_turn_is_not_counted():
+    rows = bench.rows_of("q", {"reference": [4.0, 6.0, 8.0], "ours": [2.0, 2.0, 2.0]})
+    assert [row["ratio"] for row in rows] == [1.0, 3.0] and rows[1]["seconds"] == 2.0
+    calls = []
+    bench.take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, torch.device("cpu"))
+    assert calls == ["b", "a", "a", "b", "b", "a"]
+
+
+def test_a_quick_run_measures_everything(tmp_path, capsys):
+    out = tmp_path / "bench.json"
+    bench.main(["--model", "tiny", "--quick", "--batch", "2", "--tokens", "8", "--repeats", "1", "--cpu", "--out", str(out)])
+    result = json.loads(out.read_text())
+    checks = [value for row in result["rows"] for name, value in row.items() if name.startswith("same_")]
+    assert len(checks) >= 8 and all(checks)
+    assert {row["way"] for row in result["rows"]} >= {"reference", "ours", "BLIP-base", "GIT-base"}
+    assert result["machine"]["threads"] > 0 and "training step" in capsys.readouterr().out
+
+
+def test_an_unknown_model_is_answered_with_those_there_are(capsys):
+    with pytest.raises(SystemExit):
+        bench.parse(["--model", "huge"])
+    assert "expected one of tiny, base, large" in capsys.readouterr().err
