@@ -385,6 +385,39 @@ def draw_blur(scene: Scene, camera: Camera, frames: int = 8, size: int = 64) -> 
     return picture.resize((size, size), Image.Resampling.BICUBIC)
 
 
+MOTION_WORDS = ("stopped", "slowly", "fast")
+
+
+def attention_shares(model, scenes: int = 50, seed: int = 0):
+    """How much of its attention a model gives to the thing that a word is about, on scenes drawn anew; a pandas table.
+
+    For the colour of the jacket the pedestrian, for the motion of the vehicle the vehicle, where they stand in the end.
+    Columns: `in_box`, share of attention inside the box; `box`, its share of the picture; `times`, their quotient.
+    """
+    import pandas as pd
+
+    from beit3lib.attention import word_attention
+    from beit3lib.figures import share_in_box
+
+    rng, rows = np.random.default_rng(seed), []
+    for _ in range(scenes):
+        scene, camera = Scene(**draw_values(rng)), draw_camera(rng)
+        picture = draw_blur(scene, camera, size=model.config.image_size)
+        vehicle, pedestrian = places(scene, 1.0)
+        asked = (
+            ("colour of the jacket", "pedestrian", "pedestrian_description", UPPER, pedestrian),
+            ("motion of the vehicle", "vehicle", "moving", MOTION_WORDS, vehicle),
+        )
+        for name, subject, aspect, words, (left, top, right, bottom) in asked:
+            looked = word_attention(model, picture, subject, aspect, words)
+            if looked is not None:
+                box = (left + camera.shift_x, top + camera.shift_y, right - left, bottom - top)
+                share = share_in_box(looked.weights.numpy(), box, (UNITS, UNITS))
+                rows.append((name, share, box[2] * box[3] / UNITS**2))
+    table = pd.DataFrame(rows, columns=["word", "in_box", "box"]).groupby("word").mean()
+    return table.assign(times=table["in_box"] / table["box"])
+
+
 # --- tokenizer and checkpoint --------------------------------------------------------------------------------------
 
 

@@ -385,6 +385,26 @@ def _caption_batch(model, run: Path, images: list[dict], num_beams: int) -> list
     return rows
 
 
+def describe_phase(run: Path, model, predictions: pd.DataFrame, scenario: str, phase: int, num_beams: int = 3):
+    """A figure of one phase captioned anew, beside its references; for trying beam widths by hand.
+
+    `predictions`: the table of `caption_images`, from which pictures and references come.
+    """
+    from beit3lib.figures import caption_pairs
+
+    rows = predictions[(predictions["scenario"] == scenario) & (predictions["phase"] == phase)]
+    if rows.empty:
+        there = sorted(predictions.loc[predictions["scenario"] == scenario, "phase"].unique())
+        raise ValueError(f"{scenario} has no phase {phase}; it has {', '.join(map(str, there)) or 'none'}")
+    first = rows[rows["image"] == rows["image"].iloc[0]]
+    record = first.iloc[0][["image", "scenario", "split", "source", "view", "video", "label", "phase"]].to_dict()
+    anew = pd.DataFrame(_caption_batch(model, run, [record], num_beams))
+    known = first[["subject", "aspect", "reference"]]
+    return caption_pairs(
+        anew.merge(known, on=["subject", "aspect"]), run, title=f"{scenario}, phase {phase}, {num_beams} beams"
+    )
+
+
 def write_predictions(path: Path, table: pd.DataFrame, meta: dict[str, Any]) -> Path:
     """`predictions.json`: {"meta": …, "predictions": [a record per caption]}."""
     records = table.astype(object).where(table.notna(), None).to_dict("records")
@@ -402,6 +422,17 @@ def attribute_shares(run: Path, predictions: pd.DataFrame) -> pd.DataFrame | Non
     shares = sample.attribute_shares(predictions[predictions["split"] == "val"], drawn)
     numbers = {name: {k: round(v, 4) for k, v in shares[name].items()} for name in ("own", "shuffled", "chance")}
     add_summary(run, "attributes", numbers)
+    return shares
+
+
+def attention_shares(run: Path, model) -> pd.DataFrame | None:
+    """`sample.attention_shares` of a run on the sample, also put into its summary; None on other data."""
+    from beit3lib import sample
+
+    if _drawn(run) is None:
+        return None
+    shares = sample.attention_shares(model)
+    add_summary(run, "attention", {name: round(times, 2) for name, times in shares["times"].items()})
     return shares
 
 
