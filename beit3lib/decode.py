@@ -57,12 +57,15 @@ def _caption(tokenizer, ids: list[int], log_probs: list[float], score: float) ->
 def word_probs(tokenizer, caption: Caption) -> list[float]:
     """How sure the model was of each word of `caption.text`: the product of the probabilities of its pieces."""
     words: list[float] = []
+    empty = True  # nothing of the next word seen yet, or only the space before it
     for piece, log_prob in zip(tokenizer.convert_ids_to_tokens(caption.ids), caption.log_probs, strict=True):
         if piece in tokenizer.all_special_tokens:
             continue
-        if piece.startswith("▁") or not words:
+        if not words or (piece.startswith("▁") and not empty):
             words.append(0.0)
+            empty = True
         words[-1] += log_prob
+        empty &= piece == "▁"
     return [float(torch.tensor(total).exp()) for total in words]
 
 

@@ -451,7 +451,7 @@ def learning_curve(log_rows: Iterable[Mapping], score_name: str = "validation sc
             size=TEXT_PT,
         )
         axes[1].set_ylabel(score_name)
-        axes[1].margins(y=0.25)
+        axes[1].set_ylim(0, 1.08 * max(score[best], 1e-9))
         title += f", best {score_name} {score[best]:.3g}"
     axes[-1].set_xlabel("step")
     for one in axes:
@@ -544,7 +544,7 @@ def score_bars(
         raise ValueError(f"scores: expected the columns metric, value, {groups}, {bars}; {', '.join(missing)} missing")
     metrics, names = list(dict.fromkeys(scores["metric"])), list(dict.fromkeys(scores[bars]))
     rows = list(dict.fromkeys(scores[groups]))
-    columns = min(3, len(metrics))
+    columns = 2 if len(metrics) == 4 else min(3, len(metrics))
     lines = math.ceil(len(metrics) / columns)
     height = lines * (0.7 + 0.26 * len(rows) * max(1, len(names) * 0.75)) + 0.9
     figure = SavedFigure(figsize=(max(7.0, 1.8 + 3.4 * columns), max(2.6, height)), layout="constrained")
