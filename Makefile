@@ -6,6 +6,8 @@ PY := .venv/bin/python
 READY := .venv/.ready
 NOTEBOOKS := 01_prepare_data 02_build_index 03_finetune 04_inspect_captions 05_score_and_submit
 RUN := runs/demo
+SHELL := /bin/bash
+.SHELLFLAGS := -eo pipefail -c
 
 .PHONY: demo test quick lint kaggle
 
@@ -18,10 +20,10 @@ $(READY): requirements.txt pyproject.toml beit3lib/packages.py
 
 demo: $(READY)
 	@mkdir -p $(RUN)
-	@set -e; for name in $(NOTEBOOKS); do \
+	@for name in $(NOTEBOOKS); do \
 		echo "== $$name"; \
 		.venv/bin/papermill --no-progress-bar --log-level ERROR --stdout-file /dev/stdout --kernel python3 \
-			notebooks/$$name.ipynb $(RUN)/$$name.ipynb; \
+			notebooks/$$name.ipynb $(RUN)/$$name.ipynb | cat; \
 	done
 	@$(PY) -m beit3lib.steps $(RUN)
 
@@ -36,4 +38,4 @@ lint: $(READY)
 	.venv/bin/ruff format --check .
 
 kaggle: $(READY)
-	$(PY) -m beit3lib.kaggle runs/kaggle --owner $(or $(KAGGLE_OWNER),your-name)
+	$(PY) -m beit3lib.kaggle runs/kaggle --owner $(or $(KAGGLE_OWNER),your-name) --attach $(KAGGLE_DATA)
