@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 import beit3lib
+from beit3lib import linear
 from beit3lib.artefacts import write_json
 from beit3lib.dataset import Augmentation, Batch, caption_ids, collate, load_image, pack, to_tensor
 from beit3lib.decode import generate
@@ -228,24 +229,29 @@ def rows_of(quantity: str, seconds: dict[str, list[float]], against: str = "refe
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """FLOP/s of the best of a few large matrix products: what this machine reaches at this precision."""
+    """FLOP/s of the best of a few large matrix products, by PyTorch's way and by oneDNN: what this machine reaches."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    ways = [lambda: a @ b] + ([lambda: linear.multiply(a, b)] if device.type == "cpu" and linear.has_onednn() else [])
     best = float("inf")
-    for _ in range(6):
+    for way in ways * 5:
         _wait(device)
         began = time.perf_counter()
-        a @ b
+        way()
         _wait(device)
         best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best
 
 
 def count_flops(work: Callable[[], Any]) -> int:
-    """FLOPs of matrix products and attention in a call, backward included."""
+    """FLOPs of matrix products and attention in a call, backward included; without oneDNN, whose products are not counted."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
-        work()
+    small, linear.SMALL = linear.SMALL, 10**18
+    try:
+        with FlopCounterMode(display=False) as counter:
+            work()
+    finally:
+        linear.SMALL = small
     return counter.get_total_flops()
 
 
@@ -271,7 +277,7 @@ class Bench:
         for row in rows:
             more = "  ".join(f"{k} {v}" for k, v in row.items() if k not in ("quantity", "way", "seconds", "spread", "ratio"))
             print(
-                f"{row['quantity']:34}{row['way']:18}{row['seconds']:9.3f} s ±{row['spread']:.3f}{row['ratio']:8.2f}×  {more}",
+                f"{row['quantity']:34}{row['way']:24}{row['seconds']:9.3f} s ±{row['spread']:.3f}{row['ratio']:8.2f}×  {more}",
                 flush=True,
             )
 
@@ -292,12 +298,11 @@ class Bench:
 
     # --- generation
 
-    def ours(self, images: Tensor, lower: bool = False, descriptions=()) -> list[list[int]]:
+    def ours(self, images: Tensor, lower: bool = False, descriptions=(), **more) -> list[list[int]]:
         """Captions by `generate`, as ids."""
+        options = {"max_tokens": self.options.tokens, "descriptions": list(descriptions), **more}
         with self.autocast(lower):
-            found = generate(
-                self.model, images, self.tokenizer, max_tokens=self.options.tokens, descriptions=list(descriptions)
-            )
+            found = generate(self.model, images, self.tokenizer, **options)
         return [caption.ids for caption in found]
 
     def reference(self, images: Tensor, start=(), lower: bool = False) -> list[list[int]]:
@@ -311,6 +316,8 @@ class Bench:
         ways = {"reference": lambda: self.reference(self.images), "ours": lambda: self.ours(self.images)}
         if self.lower:
             ways[f"ours {self.lower_name}"] = lambda: self.ours(self.images, True)
+            few = range(self.model.config.vocab_size // 20)
+            ways[f"ours {self.lower_name}, 1/20 of ids"] = lambda: self.ours(self.images, True, vocabulary=few)
         if self.lower and self.device.type == "cuda":
             ways[f"reference {self.lower_name}"] = lambda: self.reference(self.images, lower=True)
         seconds = take_turns(ways, self.options.repeats, self.device)

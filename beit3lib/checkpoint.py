@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from beit3lib.artefacts import atomic_folder, atomic_path, read_json, recover_folder, write_json
-from beit3lib.model import Captioner, ModelConfig, choose_device, initialise
+from beit3lib.model import Captioner, ModelConfig, choose_device
 from beit3lib.tokenizer import SPM_NAME, load_tokenizer
 
 WEIGHTS_NAME, META_NAME = "model.safetensors", "meta.json"
@@ -125,8 +125,6 @@ def load_pretrained(model: Captioner, path: str | Path, model_key: str = "model|
     if absent or wrong or inside:
         raise CheckpointError(_mismatch(path, absent, wrong, inside))
     model.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
-    if fresh:
-        initialise(model.mlm_head)
     return LoadReport([name for name in own if name in state], resized, fresh, left_out)
 
 
@@ -181,7 +179,7 @@ def write_captioner(model: Captioner, folder: Path, spm_path: str | Path, meta: 
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     save_file(state, folder / WEIGHTS_NAME)
     shutil.copyfile(spm_path, folder / SPM_NAME)
-    described = {"model": model.meta(), "descriptions": model.descriptions}
+    described = {"model": model.meta(), "descriptions": model.descriptions, "vocabulary": model.vocabulary}
     write_json(folder / META_NAME, {**described, **(meta or {})})
 
 
@@ -201,4 +199,5 @@ def load_captioner(folder: str | Path, device: str | torch.device | None = None)
     model.load_state_dict(load_file(folder / WEIGHTS_NAME), strict=True, assign=True)
     model.tokenizer = load_tokenizer(folder / SPM_NAME, config.vocab_size)
     model.descriptions = [tuple(pair) for pair in meta["descriptions"]]
+    model.vocabulary = meta.get("vocabulary", [])
     return model.to(device or choose_device()).eval()

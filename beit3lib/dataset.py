@@ -208,6 +208,14 @@ class CaptionDataset(torch.utils.data.Dataset):
         rows = (self.reference(number).items() for number in range(len(self)))
         return {(" ".join(description), text) for row in rows for description, text in row if text}
 
+    def vocabulary(self) -> list[int]:
+        """Every id of the set's captions, in order; with left and right exchanged too, where that is learnt."""
+        told = {number for row in self.rows for _, ids, _ in row["captions"] for number in ids}
+        if self.config.flip == "swap":
+            texts = {text for row in self.rows for _, _, text in row["captions"] if text != mirror_words(text)}
+            told |= {number for text in texts for number in self.tokenizer.encode(mirror_words(text), add_special_tokens=False)}
+        return sorted(told)
+
     def _caption(self, description, ids: list[int], text: str, mirrored: bool) -> tuple[list[int], int]:
         prefix = prefix_ids(self.tokenizer, *description) if len(self.descriptions) > 1 else []
         if mirrored and ids:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from beit3lib.linear import linear
 from beit3lib.model import TEXT, Captioner, ImageMemory, finish, project
 from beit3lib.tokenizer import prefix_ids
 
@@ -36,18 +37,32 @@ def generate(
     max_tokens: int = 64,
     length_penalty: float = 0.6,
     descriptions: Sequence[Description] | None = None,
+    vocabulary: str | Sequence[int] | None = None,
 ) -> list[Caption]:
     """Caption B images: B captions, or B x len(descriptions), image by image.
 
     `images` float (B, 3, S, S) in [-1, 1], or their memory. `max_tokens` counts `<s>` and not the prefix of a
-    description. `descriptions`: default those the model was taught.
+    description. `descriptions`: default those the model was taught. `vocabulary`: ids that may be said, "training" for
+    those of the training captions; the head then runs over these alone, and probabilities are among them.
     """
     tokenizer = tokenizer or model.tokenizer
     descriptions = model.descriptions if descriptions is None else descriptions
     prefixes = [prefix_ids(tokenizer, *description) for description in descriptions] or [[]]
     memory = model.encode_image(images) if isinstance(images, Tensor) else images
-    search = BeamSearch(model, memory, tokenizer, prefixes, num_beams, max_tokens, length_penalty)
+    said = _allowed(model, tokenizer, vocabulary)
+    search = BeamSearch(model, memory, tokenizer, prefixes, num_beams, max_tokens, length_penalty, said)
     return [_caption(tokenizer, *kept) for kept in search.run()]
+
+
+def _allowed(model: Captioner, tokenizer, vocabulary: str | Sequence[int] | None) -> list[int] | None:
+    """The ids that may be said, `</s>` among them."""
+    if vocabulary == "training":
+        if not model.vocabulary:
+            raise ValueError('vocabulary="training": this checkpoint does not say which ids its training captions had')
+        vocabulary = model.vocabulary
+    if isinstance(vocabulary, str):
+        raise ValueError(f'vocabulary: expected "training", ids, or None; found {vocabulary!r}')
+    return None if vocabulary is None else sorted({*vocabulary, tokenizer.eos_token_id})
 
 
 def _caption(tokenizer, ids: list[int], log_probs: list[float], score: float) -> Caption:
@@ -70,36 +85,42 @@ def word_probs(tokenizer, caption: Caption) -> list[float]:
 
 
 class TextCache:
-    """Keys and values of the words so far, (L, R, H, C, d) each; R rows = images x descriptions x beams."""
+    """Keys and values of the words so far, (C, L, 2, R, H, d): C slots, R rows = images x descriptions x beams.
+
+    Slots come first, so that what is used lies together and can be copied to a second store in the order of the beams that
+    go on; the two take turns.
+    """
 
     def __init__(self, model: Captioner, rows: int, capacity: int, like: Tensor) -> None:
         config = model.config
-        shape = (config.layers, rows, config.heads, capacity, config.width // config.heads)
-        self.keys = like.new_zeros(shape)
-        self.values = like.new_zeros(shape)
+        shape = (capacity, config.layers, 2, rows, config.heads, config.width // config.heads)
+        self.store, self.other = like.new_empty(shape), like.new_empty(shape)
 
     def reorder(self, rows: Tensor, used: int) -> None:
-        """Row r becomes what row rows[r] was, in its first `used` places; rows may become fewer."""
-        for name in ("keys", "values"):
-            store = getattr(self, name)
-            moved = store[:, rows, :, :used]
-            if len(rows) < store.shape[1]:
-                store = store[:, : len(rows)].clone()
-            store[:, :, :, :used] = moved
-            setattr(self, name, store)
+        """Row r becomes what row rows[r] was, in its first `used` slots; rows may become fewer."""
+        fewer = len(rows) < self.store.shape[3]
+        if fewer:
+            self.other = self.store.new_empty(self.store[:, :, :, : len(rows)].shape)
+        torch.index_select(self.store[:used], 3, rows, out=self.other[:used])
+        self.store, self.other = self.other, torch.empty_like(self.other) if fewer else self.store
 
 
 class BeamSearch:
     """The state of one call of `generate`; S sentences = images x descriptions, K beams each."""
 
-    def __init__(self, model, memory, tokenizer, prefixes, num_beams, max_tokens, length_penalty) -> None:
+    def __init__(self, model, memory, tokenizer, prefixes, num_beams, max_tokens, length_penalty, said=None) -> None:
         self.model, self.memory = model, memory
         self.device, self.beams, self.penalty = model.device, num_beams, length_penalty
         self.end_id, self.mask_id = tokenizer.eos_token_id, tokenizer.mask_token_id
         self.max_len = max_tokens
-        self.sentences = memory.batch * len(prefixes)
+        self.each = len(prefixes)  # sentences per image that are still in the batch
+        self.sentences = memory.batch * self.each
         self.starts = [[tokenizer.bos_token_id, *prefix] for prefix in prefixes]
         self.prefill = max(map(len, self.starts)) - 1  # slots before the word that step 1 feeds
+        self.vocabulary = None if said is None else torch.tensor(said, device=self.device)
+        if said is not None:
+            weight, bias = model.mlm_head.weight[self.vocabulary], model.mlm_head.bias[self.vocabulary]
+            self.head = weight.to(memory.keys[0].dtype), bias.to(memory.keys[0].dtype)
         self._prepare_rows()
         self._prepare_results()
 
@@ -132,9 +153,9 @@ class BeamSearch:
         for written in range(self.max_len - 1):  # words before the one that is looked for
             slot = self.prefill + written
             pair = torch.stack([self.last, torch.full_like(self.last, self.mask_id)], 1)  # (R, 2)
-            states = self._feed(pair, slot)[:, 1]  # (R, D): the mask's
+            states = self._feed(pair, slot)  # (R, D): the mask's
             final = written == self.max_len - 2
-            source = self._advance(self.model.mlm_head(states).float(), written, final)
+            source = self._advance(self._logits(states), written, final)
             if source is None:
                 break
             self.cache.reorder(source, slot + 1)
@@ -150,7 +171,7 @@ class BeamSearch:
         ]
 
     def _feed(self, ids: Tensor, slot: int) -> Tensor:
-        """Run tokens (R, n) in slots `slot` …, writing their keys and values; returns normed states (R, n, D)."""
+        """Run tokens (R, n) in slots `slot` …, writing their keys and values; returns the last one's normed state (R, D)."""
         encoder, stop = self.model.beit3.encoder, slot + ids.shape[1]
         places = torch.arange(slot, stop, device=self.device) + self.offset[:, None]  # (R, n)
         x = self.model.beit3.text_embed(ids) + encoder.embed_positions.B.weight[places.clamp(min=0) + 2]
@@ -158,14 +179,22 @@ class BeamSearch:
         if self.prefill:
             hidden = torch.nn.functional.pad(self.hidden, (0, stop - self.prefill)) if stop > self.prefill else self.hidden
             blocked = blocked | hidden[:, None, :stop]
+        last = len(encoder.layers) - 1
         for number, layer in enumerate(encoder.layers):
-            q, k, v = project(layer.self_attn, TEXT, layer.self_attn_layer_norm.B(x))
-            keys, values = self.cache.keys[number], self.cache.values[number]
-            keys[:, :, slot:stop], values[:, :, slot:stop] = k, v
-            image = self.memory.keys[number], self.memory.values[number]
-            attended = shared_attention(q, *image, keys[:, :, :stop], values[:, :, :stop], blocked)
-            x = finish(layer, TEXT, x, attended)
-        return encoder.layer_norm.B(x)
+            q, k, v = project(layer.self_attn, TEXT, layer.self_attn_layer_norm.B(x))  # (R, n, H, d)
+            store = self.cache.store[:stop, number]  # (t, 2, R, H, d)
+            store[slot:, 0], store[slot:, 1] = k.transpose(0, 1), v.transpose(0, 1)
+            if number == last:  # of the other tokens only keys and values are needed any more
+                x, q, blocked = x[:, -1:], q[:, -1:], blocked[:, -1:]
+            memory = self.memory.keys[number], self.memory.values[number]
+            x = finish(layer, TEXT, x, shared_attention(q, *memory, store[:, 0], store[:, 1], blocked))
+        return encoder.layer_norm.B(x[:, -1])
+
+    def _logits(self, states: Tensor) -> Tensor:
+        """Scores (R, V) of the next word in float32, of those in `vocabulary` where there is one."""
+        if self.vocabulary is None:
+            return linear(self.model.mlm_head, states).float()
+        return torch.nn.functional.linear(states.to(self.head[0].dtype), *self.head).float()
 
     def _advance(self, logits: Tensor, written: int, final: bool) -> Tensor | None:
         """One step of the search on logits (R, V); returns the row that each row continues, None when all is done."""
@@ -175,9 +204,9 @@ class BeamSearch:
         done = self.kept_score[self.alive] >= value[:, 0] / (self.max_len - 1) ** self.penalty
         closing = torch.where(ends & (ahead < self.beams) & ~done[:, None], value, -torch.inf)
         self._close(closing / (written + 2) ** self.penalty, parent, written)
-        going = torch.nonzero(~done).flatten()
-        if final or len(going) == 0:
+        if final or bool(done.all()):
             return None
+        going = self._still_going(done)
         chosen = ends.long().argsort(dim=1, stable=True)[:, : self.beams]  # the first K that do not end
         picked = [part.gather(1, chosen) for part in (value, parent, word, log_prob)]
         return self._continue(going, written, *picked)
@@ -189,6 +218,8 @@ class BeamSearch:
         log_prob = (best - logits.logsumexp(1, keepdim=True)).view(sentences, -1)
         total = log_prob + self.scores.repeat_interleave(best.shape[1], 1)
         value, place = total.topk(min(count, total.shape[1]), dim=1)
+        if self.vocabulary is not None:
+            word = self.vocabulary[word]
         word, log_prob = word.view(sentences, -1).gather(1, place), log_prob.gather(1, place)
         return value, place // best.shape[1], word, log_prob
 
@@ -204,7 +235,6 @@ class BeamSearch:
         self.kept_length[kept] = written
 
     def _continue(self, going: Tensor, written: int, value, parent, word, log_prob) -> Tensor:
-        going = self._whole_images(going)
         rows = going[:, None]
         self.words, self.log_probs = self.words[rows, parent[going]], self.log_probs[rows, parent[going]]
         self.words[:, :, written], self.log_probs[:, :, written] = word[going], log_prob[going]
@@ -215,36 +245,43 @@ class BeamSearch:
         self.hidden = self.hidden[source]
         return source
 
-    def _whole_images(self, going: Tensor) -> Tensor:
-        """Sentences leave when all of their image are done, so that rows stay a full grid; the image leaves too."""
-        each = len(self.starts)
-        images = torch.unique(going // each)
-        if len(images) < self.memory.batch:
+    def _still_going(self, done: Tensor) -> Tensor:
+        """Numbers of the sentences that stay in the batch, the same count for each image that has any left.
+
+        An image with fewer keeps some that are done, which changes nothing for them; one without any leaves.
+        """
+        grid = done.view(-1, self.each)
+        images = torch.nonzero(~grid.all(1)).flatten()
+        if len(images) < len(grid):
             self.memory = self.memory.select(images)
-        return (images[:, None] * each + torch.arange(each, device=self.device)).flatten()
+        width = int((~grid).sum(1).max())
+        order = grid[images].long().argsort(dim=1, stable=True)[:, :width]
+        going = (images[:, None] * self.each + order).flatten()
+        self.each = width
+        return going
 
 
 def shared_attention(
     q: Tensor, image_keys: Tensor, image_values: Tensor, keys: Tensor, values: Tensor, blocked: Tensor
 ) -> Tensor:
-    """Attention of rows (R, H, n, d) to their image (B, H, N, d) and their own words (R, H, t, d); R = B x rows each.
+    """Attention of rows (R, n, H, d) to their image (B, H, N, d) and their own words (t, R, H, d); returns (R, n, D).
 
-    The image's keys and values are used where they lie, once for all rows of the image. `blocked` (1 or R, n, t) is
-    true where a word may not look.
+    The image's keys and values are used where they lie, once for all rows of the image, R = B x rows each. `blocked`
+    (1 or R, n, t) is true where a word may not look.
     """
-    images, heads, _, width = image_keys.shape
-    rows, length = q.shape[0], q.shape[2]
-    each = rows // images
+    images, heads = image_keys.shape[:2]
+    rows, length, _, width = q.shape
     q = q * width**-0.5
-    by_image = q.view(images, each, heads, length, width).transpose(1, 2).reshape(images, heads, each * length, width)
+    by_image = q.reshape(images, -1, heads, width).transpose(1, 2)  # (B, H, each n, d)
     to_image = by_image @ image_keys.transpose(2, 3)  # (B, H, each n, N)
-    to_image = to_image.view(images, heads, each, length, -1).transpose(1, 2).flatten(0, 1)  # (R, H, n, N)
-    to_text = (q @ keys.transpose(2, 3)).masked_fill(blocked[:, None], -torch.inf)  # (R, H, n, t)
+    to_text = q.transpose(1, 2) @ keys.permute(1, 2, 3, 0)  # (R, H, n, t)
+    to_text = to_text.masked_fill(blocked[:, None], -torch.inf)
+    to_text = to_text.view(images, -1, heads, length, keys.shape[0]).transpose(1, 2).flatten(2, 3)  # (B, H, each n, t)
     weights = torch.cat([to_image, to_text], dim=3).softmax(3)
-    of_image, of_text = weights.split([image_keys.shape[2], keys.shape[2]], dim=3)
-    of_image = of_image.view(images, each, heads, length, -1).transpose(1, 2).flatten(2, 3)  # (B, H, each n, N)
-    seen = (of_image @ image_values).view(images, heads, each, length, width).transpose(1, 2).flatten(0, 1)
-    return seen + of_text @ values
+    of_image, of_text = weights.split([image_keys.shape[2], keys.shape[0]], dim=3)
+    seen = (of_image @ image_values).transpose(1, 2).reshape(rows, length, heads, width)  # (B, H, each n, d)
+    of_text = of_text.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)  # (R, H, n, t)
+    return (seen + (of_text @ values.permute(1, 2, 0, 3)).transpose(1, 2)).flatten(2)
 
 
 def caption_image(model: Captioner, image, subject: str | None = None, aspect: str | None = None, **options):

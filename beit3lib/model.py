@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from beit3lib.linear import linear, linears
 from beit3lib.packages import import_torchscale
 
 IMAGE, TEXT = "A", "B"  # torchscale's names for the two sets of weights in every layer
@@ -136,6 +137,7 @@ class Captioner(nn.Module):
         self.apply(initialise)
         self._freeze_what_captions_never_use()
         self.tokenizer = None  # set by `checkpoint.load_captioner`
+        self.vocabulary: list[int] = []  # ids of its training captions, where known
         self.descriptions: list[tuple[str, str]] = []  # (subject, aspect) it was taught by prefix; empty: one, unnamed
 
     def _freeze_what_captions_never_use(self) -> None:
@@ -179,6 +181,8 @@ class Captioner(nn.Module):
         for number, layer in enumerate(self.beit3.encoder.layers):
             last = number == self.config.layers - 1
             x, k, v = self._run(_image_layer, layer, x, _at(paths, number), last)
+            if not torch.is_grad_enabled():  # decoding reads them at every step: then they should lie in order
+                k, v = k.contiguous(), v.contiguous()
             keys.append(k)
             values.append(v)
         return ImageMemory(tuple(keys), tuple(values), paths)
@@ -227,7 +231,7 @@ class Captioner(nn.Module):
         states = self.encode_text(images_or_memory, text_ids, positions, segments)
         if chosen is not None:
             states = states[chosen] if chosen.dtype == torch.bool else states.flatten(0, 1)[chosen]  # (n, D)
-        return self.mlm_head(states) if head else states
+        return linear(self.mlm_head, states) if head else states
 
     def caption(self, image, subject: str | None = None, aspect: str | None = None, **options):
         """Describe one picture: a path or a PIL image. One caption as text, or {(subject, aspect): text} for several.
@@ -267,29 +271,27 @@ def attention_mask(text_ids: Tensor, segments: Tensor | None, image_tokens: int)
     return F.pad(text, (image_tokens, 0), value=True)
 
 
-def project(attn: nn.Module, side: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values (B, H, T, d) of one stream."""
-    return tuple(
-        getattr(linear, side)(x).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
-        for linear in (attn.q_proj, attn.k_proj, attn.v_proj)
-    )
+def project(attn: nn.Module, side: str, x: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values of one stream: (B, T, D) to three of (B, T, H, d)."""
+    parts = [getattr(part, side) for part in (attn.q_proj, attn.k_proj, attn.v_proj)]
+    return tuple(out.unflatten(-1, (attn.num_heads, -1)) for out in linears(parts, x))
 
 
 def finish(layer: nn.Module, side: str, x: Tensor, attended: Tensor, path: Tensor | None = None) -> Tensor:
-    """The layer after attention: output projection and feed-forward network, each added to `x` (B, T, D)."""
+    """The layer after attention (B, T, D): output projection and feed-forward network, each added to `x` (B, T, D)."""
     attn = layer.self_attn
-    attended = attended.transpose(1, 2).flatten(2)  # (B, H, T, d) -> (B, T, D)
-    branch = getattr(attn.out_proj, side)(getattr(attn.inner_attn_ln, side)(attended))
+    branch = linear(getattr(attn.out_proj, side), getattr(attn.inner_attn_ln, side)(attended))
     x = x + _scale(branch, path, 0)
     ffn = getattr(layer.ffn, side)
-    hidden = F.gelu(ffn.fc1(getattr(layer.final_layer_norm, side)(x)))
-    return x + _scale(ffn.fc2(ffn.ffn_layernorm(hidden)), path, 1)
+    hidden = F.gelu(linear(ffn.fc1, getattr(layer.final_layer_norm, side)(x)))
+    return x + _scale(linear(ffn.fc2, ffn.ffn_layernorm(hidden)), path, 1)
 
 
 def _image_layer(layer: nn.Module, x: Tensor, path: Tensor | None, last: bool) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = project(layer.self_attn, IMAGE, layer.self_attn_layer_norm.A(x))
+    q, k, v = (part.transpose(1, 2) for part in project(layer.self_attn, IMAGE, layer.self_attn_layer_norm.A(x)))
     if not last:  # after the last keys and values nobody looks at the image again
-        x = finish(layer, IMAGE, x, F.scaled_dot_product_attention(q, k, v), path)
+        attended = F.scaled_dot_product_attention(q, k, v)
+        x = finish(layer, IMAGE, x, attended.transpose(1, 2).flatten(2), path)  # (B, H, N, d) -> (B, N, D)
     return x, k, v
 
 
@@ -302,7 +304,7 @@ def _text_layer(
     path: Tensor | None,
     record: list[Tensor] | None,
 ) -> Tensor:
-    q, k, v = project(layer.self_attn, TEXT, layer.self_attn_layer_norm.B(x))
+    q, k, v = (part.transpose(1, 2) for part in project(layer.self_attn, TEXT, layer.self_attn_layer_norm.B(x)))
     k, v = torch.cat([image_keys, k], dim=2), torch.cat([image_values, v], dim=2)  # (B, H, N + T, d)
     if record is None:
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -311,7 +313,7 @@ def _text_layer(
         weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)  # (B, H, T, N + T)
         record.append(weights[..., : image_keys.shape[2]])
         attended = weights @ v
-    return finish(layer, TEXT, x, attended, path)
+    return finish(layer, TEXT, x, attended.transpose(1, 2).flatten(2), path)  # (B, H, T, d) -> (B, T, D)
 
 
 def _at(paths: Tensor | None, layer: int) -> Tensor | None:

@@ -47,6 +47,8 @@ def open_run(name: str, folder: str | Path = "runs") -> Path:
         for source in _mounted_runs(name):
             print(f"{run}: continues {source}")
             shutil.copytree(source, run, dirs_exist_ok=True)
+            for path in (run, *run.rglob("*")):  # copies of read-only files are read-only too
+                path.chmod(path.stat().st_mode | 0o200)
             break
     run.mkdir(parents=True, exist_ok=True)
     return run

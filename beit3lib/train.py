@@ -34,7 +34,8 @@ from beit3lib.artefacts import atomic_folder, read_json, recover_folder, write_j
 from beit3lib.checkpoint import WEIGHTS_NAME, CheckpointError, load_pretrained, write_captioner
 from beit3lib.dataset import Batch, CaptionDataset
 from beit3lib.index import INDEX_NAME, read_index
-from beit3lib.model import Captioner, choose_device, model_config
+from beit3lib.linear import linear
+from beit3lib.model import Captioner, choose_device, initialise, model_config
 from beit3lib.options import OptionError
 from beit3lib.recipe import TrainConfig, as_flag, exit_with_help, parse_command
 from beit3lib.tokenizer import UNUSED_ROWS, TokenizerError, load_tokenizer
@@ -69,7 +70,7 @@ def head_losses(head: nn.Linear, states: Tensor, targets: Tensor, smoothing: flo
     """Losses (n,) of states (n, D), `HEAD_CHUNK` positions at a time; logits are made again in the backward pass."""
 
     def part(some: Tensor, wanted: Tensor) -> Tensor:
-        return smoothed_losses(head(some), wanted, smoothing)
+        return smoothed_losses(linear(head, some), wanted, smoothing)
 
     parts = zip(states.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True)
     if not torch.is_grad_enabled() or len(states) <= HEAD_CHUNK:
@@ -242,6 +243,8 @@ class Trainer:
         if config.finetune:
             report = load_pretrained(model, config.finetune, config.model_key, config.model_prefix)
             self.say(f"{config.finetune}: {report}")
+            if report.fresh:
+                initialise(model.mlm_head)
         model.tokenizer = self.tokenizer
         several = len(config.descriptions()) > 1
         model.descriptions = config.descriptions() if several else []
@@ -256,6 +259,7 @@ class Trainer:
             return CaptionDataset(table, root, self.tokenizer, size, config, train)
 
         self.train_set = dataset("train", True)
+        self.model.vocabulary = self.train_set.vocabulary()
         has_val = (root / INDEX_NAME.format(split="val")).is_file()
         self.val_set = dataset("val", False) if has_val else None
         world = self.accelerator.num_processes * config.update_freq

@@ -141,5 +141,38 @@ def test_shared_attention_equals_attention_to_an_expanded_image():
     ]
     mask = torch.cat([torch.ones(1, 2, 7, dtype=torch.bool), ~blocked], 2)[:, None]
     expected = torch.nn.functional.scaled_dot_product_attention(q, *expanded, attn_mask=mask)
-    found = shared_attention(q, image_keys, image_values, keys, values, blocked)
-    assert (found - expected).abs().max() < 1e-5
+    words = (part.permute(2, 0, 1, 3) for part in (keys, values))  # (t, R, H, d), as the cache has them
+    found = shared_attention(q.transpose(1, 2), image_keys, image_values, *words, blocked)
+    assert (found - expected.transpose(1, 2).flatten(2)).abs().max() < 1e-5
+
+
+def test_descriptions_that_end_early_leave_the_batch_and_the_others_do_not_notice(model, tokenizer):
+    """Captions of one image end at various times: rows become fewer, and every caption is as if searched alone."""
+    images = random_images(model, 2, seed=5)
+    descriptions = [(s, a) for s in ("vehicle", "pedestrian") for a in ("moving", "position", "road", "weather")]
+    together = generate(model, images, tokenizer, max_tokens=MAX_LEN, descriptions=descriptions)
+    alone = [
+        generate(model, images[i : i + 1], tokenizer, max_tokens=MAX_LEN, descriptions=[d])[0]
+        for i in (0, 1)
+        for d in descriptions
+    ]
+    assert [c.ids for c in together] == [c.ids for c in alone]
+    assert len({len(c.ids) for c in together}) > 1
+
+
+def test_a_vocabulary_that_holds_all_that_is_said_changes_nothing_and_one_that_does_not_is_kept_to(model, tokenizer):
+    images = random_images(model, 4)
+    free = generate(model, images, tokenizer, max_tokens=MAX_LEN)
+    everything = generate(model, images, tokenizer, max_tokens=MAX_LEN, vocabulary=range(model.config.vocab_size))
+    assert [c.ids for c in free] == [c.ids for c in everything]
+    assert [c.score for c in free] == pytest.approx([c.score for c in everything], abs=1e-5)
+    few = range(20, 60)
+    for caption in generate(model, images, tokenizer, max_tokens=MAX_LEN, vocabulary=few):
+        assert set(caption.ids) <= set(few)
+
+
+def test_a_vocabulary_that_is_not_known_is_said(model, tokenizer):
+    with pytest.raises(ValueError, match="does not say which ids"):
+        generate(model, random_images(model, 1), tokenizer, vocabulary="training")
+    with pytest.raises(ValueError, match="expected \"training\", ids, or None; found 'all'"):
+        generate(model, random_images(model, 1), tokenizer, vocabulary="all")
