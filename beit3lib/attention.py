@@ -32,7 +32,7 @@ def word_attention(
     over the pieces of the word, the class token left out. It tells where information came from, not why the word was chosen.
     """
     pixels = to_tensor(load_image(image), model.config.image_size)[None].to(model.device)
-    descriptions = [(subject, aspect)] if model.descriptions else []
+    descriptions = [(subject, aspect)] if model.prefixed else []
     caption = generate(model, pixels, num_beams=num_beams, descriptions=descriptions)[0]
     said, pieces = _first_said(model.tokenizer, caption, [word] if isinstance(word, str) else word)
     if not pieces:

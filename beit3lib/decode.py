@@ -46,7 +46,8 @@ def generate(
     those of the training captions; the head then runs over these alone, and probabilities are among them.
     """
     tokenizer = tokenizer or model.tokenizer
-    descriptions = model.descriptions if descriptions is None else descriptions
+    if descriptions is None:
+        descriptions = model.descriptions if model.prefixed else []
     prefixes = [prefix_ids(tokenizer, *description) for description in descriptions] or [[]]
     memory = model.encode_image(images) if isinstance(images, Tensor) else images
     said = _allowed(model, tokenizer, vocabulary)
@@ -293,5 +294,5 @@ def caption_image(model: Captioner, image, subject: str | None = None, aspect: s
         taught = ", ".join(" ".join(d) for d in model.descriptions) or "one description, without a name"
         raise ValueError(f"this model was not taught {subject or 'any'} {aspect or ''}; it knows: {taught}")
     pixels = to_tensor(load_image(image), model.config.image_size)[None].to(model.device)
-    captions = [c.text for c in generate(model, pixels, descriptions=chosen, **options)]
+    captions = [c.text for c in generate(model, pixels, descriptions=chosen if model.prefixed else [], **options)]
     return dict(zip(chosen, captions, strict=True)) if len(chosen) > 1 else captions[0]

@@ -138,7 +138,7 @@ class Captioner(nn.Module):
         self._freeze_what_captions_never_use()
         self.tokenizer = None  # set by `checkpoint.load_captioner`
         self.vocabulary: list[int] = []  # ids of its training captions, where known
-        self.descriptions: list[tuple[str, str]] = []  # (subject, aspect) it was taught by prefix; empty: one, unnamed
+        self.descriptions: list[tuple[str, str]] = []  # (subject, aspect) it was taught; empty: one, unnamed
 
     def _freeze_what_captions_never_use(self) -> None:
         """No caption depends on the image's way through the last layer after its keys and values: no gradient there.
@@ -158,6 +158,11 @@ class Captioner(nn.Module):
         with torch.device("meta"):
             model = cls(config)
         return model.to_empty(device="cpu")
+
+    @property
+    def prefixed(self) -> bool:
+        """Whether a prefix says which description is wanted: not where only one was taught."""
+        return len(self.descriptions) > 1
 
     @property
     def device(self) -> torch.device:

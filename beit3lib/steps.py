@@ -379,7 +379,7 @@ def _caption_batch(model, run: Path, images: list[dict], num_beams: int) -> list
     captions = iter(generate(model, pixels, num_beams=num_beams))
     rows = []
     for image in images:
-        for subject, aspect in model.descriptions or [(model.subject, model.aspect)]:
+        for subject, aspect in model.descriptions:
             caption = next(captions)
             probs = [round(p, 4) for p in word_probs(model.tokenizer, caption)]
             about = {**image, "subject": subject, "aspect": aspect}

@@ -246,8 +246,7 @@ class Trainer:
             if report.fresh:
                 initialise(model.mlm_head)
         model.tokenizer = self.tokenizer
-        several = len(config.descriptions()) > 1
-        model.descriptions = config.descriptions() if several else []
+        model.descriptions = config.descriptions()
         self.model = model
 
     def _make_data(self) -> None:
@@ -613,8 +612,8 @@ def launch(config: TrainConfig, num_gpus: int) -> dict[str, Any]:
     A child that fails is a RuntimeError with its last lines. Returns the results it left in results.json.
     """
     flags = [part for name, value in asdict(config).items() for part in as_flag(name, value)]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(num_gpus)]
-    command += ["--multi_gpu"] if torch.cuda.is_available() else ["--cpu"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(num_gpus), "--main_process_port", "0"]
+    command += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     here = str(Path(beit3lib.__file__).parents[1])  # a notebook may have found the package where no installation tells of it
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
     child = subprocess.Popen(
@@ -625,9 +624,12 @@ def launch(config: TrainConfig, num_gpus: int) -> dict[str, Any]:
         env=environment,
     )
     last: deque[str] = deque(maxlen=20)
+    of_children = True  # once one has failed, the launcher has fifty lines of its own to say
     for line in child.stdout:
         print(line, end="", flush=True)
-        last.append(line)
+        of_children &= "torch/distributed/elastic" not in line
+        if of_children:
+            last.append(line)
     if child.wait():
         raise RuntimeError(f"training on {num_gpus} processes failed with exit status {child.returncode}:\n{''.join(last)}")
     return read_json(Path(config.output_dir) / RESULTS_NAME)

@@ -396,14 +396,14 @@ def test_eight_drawings_are_learnt_by_heart_and_captioned_word_for_word(tmp_path
     rows = (run / "coco_captioning.train.jsonl").read_text()
     (run / "coco_captioning.val.jsonl").write_text(rows)
     config = quick(
-        run, run, subject="all", aspect="all", epochs=60, batch_size=8, lr=2e-3, warmup_epochs=5, flip="none", crop_area=1.0,
+        run, run, subject="all", aspect="all", epochs=200, batch_size=8, lr=2e-3, warmup_epochs=5, flip="none", crop_area=1.0,
         num_max_bpe_tokens=64, val_images=8, num_beams=3, finetune=str(sample.CHECKPOINT_PATH), captioning_mask_prob=0.7,
         label_smoothing=0.1, layer_decay=1.0,
     )  # fmt: skip
     trainer = train.Trainer(config)
     while trainer.step < trainer.total_steps:
         trainer._train_epoch(trainer._epoch())
-    found = trainer.validate(60)
+    found = trainer.validate(200)
     assert found["score"] > 95 and found["copied"] > 0.95, found
 
 
