@@ -1,6 +1,7 @@
 # make demo   from nothing to captions you can look at: runs/demo/gallery.html
 # make test   every test
 # make quick  the tests that take seconds
+# make long   the tests that take many minutes
 PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
@@ -9,7 +10,7 @@ RUN := runs/demo
 SHELL := /bin/bash
 .SHELLFLAGS := -eo pipefail -c
 
-.PHONY: demo test quick lint kaggle
+.PHONY: demo test quick long lint kaggle
 
 $(READY): requirements.txt pyproject.toml beit3lib/packages.py
 	$(PYTHON) -m venv .venv
@@ -31,7 +32,10 @@ test: $(READY) lint
 	$(PY) -m pytest
 
 quick: $(READY)
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -m "not slow and not long"
+
+long: $(READY)
+	$(PY) -m pytest -m long
 
 lint: $(READY)
 	.venv/bin/ruff check .

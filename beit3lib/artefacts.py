@@ -40,6 +40,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def sweep_up(path: str | Path) -> None:
+    """Remove what a process that was killed inside `atomic_path(path)` left; nobody else may be writing it now."""
+    path = Path(path)
+    for leftover in path.parent.glob(f".{path.stem}.????????{path.suffix}"):  # mkstemp's eight letters
+        leftover.unlink(missing_ok=True)
+
+
 def _read_umask() -> int:
     umask = os.umask(0)
     os.umask(umask)
@@ -77,9 +84,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a new empty folder beside `path` that takes its place when the block ends, and vanishes when it raises.
 
     A folder cannot be replaced in one step: the old one steps aside to `.<name>.old` first, and `recover_folder` puts
-    it back if the process died in between.
+    it back if the process died in between. What a killed process left is swept up first.
     """
-    path = Path(path)
+    path = recover_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent))
     try:

@@ -33,9 +33,9 @@ from beit3lib.dataset import Augmentation, Batch, caption_ids, collate, load_ima
 from beit3lib.decode import generate
 from beit3lib.model import MODELS, Captioner, choose_device, model_config
 from beit3lib.recipe import TrainConfig
-from beit3lib.train import LossModel, choose_precision, parameter_groups, peak_mb
+from beit3lib.train import LossModel, choose_precision, head_losses, parameter_groups
 
-QUANTITIES = ("generate", "ten", "train", "train_ten", "peers", "growth", "images", "scoring")
+QUANTITIES = ("generate", "ten", "train", "train_ten", "peers", "growth", "memory", "images", "scoring")
 SHORT = {"tiny": "beit3_tiny_patch8_64", "base": "beit3_base_patch16_224", "large": "beit3_large_patch16_224"}
 WORDS_PER_CAPTION = 22
 
@@ -142,9 +142,13 @@ def reference_generate(
 def reference_losses(model: Captioner, images: Tensor, text_ids: Tensor, padding: Tensor, chosen: Tensor, targets: Tensor):
     """The recipe's loss per position, q and log p in full; one row of image and text per caption."""
     states = masked_forward(model, images, text_ids, padding, text_ids.shape[1])
-    log_p = model.mlm_head(states[chosen]).float().log_softmax(1)
-    smoothing, size = 0.1, log_p.shape[1]
-    q = torch.full_like(log_p, smoothing / (size - 1)).scatter_(1, targets[chosen][:, None], 1 - smoothing)
+    return full_losses(model.mlm_head(states[chosen]), targets[chosen])
+
+
+def full_losses(logits: Tensor, targets: Tensor, smoothing: float = 0.1) -> Tensor:
+    """KL(q || p) of (n, V) and (n,) with q, log p and their product made in full."""
+    log_p = logits.float().log_softmax(1)
+    q = torch.full_like(log_p, smoothing / (log_p.shape[1] - 1)).scatter_(1, targets[:, None], 1 - smoothing)
     return torch.nn.functional.kl_div(log_p, q, reduction="none").sum(1)
 
 
@@ -226,6 +230,33 @@ def rows_of(quantity: str, seconds: dict[str, list[float]], against: str = "refe
         row = {"quantity": quantity, "way": name, "seconds": statistics.median(taken), "spread": spread}
         rows.append({**row, "against": against, "ratio": ratio, **more})
     return rows
+
+
+def peak_mb_of(work: Callable[[], Any], device: torch.device, warm: bool = True) -> int | None:
+    """Most memory that a call holds beyond what was held before, in MB; None where the system does not tell.
+
+    `warm`: call it once before, so that what is kept between calls is there.
+    """
+    if warm:
+        work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return round((torch.cuda.max_memory_allocated() - before) / 1e6)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak of this process
+    except OSError:
+        return None
+    before = _status_kb("VmRSS")
+    work()
+    return round((_status_kb("VmHWM") - before) * 1024 / 1e6)
+
+
+def _status_kb(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
@@ -348,18 +379,27 @@ class Bench:
         self.add(rows_of("ten descriptions of an image", seconds, same_captions=same))
 
     def measure_growth(self) -> None:
-        """Time per image and peak memory from 8 images to many, captioned in batches; 8 tokens each."""
-        few, many, size = 8, 16 if self.options.quick else 64, 8
-        for count in (few, many):
-            images = make_images(self.model, count)
+        """Time per image and peak memory for few and for many images, captioned in batches of 8; 8 tokens each."""
+        few, many, size = 8, 16 if self.options.quick else 512, 8
 
-            def caption(images: Tensor = images) -> None:
-                for part in images.split(size):
-                    generate(self.model, part, self.tokenizer, max_tokens=8, descriptions=[])
+        def caption(count: int) -> Callable[[], None]:
+            def whole() -> None:
+                for start in range(0, count, size):
+                    with self.autocast(bool(self.lower)):
+                        images = make_images(self.model, size, seed=start)
+                        generate(self.model, images, self.tokenizer, max_tokens=8, descriptions=[])
 
-            seconds = take_turns({"ours": caption}, self.options.repeats, self.device)
-            each = {"ours": [taken / count for taken in seconds["ours"]]}
-            self.add(rows_of(f"one of {count} images, 8 tokens", each, "ours", peak_mb=peak_mb()))
+            return whole
+
+        seconds, peaks = {few: [], many: []}, {few: [], many: []}
+        for count in [few] * size + [many] + [few] * size:  # few around many: a machine that slows down slows both
+            began = time.perf_counter()
+            peaks[count].append(peak_mb_of(caption(count), self.device, warm=False))
+            seconds[count].append((time.perf_counter() - began) / count)
+        taken = {f"{count} images": [statistics.median(each)] for count, each in seconds.items()}
+        rows = rows_of("time per image, 8 tokens", taken, f"{few} images")
+        for row, peak in zip(rows, peaks.values(), strict=True):
+            self.add([row | {"peak_mb": peak[-1]}])
 
     # --- training
 
@@ -415,23 +455,56 @@ class Bench:
                 row["share_of_matmul_rate"] = round(flops / row["seconds"] / rate, 3)
         self.add(rows)
 
+    def measure_memory(self) -> None:
+        """Peak memory of the loss over the whole vocabulary, forward and backward, and of a training step."""
+        count = 64 if self.options.quick else 2048
+        head = torch.nn.Linear(self.model.config.width, self.model.config.vocab_size, device=self.device)
+        states = torch.randn(count, self.model.config.width, device=self.device, requires_grad=True)
+        targets = torch.arange(count, device=self.device) % self.model.config.vocab_size
+        ways = {
+            "reference": lambda: full_losses(head(states), targets).mean().backward(),
+            "ours": lambda: head_losses(head, states, targets, 0.1).mean().backward(),
+        }
+        self._add_memory(f"loss of {count} positions", ways, copies_of_mb=count * self.model.config.vocab_size * 4 / 1e6)
+        packed, separate = make_batch(self.model, max(1, self.options.batch // 4), 10)
+        parts = [separate[name] for name in ("images", "ids", "padding", "chosen", "targets")]
+        loss_model = LossModel(self.model, 0.1)
+        ways = {
+            "reference": lambda: reference_losses(self.model, *parts).mean().backward(),
+            "ours": lambda: loss_model(packed).mean().backward(),
+        }
+        self._add_memory(f"forward and backward, {len(packed.images)} images x 10", ways)
+        self.model.zero_grad(set_to_none=True)
+
+    def _add_memory(self, quantity: str, ways: dict[str, Callable[[], Any]], copies_of_mb: float = 0.0) -> None:
+        seconds = take_turns(ways, 1, self.device)
+        for row in rows_of(quantity, seconds):
+            peak = peak_mb_of(ways[row["way"]], self.device)
+            copies = {"logit_copies": round(peak / copies_of_mb, 1)} if copies_of_mb and peak is not None else {}
+            self.add([row | {"peak_mb": peak} | copies])
+
     # --- other captioners
 
     def measure_peers(self) -> None:
         """Generation of BLIP-base and GIT-base with random weights, as many new tokens, beams and pixels."""
-        new = self.options.tokens - 1
-        ways: dict[str, Callable[[], Any]] = {"ours": lambda: self.ours(self.images)}
-        for name, peer in make_peers(self.model.config.image_size, self.options.quick).items():
-            peer = peer.to(self.device).eval()
+        new, peers = self.options.tokens - 1, make_peers(self.model.config.image_size, self.options.quick)
+        for lower in (False, True)[: 1 + bool(self.lower)]:
+            ways: dict[str, Callable[[], Any]] = {"ours": lambda lower=lower: self.ours(self.images, lower)}
+            for name, peer in peers.items():
+                ways[name] = self._captioning(peer.to(self.device).eval(), new, lower)
+            seconds = take_turns(ways, max(1, self.options.repeats // 2), self.device)
+            precision = self.lower_name if lower else "fp32"
+            self.add(rows_of(f"generate, batch {len(self.images)}, {precision}", seconds, "ours"))
 
-            def caption(peer=peer) -> Tensor:
+    def _captioning(self, peer: torch.nn.Module, new: int, lower: bool) -> Callable[[], Tensor]:
+        @torch.inference_mode()
+        def caption() -> Tensor:
+            with self.autocast(lower):
                 return peer.generate(
                     pixel_values=self.images, num_beams=3, min_new_tokens=new, max_new_tokens=new, length_penalty=0.6
                 )
 
-            ways[name] = torch.inference_mode()(caption)
-        seconds = take_turns(ways, max(1, self.options.repeats // 2), self.device)
-        self.add(rows_of(f"generate, batch {len(self.images)}, fp32", seconds, "ours"))
+        return caption
 
     # --- around the model
 

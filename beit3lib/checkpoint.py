@@ -174,9 +174,18 @@ def save_captioner(model: Captioner, folder: str | Path, spm_path: str | Path, m
     return Path(folder)
 
 
-def write_captioner(model: Captioner, folder: Path, spm_path: str | Path, meta: Mapping | None = None) -> None:
-    """The files of a checkpoint, into a folder that exists; for callers that add files of their own."""
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+def write_captioner(
+    model: Captioner,
+    folder: Path,
+    spm_path: str | Path,
+    meta: Mapping | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """The files of a checkpoint, into a folder that exists; for callers that add files of their own.
+
+    `weights` stand in for the model's own, where these are spread over several processes or averaged.
+    """
+    state = {name: value.detach().cpu().contiguous() for name, value in (weights or model.state_dict()).items()}
     save_file(state, folder / WEIGHTS_NAME)
     shutil.copyfile(spm_path, folder / SPM_NAME)
     described = {"model": model.meta(), "descriptions": model.descriptions, "vocabulary": model.vocabulary}

@@ -586,6 +586,32 @@ def _draw_bars(axes, part: pd.DataFrame, unit: str) -> None:
     axes.grid(axis="x", color=RULE, linewidth=0.6)
 
 
+def speed_bars(rows: Sequence[Mapping], title: str = "How many times faster than the recipe's own way") -> SavedFigure:
+    """Ratios of `bench.json`: a bar per quantity and way that was measured against the reference, its number at the end."""
+    kept = [row for row in rows if row["against"] == "reference" and row["way"] != "reference"]
+    if not kept:
+        raise ValueError("rows: expected ways measured against the reference, found none; run beit3lib.bench first")
+    quantities = [row["quantity"] for row in kept]
+    kept = sorted(kept, key=lambda row: quantities.index(row["quantity"]))
+    ratios, ways = [row["ratio"] for row in kept], list(dict.fromkeys(row["way"] for row in kept))
+    figure = SavedFigure(figsize=(8.5, 1.3 + 0.33 * len(kept)), layout="constrained")
+    axes, places = figure.subplots(), np.arange(len(kept))
+    colours = [SERIES[ways.index(row["way"]) % len(SERIES)] for row in kept]
+    axes.bar_label(
+        axes.barh(places, ratios, 0.78, color=colours), [f"{ratio:.1f}×" for ratio in ratios], padding=3, size=TEXT_PT
+    )
+    axes.axvline(1, color=INK, linewidth=1.2)
+    axes.set_yticks(places, [f"{row['quantity']}: {row['way'].removeprefix('ours ')}" for row in kept])
+    axes.set(
+        ylim=(len(kept) - 0.4, -0.6), xlim=(0, 1.12 * max(ratios)), xlabel="times as fast as the reference (line: as fast)"
+    )
+    axes.grid(axis="x", color=RULE, linewidth=0.6)
+    _plain_axes(axes)
+    axes.tick_params(axis="y", labelsize=TEXT_PT, length=0)
+    _titled(figure, title)
+    return figure
+
+
 def confusion(pairs: Iterable[tuple[object, object]], aspect: str) -> SavedFigure:
     """What was drawn against what the captions said of one attribute, counted; None as said is "nothing"."""
     pairs = [(_named(drawn), _named(said)) for drawn, said in pairs]

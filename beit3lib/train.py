@@ -27,10 +27,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 import beit3lib
-from beit3lib.artefacts import atomic_folder, read_json, recover_folder, write_json, write_text
+from beit3lib.artefacts import atomic_folder, read_json, recover_folder, sweep_up, write_json, write_text
 from beit3lib.checkpoint import WEIGHTS_NAME, CheckpointError, load_pretrained, write_captioner
 from beit3lib.dataset import Batch, CaptionDataset
 from beit3lib.index import INDEX_NAME, read_index
@@ -428,7 +431,7 @@ class Trainer:
         from beit3lib.validation import caption_and_score
 
         self.model.eval()
-        with self._averaged():
+        with self._averaged(), self._unsharded():
             found = caption_and_score(self.model, self.val_set, self.train_set, self.config, self.accelerator)
         self.model.train()
         seconds = found.pop("seconds")
@@ -450,6 +453,16 @@ class Trainer:
         yield
         self.model.load_state_dict(own)
 
+    @contextmanager
+    def _unsharded(self) -> Iterator[None]:
+        """Whole weights in every process, for work outside the forward of `loss_model`, where FSDP has spread them."""
+        if not isinstance(self.loss_model, FSDPModule):
+            yield
+            return
+        self.loss_model.unshard()
+        yield
+        self.loss_model.reshard()
+
     def _meta(self) -> dict[str, Any]:
         subject_aspect = {"subject": self.config.subject, "aspect": self.config.aspect}
         return {
@@ -464,14 +477,17 @@ class Trainer:
 
     def _save(self, name: str) -> None:
         """A checkpoint folder, complete or not at all; `last` also holds what going on needs."""
+        last = name == "last"
+        weights = gathered(self.ema if self.ema is not None and not last else self.model.state_dict())
+        state = gathered({"optimizer": self.optimizer.state_dict(), "ema": self.ema}) if last else {}
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             folder = self.output / name
             try:
-                with atomic_folder(folder) as new, self._averaged() if name != "last" else nullcontext():
-                    write_captioner(self.model, new, self.config.sentencepiece_model, self._meta())
-                    if name == "last":
-                        self._write_state(new)
+                with atomic_folder(folder) as new:
+                    write_captioner(self.model, new, self.config.sentencepiece_model, self._meta(), weights)
+                    if last:
+                        self._write_state(new, state)
             except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
                 raise TrainingStopped(
                     f"{folder}: saving failed ({error}); the checkpoint that was there before is whole. "
@@ -479,11 +495,8 @@ class Trainer:
                 ) from error
         self.accelerator.wait_for_everyone()
 
-    def _write_state(self, folder: Path) -> None:
-        torch.save(
-            {"optimizer": self.optimizer.state_dict(), "ema": self.ema, "scaler": self._scaler_state()},
-            folder / OPTIMIZER_NAME,
-        )
+    def _write_state(self, folder: Path, state: dict[str, Any]) -> None:
+        torch.save({**state, "scaler": self._scaler_state()}, folder / OPTIMIZER_NAME)
         state = {
             "step": self.step,
             "best": self.best if math.isfinite(self.best) else None,
@@ -512,11 +525,17 @@ class Trainer:
                 f"{place}: was trained with {state['steps_per_epoch']} steps per epoch, here there are "
                 f"{self.steps_per_epoch}; resume with the same data and batch size"
             )
-        self.model.load_state_dict(load_file(folder / WEIGHTS_NAME))
+        own = self.model.state_dict()
+        self.model.load_state_dict(spread(load_file(folder / WEIGHTS_NAME), own))
         saved = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        states = saved["optimizer"]["state"]
+        saved["optimizer"]["state"] = {
+            number: spread(state, dict.fromkeys(state, parameters[number])) for number, state in states.items()
+        }
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.ema is not None and saved["ema"] is not None:
-            self.ema = {name: value.to(self.accelerator.device) for name, value in saved["ema"].items()}
+            self.ema = spread({name: value.to(self.accelerator.device) for name, value in saved["ema"].items()}, own)
         if saved["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
         self.step = self.first_step = state["step"]
@@ -545,11 +564,29 @@ class Trainer:
         }
 
 
+def gathered(tree: Any) -> Any:
+    """What FSDP has spread over processes, whole, and on the CPU; everything else as it is. All processes must ask."""
+    return tree_map_only(DTensor, lambda value: value.full_tensor().cpu(), tree)
+
+
+def spread(values: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The opposite of `gathered`: this process's share of each value whose counterpart in `like` FSDP has spread."""
+
+    def share(value: Tensor, other: Tensor) -> Tensor:
+        if not isinstance(other, DTensor) or value.shape != other.shape:
+            return value
+        return distribute_tensor(value.to(other.device), other.device_mesh, other.placements)
+
+    return {name: share(value, like[name]) for name, value in values.items()}
+
+
 class Log:
     """`log.jsonl`: a line per event, what depends on the clock under `timing`."""
 
     def __init__(self, path: Path, active: bool) -> None:
         self.path, self.active = path, active
+        if active:
+            sweep_up(path)
 
     def start(self) -> None:
         """A new log."""

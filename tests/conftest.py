@@ -1,10 +1,20 @@
-"""Runs made of drawings, without videos: what index, dataset, training and everything behind them start from."""
+"""What tests share: runs made of drawings, without videos, and the whole demo, run once as Kaggle would."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from beit3lib import sample
+from beit3lib import kaggle, sample
 from beit3lib.aspects import SUBJECTS, write_caption_files
 from beit3lib.index import build_index
 from beit3lib.tokenizer import load_tokenizer
@@ -38,3 +48,108 @@ def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn") / "run"
     draw_run(folder)
     return folder
+
+
+# --- the demo ------------------------------------------------------------------------------------------------------
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+MOUNT = Path("/kaggle/input")
+HIDDEN = ("beit3lib", "__editable__", "torchscale", "fairscale", "av", "rouge_score", "sentencepiece")
+OF_USER = ("PYTHONPATH", "BEIT3LIB_WTS", "BEIT3LIB_SAMPLE", "BEIT3LIB_SPM", "BEIT3LIB_BASE_224")
+
+
+class Demo(NamedTuple):
+    """01 to 05 without parameters from an empty folder: where they ran, the run, and why not as on Kaggle, if so."""
+
+    folder: Path
+    run: Path
+    not_as_kaggle: str
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """The five notebooks by papermill without parameters: under Kaggle's conditions, else in one empty folder."""
+    folder = tmp_path_factory.mktemp("demo")
+    try:
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        package, *notebooks = kaggle.stage(folder / "staged", "someone", python=python)
+    except RuntimeError as error:
+        package, notebooks, reason = None, [], f"wheels cannot be fetched here: {error}"
+    else:
+        reason = "/kaggle/input cannot be imitated: it exists, or / may not be written to" if not may_mount() else ""
+    if reason:
+        run_demo(sys.executable, sorted(NOTEBOOKS.glob("*.ipynb")), [folder / "working"] * 5)
+        return Demo(folder / "working", folder / "working" / "runs" / "demo", reason)
+    working = [folder / f"working{number}" for number in range(len(notebooks))]
+    with mounts(folder / "mounts") as mounted:
+        shutil.copytree(package, mounted / "datasets" / "someone" / "beit3lib-package")
+        python = bare_python(folder / "python")
+        assert subprocess.run([python, "-c", "import beit3lib"], capture_output=True, cwd=folder).returncode
+        run_demo(python, [f / f"{f.name}.ipynb" for f in notebooks], working, mounted)
+    return Demo(working[-1], working[-1] / "runs" / "demo", "")
+
+
+def run_demo(python, notebooks, working, mounted=None):
+    """Run notebooks one after the other, offline; with `mounted` each finds the output of the one before it there."""
+    dead = "http://127.0.0.1:9"
+    offline = {"PIP_NO_INDEX": "1", "http_proxy": dead, "https_proxy": dead, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**{k: v for k, v in os.environ.items() if k not in OF_USER}, **offline}
+    for number, (notebook, folder) in enumerate(zip(notebooks, working, strict=True)):
+        folder.mkdir(exist_ok=True)
+        command = [python, "-m", "papermill", "--no-progress-bar", "--kernel", "python3", notebook, folder / notebook.name]
+        with ExitStack() as stack:
+            if mounted is not None:
+                before = (notebooks[number - 1], working[number - 1]) if number else None
+                stack.enter_context(as_inputs(mounted, before, number))
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{notebook.name}: {done.stderr[-3000:]}"
+
+
+@contextmanager
+def as_inputs(mounted, before, number) -> Iterator[None]:
+    """What is mounted, read-only, with the output of the notebook before in one of both shapes of mount."""
+    mount = mounted / ("notebooks/someone" if number % 2 else ".") / before[0].stem if before else None
+    if mount:
+        shutil.copytree(before[1], mount)
+    read_only(mounted, True)
+    yield
+    read_only(mounted, False)
+    if mount:
+        shutil.rmtree(mount)
+
+
+def may_mount() -> bool:
+    return not MOUNT.exists() and os.access("/", os.W_OK)
+
+
+@contextmanager
+def mounts(folder) -> Iterator[Path]:
+    """/kaggle/input, as a link to a folder of the test's."""
+    folder.mkdir()
+    MOUNT.parent.mkdir(exist_ok=True)
+    MOUNT.symlink_to(folder)
+    yield folder
+    MOUNT.unlink()
+    MOUNT.parent.rmdir()
+
+
+def read_only(folder, on):
+    for path in [folder, *folder.rglob("*")]:
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode & ~0o222 if on else path.stat().st_mode | 0o200)
+
+
+def bare_python(folder):
+    """A Python as Kaggle's: everything of this one but the package itself and what Kaggle's image lacks."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    python = folder / "bin" / "python"
+    site = Path(
+        subprocess.run(
+            [python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True
+        ).stdout.strip()
+    )
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        name = entry.name.split("-")[0].split(".")[0]
+        if not (name in HIDDEN or entry.name.startswith("__editable__") or name.startswith(("av_", "sentencepiece"))):
+            (site / entry.name).symlink_to(entry)
+    return python

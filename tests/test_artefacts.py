@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from beit3lib.artefacts import Problem, atomic_folder, atomic_path, read_json, recover_folder, write_json, write_text
+from beit3lib.artefacts import Problem, atomic_folder, atomic_path, read_json, recover_folder, sweep_up, write_json, write_text
 
 
 def test_a_file_keeps_its_old_content_when_writing_fails(tmp_path):
@@ -40,6 +40,7 @@ def test_json_that_is_missing_or_cut_is_named(tmp_path):
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     place = tmp_path / "best"
+    (tmp_path / ".best.x1.new").mkdir()  # a killed process left it
     for content in ("old", "new"):
         with atomic_folder(place) as folder:
             (folder / "weights").write_text(content)
@@ -60,3 +61,11 @@ def test_a_folder_killed_between_its_two_steps_comes_back(tmp_path):
 
 def test_a_problem_reads_as_a_sentence():
     assert str(Problem("a.mp4", "cut off", "download it again")) == "a.mp4: cut off (download it again)"
+
+
+def test_what_a_killed_write_left_is_swept_up_and_no_more(tmp_path):
+    names = (".log.ab12cd_x.jsonl", ".log.more.ab12cd_x.jsonl", ".log.ab12cd_x.json", "log.jsonl")
+    for name in names:
+        (tmp_path / name).touch()
+    sweep_up(tmp_path / "log.jsonl")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names[1:])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import draw_run
+from conftest import OF_USER, draw_run
 
 from beit3lib import sample, steps
 from beit3lib.gallery import read_predictions
@@ -19,14 +19,13 @@ from beit3lib.tokenizer import load_tokenizer
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 REAL = ROOT.parent / "shared" / "data" / "wts_real"
-VARIABLES = ("BEIT3LIB_WTS", "BEIT3LIB_SAMPLE", "BEIT3LIB_SPM", "BEIT3LIB_BASE_224")
 
 
 def papermill(name, folder, *parameters, **environment):
     """Run a notebook as a user does, in `folder`; the finished process."""
     out = folder / "runs" / "demo" / f"{name}.ipynb"
     out.parent.mkdir(parents=True, exist_ok=True)
-    clean = {key: value for key, value in os.environ.items() if key not in VARIABLES}
+    clean = {key: value for key, value in os.environ.items() if key not in OF_USER}
     command = [
         sys.executable,
         "-m",
@@ -46,17 +45,10 @@ def papermill(name, folder, *parameters, **environment):
     )
 
 
-def run_all(folder, **environment):
-    for name in NAMES:
-        done = papermill(name, folder, **environment)
-        assert done.returncode == 0, f"{name}: {done.stderr[-3000:]}"
-
-
 @pytest.mark.slow
-def test_without_parameters_from_an_empty_folder_captions_become_right(tmp_path):
+def test_without_parameters_from_an_empty_folder_captions_become_right(demo):
     """The demo: every attribute in at least 90 % of the captions of each aspect, and chance with shuffled pictures."""
-    run_all(tmp_path)
-    run = tmp_path / "runs" / "demo"
+    run = demo.run
     summary = json.loads((run / "summary.json").read_text())
     assert list(summary) == ["prepare", "index", "finetune", "inspect", "attributes", "attention", "score"]
     made = ["images", "captions", "coco_captioning.train.jsonl", "best/model.safetensors", "last/state.json", "log.jsonl"]
@@ -75,9 +67,9 @@ def test_without_parameters_from_an_empty_folder_captions_become_right(tmp_path)
     assert prepare["phases_chosen"] == prepare["images"] + len(prepare["problems"]) and prepare["problems"] == []
     for split in ("train", "val"):
         assert summary["index"][split]["captions"] == summary["index"][split]["lines"] + summary["index"][split]["left_out"]
-    told = subprocess.run([sys.executable, "-m", "beit3lib.steps", run], capture_output=True, text=True, cwd=tmp_path)
+    told = subprocess.run([sys.executable, "-m", "beit3lib.steps", run], capture_output=True, text=True)
     assert told.stdout.strip().splitlines()[-1] == f"open {run / 'gallery.html'}"
-    compare_and_restrict(tmp_path, run)
+    compare_and_restrict(demo.folder, run)
 
 
 def compare_and_restrict(folder, run):

@@ -23,6 +23,7 @@ from beit3lib.figures import (
     repeated_captions,
     score_bars,
     share_in_box,
+    speed_bars,
     storyboard,
     worst_and_best,
 )
@@ -246,6 +247,16 @@ def test_score_bars_draw_each_score_once():
     assert "0 to 100" in shown(figure)
     with pytest.raises(ValueError, match="phase missing"):
         score_bars(scores, groups="phase")
+
+
+def test_speed_bars_show_each_ratio_against_the_reference():
+    rows = [{"quantity": "step", "way": w, "against": "reference", "ratio": r} for w, r in (("reference", 1.0), ("ours", 5.3))]
+    rows += [{"quantity": "peers", "way": "GIT-base", "against": "ours", "ratio": 0.4}]
+    figure = speed_bars([*rows, {**rows[1], "way": "ours bf16", "ratio": 9.0}])
+    assert_legible(figure)
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [5.3, 9.0] and "9.0×" in shown(figure)
+    with pytest.raises(ValueError, match="found none; run beit3lib.bench first"):
+        speed_bars(rows[2:])
 
 
 def test_confusion_counts_every_pair():

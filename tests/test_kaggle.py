@@ -1,11 +1,7 @@
 """What is staged for Kaggle is what Kaggle takes, and runs where Kaggle's conditions are imitated."""
 
 import json
-import os
-import shutil
-import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import nbformat
@@ -19,16 +15,6 @@ ROOT = Path(__file__).parents[1]
 MOUNT = Path("/kaggle/input")
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 ATTACHED = ("wts", "tokenizer", "beit3_base_patch16_224")
-
-
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("staged")
-    try:
-        kaggle.fetch_wheels(folder / "wheels", PYTHON)
-    except RuntimeError as error:
-        pytest.skip(f"wheels cannot be fetched here: {error}")
-    return folder
 
 
 @pytest.fixture
@@ -113,76 +99,14 @@ def test_a_p100_gets_a_sentence(monkeypatch):
         assert model.choose_device() == torch.device("cuda")
 
 
-# --- Kaggle's conditions -------------------------------------------------------------------------------------------
-
-HIDDEN = ("beit3lib", "__editable__", "torchscale", "fairscale", "av", "rouge_score", "sentencepiece")
-
-
-def bare_python(folder):
-    """A Python as Kaggle's: everything of this one but the package itself and what Kaggle's image lacks."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    python = folder / "bin" / "python"
-    site = Path(
-        subprocess.run(
-            [python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True
-        ).stdout.strip()
-    )
-    for entry in Path(sysconfig.get_path("purelib")).iterdir():
-        name = entry.name.split("-")[0].split(".")[0]
-        if not (name in HIDDEN or entry.name.startswith("__editable__") or name.startswith(("av_", "sentencepiece"))):
-            (site / entry.name).symlink_to(entry)
-    return python
-
-
-@pytest.fixture
-def mounts(tmp_path):
-    """/kaggle/input, as a link to a folder of the test's."""
-    if MOUNT.exists() or not os.access("/", os.W_OK):
-        pytest.skip("/kaggle/input cannot be imitated: it exists, or the root folder may not be written to")
-    real = tmp_path / "mounts"
-    real.mkdir()
-    MOUNT.parent.mkdir(exist_ok=True)
-    MOUNT.symlink_to(real)
-    yield real
-    MOUNT.unlink()
-    MOUNT.parent.rmdir()
-
-
-def read_only(folder, on):
-    for path in [folder, *folder.rglob("*")]:
-        if not path.is_symlink():
-            path.chmod(path.stat().st_mode & ~0o222 if on else path.stat().st_mode | 0o200)
-
-
 @pytest.mark.slow
-def test_the_notebooks_run_under_kaggles_conditions(tmp_path, mounts, wheels):
+def test_the_notebooks_run_under_kaggles_conditions(demo):
     """Both shapes of mount, read-only; an empty working folder each; no network; what the image lacks comes from wheels.
 
-    Each notebook finds the output of the one before it as a mount, and nothing else.
+    Each notebook finds the output of the one before it as a mount, and nothing else (`conftest.demo`).
     """
-    package, *notebooks = kaggle.stage(wheels, "someone", python=PYTHON)
-    shutil.copytree(package, mounts / "datasets" / "someone" / "beit3lib-package")
-    python, before = bare_python(tmp_path / "python"), None
-    absent = subprocess.run([python, "-c", "import beit3lib"], capture_output=True, cwd=tmp_path)
-    assert absent.returncode != 0
-    dead = "http://127.0.0.1:9"
-    offline = {"PIP_NO_INDEX": "1", "http_proxy": dead, "https_proxy": dead, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment = {**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, **offline}
-    for number, folder in enumerate(notebooks):
-        working = tmp_path / f"working{number}"
-        working.mkdir()
-        if before is not None:  # mounts of notebook outputs come in both shapes too
-            mount = mounts / ("notebooks/someone/" if number % 2 else "") / notebooks[number - 1].name
-            shutil.copytree(before, mount)
-        read_only(mounts, True)
-        command = [python, "-m", "papermill", "--no-progress-bar", folder / f"{folder.name}.ipynb", "out.ipynb"]
-        done = subprocess.run(command, cwd=working, env=environment, capture_output=True, text=True)
-        read_only(mounts, False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        shutil.rmtree(mount, ignore_errors=True) if before is not None else None
-        before = working
-    run = before / "runs" / "demo"
-    assert {"prepare", "index", "finetune", "inspect", "score", "attributes"} <= set(
-        json.loads((run / "summary.json").read_text())
-    )
-    assert (run / "submission.json").is_file() and (run / "gallery.html").is_file()
+    if demo.not_as_kaggle:
+        pytest.skip(demo.not_as_kaggle)
+    summary = json.loads((demo.run / "summary.json").read_text())
+    assert {"prepare", "index", "finetune", "inspect", "score", "attributes"} <= set(summary)
+    assert (demo.run / "submission.json").is_file() and (demo.run / "gallery.html").is_file()

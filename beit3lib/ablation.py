@@ -1,0 +1,105 @@
+"""What a choice in training brings, measured on the drawn sample with several seeds.
+
+    python -m beit3lib.ablation joint     ten descriptions in one model, beside ten models of one each
+    python -m beit3lib.ablation flip      mirrored pictures with exchanged words, as in the recipe, or none at all
+    python -m beit3lib.ablation joint --seeds 3 --epochs 6 --run runs/ablation --out ablation.json
+
+Every run starts from the sample's checkpoint, sees the same pictures for as many epochs, and captions all held-out pictures
+in the end. `score`: mean official score; `right`: share of captions that state every attribute as the reference does.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from beit3lib import sample, steps
+from beit3lib.artefacts import write_json
+from beit3lib.metrics import score_pairs
+from beit3lib.recipe import ASPECTS, SUBJECTS, TrainConfig
+
+FLIPS = ("swap", "recipe", "none")
+
+
+def runs_of(study: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """(name of the way, options) of every fine-tuning of one seed."""
+    if study == "flip":
+        yield from ((flip, {"flip": flip, "aspect": "position"}) for flip in FLIPS)
+        return
+    yield "one model", {}
+    yield from (("ten models", {"subject": subject, "aspect": aspect}) for subject in SUBJECTS for aspect in ASPECTS)
+
+
+def measure(config: TrainConfig) -> dict[str, float]:
+    """Fine-tune and caption every held-out picture: seconds of training, score and share of right captions.
+
+    Both are means over the descriptions, of the captions that have a reference.
+    """
+    from beit3lib.train import Trainer
+
+    started = time.monotonic()
+    trainer = Trainer(config)
+    trainer.run()
+    seconds = time.monotonic() - started
+    trainer.config = replace(config, val_images=0, samples=len(trainer.val_set))
+    said = trainer.validate(config.epochs)["samples"]
+    table = pd.DataFrame(said, columns=["image", "description", "caption", "reference"])
+    table = table[table["reference"] != ""]  # what is left unsaid is no sample of a model of one description
+    table["score"] = score_pairs(table["caption"].tolist(), table["reference"].tolist(), jobs=1)["score"].to_numpy()
+    table["right"] = [_states_the_same(row) for row in table.itertuples()]
+    means = table.groupby("description")[["score", "right"]].mean().mean()
+    return {"seconds": seconds, "score": float(means["score"]), "right": float(means["right"])}
+
+
+def _states_the_same(row) -> bool:
+    said, meant = (sample.read_attributes(text, *row.description.split()) for text in (row.caption, row.reference))
+    return said == meant
+
+
+def summarise(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of (way, seed, seconds, score, right) to a row per way: means over seeds, and the spread between the seeds."""
+    by_seed = rows.groupby(["way", "seed"], sort=False).agg({"seconds": "sum", "score": "mean", "right": "mean"})
+    by_way = by_seed.groupby("way", sort=False)
+    spread = by_way["score"].max() - by_way["score"].min()
+    return by_way.mean().assign(score_spread=spread, seeds=by_way.size())
+
+
+def study(name: str, run: Path, seeds: int, epochs: int) -> pd.DataFrame:
+    """All fine-tunings of a study, each reported as it ends; a row per fine-tuning and seed."""
+    if not (run / steps.PHASES_NAME).is_file():
+        steps.prepare(run, "sample")
+    steps.ensure(run, "index")
+    rows = []
+    for seed in range(seeds):
+        for way, options in runs_of(name):
+            out = run / name / "_".join([way.replace(" ", "_"), str(seed), *options.values()])
+            config = steps.training_config(run, **options, epochs=epochs, seed=seed)
+            found = measure(replace(config, output_dir=str(out)))
+            rows.append({"way": way, "seed": seed, **options, **found})
+            told = f"{found['seconds']:.0f} s, score {found['score']:.2f}, right {found['right']:.1%}"
+            print(f"{way}, seed {seed} {' '.join(options.values())}: {told}", flush=True)
+    return pd.DataFrame(rows)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`python -m beit3lib.ablation`."""
+    parser = argparse.ArgumentParser(prog="python -m beit3lib.ablation", description=__doc__.splitlines()[0])
+    parser.add_argument("study", choices=("joint", "flip"))
+    parser.add_argument("--seeds", type=int, default=3, help="how often, each with another seed [3]")
+    parser.add_argument("--epochs", type=int, default=6, help="passes over the pictures in every fine-tuning [6]")
+    parser.add_argument("--run", type=Path, default=Path("runs/ablation"), help="folder to work in [runs/ablation]")
+    parser.add_argument("--out", type=Path, default=Path("ablation.json"), help="where figures go [ablation.json]")
+    options = parser.parse_args(arguments)
+    options.run.mkdir(parents=True, exist_ok=True)
+    rows = study(options.study, options.run, options.seeds, options.epochs)
+    table = summarise(rows)
+    print(table.round(3).to_string())
+    about = {"study": options.study, "epochs": options.epochs}
+    write_json(options.out, {**about, "ways": table.reset_index().to_dict("records"), "rows": rows.to_dict("records")})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The pictures of the README, from a finished run: small, and real output.
+
+    python docs/pictures.py runs/demo [bench.json]
+
+Chromium with its driver takes the gallery's picture (Debian: chromium, chromium-driver).
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from beit3lib import figures
+from beit3lib.gallery import read_predictions
+
+DOCS = Path(__file__).parent
+WIDTH_PX, COLOURS = 1280, 160
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1280,900")
+
+
+def save(image: Image.Image, name: str) -> None:
+    """A PNG at most `WIDTH_PX` wide, with a palette: a tenth of the size, to the eye the same."""
+    image = image.convert("RGB")
+    if image.width > WIDTH_PX:
+        image = image.resize((WIDTH_PX, round(image.height * WIDTH_PX / image.width)), Image.Resampling.LANCZOS)
+    path = DOCS / name
+    image.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"{path}: {image.width} x {image.height} px, {path.stat().st_size / 1e3:.0f} kB")
+
+
+def take_gallery(page: Path) -> Image.Image:
+    """What a browser shows of a gallery first."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome")
+    with tempfile.TemporaryDirectory() as folder:
+        for flag in (*FLAGS, f"--user-data-dir={folder}/profile"):
+            options.add_argument(flag)
+        browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+        browser.get(page.resolve().as_uri())
+        browser.save_screenshot(f"{folder}/gallery.png")
+        browser.quit()
+        return Image.open(f"{folder}/gallery.png").copy()
+
+
+def take_storyboard(run: Path) -> Image.Image:
+    """The event with most phases, how the vehicle moves and where it stands."""
+    predictions = read_predictions(run / "predictions.json")
+    story = predictions.groupby("scenario", sort=False)["phase"].nunique().idxmax()
+    figure = figures.storyboard(predictions, story, run, subject="vehicle", aspect=["moving", "position"])
+    with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        figure.savefig(file.name, dpi=130)
+        return Image.open(file.name).copy()
+
+
+def main(run: Path, bench: Path | None) -> None:
+    """All of them."""
+    save(take_storyboard(run), "storyboard.png")
+    for name in ("learning_curve", "attributes", "attention-1"):
+        save(Image.open(run / f"{name}.png"), f"{name}.png")
+    save(take_gallery(run / "gallery.html"), "gallery.png")
+    if bench is not None:
+        rows = json.loads(bench.read_text())["rows"]
+        with tempfile.NamedTemporaryFile(suffix=".png") as file:
+            figures.speed_bars(rows).savefig(file.name, dpi=110)
+            save(Image.open(file.name), "bench.png")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)

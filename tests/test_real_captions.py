@@ -1,0 +1,61 @@
+"""Real WTS captions and pictures: the base model learns eight of them by heart and gives them back word for word."""
+
+import json
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import torch
+
+from beit3lib import steps, train
+from beit3lib.recipe import TrainConfig
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+SCENARIO = SHARED / "wts_real"
+CAPTIONS = SHARED / "vehicle_captions.json"
+ASPECTS = ("moving", "position", "road", "weather")
+
+
+def train_spm(path):
+    """A tokenizer for these captions, as beit3.spm is one for all."""
+    texts = [text for row in json.loads(CAPTIONS.read_text()) for name, text in row.items() if name.startswith("caption_")]
+    with open(path, "wb") as writer:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=writer, vocab_size=600, model_type="unigram", minloglevel=2
+        )
+    return path
+
+
+def keep_eight(index):
+    """Of the index the first and the last phase of one video, four aspects of the vehicle's caption each."""
+    lines = [json.loads(line) for line in index.read_text().splitlines()]
+    video = sorted(line["video"] for line in lines)[0]
+    mine = [line for line in lines if line["video"] == video and line["subject"] == "vehicle" and line["aspect"] in ASPECTS]
+    phases = {line["phase"] for line in mine}
+    kept = [line for line in mine if line["phase"] in (min(phases), max(phases))]
+    index.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    (index.parent / "coco_captioning.val.jsonl").write_text(index.read_text())
+    return kept
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not SCENARIO.is_dir(), reason=f"the real WTS scenario is not at {SCENARIO}")
+def test_the_base_model_learns_eight_real_captions_word_for_word(tmp_path):
+    steps.prepare(tmp_path, "wts", str(SCENARIO))
+    steps.index(tmp_path, str(train_spm(tmp_path / "words.spm")))
+    kept = keep_eight(tmp_path / "coco_captioning.train.jsonl")
+    assert len(kept) == 8 and len({line["caption"] for line in kept}) >= 5
+    config = TrainConfig(
+        data_path=str(tmp_path), output_dir=str(tmp_path), sentencepiece_model=str(tmp_path / steps.SPM_NAME),
+        subject="vehicle", batch_size=2, epochs=160, warmup_steps=20, lr=3e-4, layer_decay=1.0, clip_grad=1.0, drop_path=0.0,
+        flip="none", crop_area=1.0, captioning_mask_prob=0.7, num_max_bpe_tokens=128, num_workers=0, val_images=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    trainer = train.Trainer(config)
+    while trainer.step < trainer.total_steps:
+        trainer._train_epoch(trainer._epoch())
+    losses = [event["loss"] for event in train.read_log(tmp_path / "log.jsonl") if event["event"] == "step"]
+    print(losses)
+    assert losses[-1] < 0.15 < 4 < losses[0]
+    found = trainer.validate(0)
+    assert found["copied"] == 1.0 and found["score"] > 99.9, found
