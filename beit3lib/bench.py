@@ -33,7 +33,7 @@ from beit3lib.dataset import Augmentation, Batch, caption_ids, collate, load_ima
 from beit3lib.decode import generate
 from beit3lib.model import MODELS, Captioner, choose_device, model_config
 from beit3lib.recipe import TrainConfig
-from beit3lib.train import LossModel, choose_precision, head_losses, parameter_groups
+from beit3lib.train import LossModel, choose_precision, head_losses, make_optimizer, parameter_groups
 
 QUANTITIES = ("generate", "ten", "train", "train_ten", "peers", "growth", "memory", "images", "scoring")
 SHORT = {"tiny": "beit3_tiny_patch8_64", "base": "beit3_base_patch16_224", "large": "beit3_large_patch16_224"}
@@ -414,7 +414,8 @@ class Bench:
     def _train(self, captions: int, count: int) -> None:
         packed, separate = make_batch(self.model, count, captions)
         loss_model = LossModel(self.model, 0.1)
-        optimizer = torch.optim.AdamW(parameter_groups(self.model, TrainConfig()), lr=0.0, fused=self.device.type == "cuda")
+        own = make_optimizer(parameter_groups(self.model, TrainConfig()), self.device, lr=0.0)
+        plain = torch.optim.AdamW(parameter_groups(self.model, TrainConfig()), lr=0.0)  # what the recipe makes
 
         def ours(lower: bool = False) -> Tensor:
             with self.autocast(lower):
@@ -429,7 +430,7 @@ class Bench:
             loss.backward()
             return loss.detach()
 
-        def step(work: Callable[[], Tensor]) -> Callable[[], None]:
+        def step(work: Callable[[], Tensor], optimizer: torch.optim.Optimizer = own) -> Callable[[], None]:
             def whole() -> None:
                 work()
                 optimizer.step()
@@ -438,16 +439,16 @@ class Bench:
             return whole
 
         same = bool(torch.allclose(ours(), reference(), rtol=1e-4))
-        optimizer.zero_grad(set_to_none=True)
-        ways = {"reference": step(reference), "ours": step(ours)}
+        self.model.zero_grad(set_to_none=True)
+        ways = {"reference": step(reference, plain), "ours": step(ours)}
         if self.lower:
             ways[f"ours {self.lower_name}"] = step(lambda: ours(True))
         if self.lower and self.device.type == "cuda":
-            ways[f"reference {self.lower_name}"] = step(lambda: reference(True))
+            ways[f"reference {self.lower_name}"] = step(lambda: reference(True), plain)
         seconds = take_turns(ways, self.options.repeats, self.device)
         rows = rows_of(f"training step, {count} images x {captions}", seconds, same_loss=same)
         flops = count_flops(ours)
-        optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         for row in rows:
             if row["way"].startswith("ours"):
                 dtype = self.lower if row["way"] != "ours" else torch.float32

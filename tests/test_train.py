@@ -268,6 +268,12 @@ def test_a_cpu_uses_bf16_where_it_has_the_instructions(monkeypatch, has, wanted)
 # --- flags ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_second_run_in_one_kernel_may_have_another_precision(drawn, tmp_path):
+    for precision in ("bf16", "fp32"):
+        found = train.finetune(quick(drawn, tmp_path / precision, epochs=1, precision=precision))
+        assert found["precision"] == precision.replace("fp32", "no")
+
+
 def test_the_seeds_command_is_understood():
     config = parse_command(SEEDS_COMMAND.split())
     assert (config.batch_size, config.lr, config.layer_decay, config.seed, config.epochs) == (32, 4e-5, 1.0, 42, 10)
