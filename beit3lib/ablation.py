@@ -67,7 +67,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     return by_way.mean().assign(score_spread=spread, seeds=by_way.size())
 
 
-def study(name: str, run: Path, seeds: int, epochs: int) -> pd.DataFrame:
+def study(name: str, run: Path, seeds: int, epochs: int, batch_size: int) -> pd.DataFrame:
     """All fine-tunings of a study, each reported as it ends; a row per fine-tuning and seed."""
     if not (run / steps.PHASES_NAME).is_file():
         steps.prepare(run, "sample")
@@ -76,7 +76,7 @@ def study(name: str, run: Path, seeds: int, epochs: int) -> pd.DataFrame:
     for seed in range(seeds):
         for way, options in runs_of(name):
             out = run / name / "_".join([way.replace(" ", "_"), str(seed), *options.values()])
-            config = steps.training_config(run, **options, epochs=epochs, seed=seed)
+            config = steps.training_config(run, **options, epochs=epochs, batch_size=batch_size, seed=seed)
             found = measure(replace(config, output_dir=str(out)))
             rows.append({"way": way, "seed": seed, **options, **found})
             told = f"{found['seconds']:.0f} s, score {found['score']:.2f}, right {found['right']:.1%}"
@@ -90,14 +90,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("study", choices=("joint", "flip"))
     parser.add_argument("--seeds", type=int, default=3, help="how often, each with another seed [3]")
     parser.add_argument("--epochs", type=int, default=6, help="passes over the pictures in every fine-tuning [6]")
+    parser.add_argument("--batch-size", type=int, default=16, help="pictures per step: few, so that few epochs suffice [16]")
     parser.add_argument("--run", type=Path, default=Path("runs/ablation"), help="folder to work in [runs/ablation]")
     parser.add_argument("--out", type=Path, default=Path("ablation.json"), help="where figures go [ablation.json]")
     options = parser.parse_args(arguments)
     options.run.mkdir(parents=True, exist_ok=True)
-    rows = study(options.study, options.run, options.seeds, options.epochs)
+    rows = study(options.study, options.run, options.seeds, options.epochs, options.batch_size)
     table = summarise(rows)
     print(table.round(3).to_string())
-    about = {"study": options.study, "epochs": options.epochs}
+    about = {"study": options.study, "epochs": options.epochs, "batch_size": options.batch_size}
     write_json(options.out, {**about, "ways": table.reset_index().to_dict("records"), "rows": rows.to_dict("records")})
 
 

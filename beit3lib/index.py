@@ -57,13 +57,13 @@ def build_index(
     """
     captions = read_caption_files(caption_files)
     problems = list(captions.attrs.get("problems", ()))
-    images = _list_images(Path(image_dir))
+    images = list_images(Path(image_dir))
     about = _about_videos(phases)
     lines, missing, lossy = [], {}, []
     root = Path(out_path).parent
     for row in captions.itertuples(index=False):
         phase = parse_phase(row.label)
-        image = _find_image(images, row.video, row.label, phase)
+        image = find_image(images, row.video, row.label, phase)
         if image is None:
             missing.setdefault((row.scenario, row.video, row.label), []).append(f"{row.subject} {row.aspect}")
             continue
@@ -124,13 +124,15 @@ def _read_lines(path: Path) -> Iterator[dict]:
         yield line
 
 
-def _list_images(folder: Path) -> dict[str, Path]:
+def list_images(folder: Path) -> dict[str, Path]:
+    """{name: path} of the pictures in a folder."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected a folder of motion-blur images, found none; run 01 first")
     return {path.name: path for path in sorted(folder.iterdir()) if path.suffix.lower() in ENDINGS}
 
 
-def _find_image(images: dict[str, Path], video: str, label: str, phase: int | None) -> Path | None:
+def find_image(images: dict[str, Path], video: str, label: str, phase: int | None) -> Path | None:
+    """The picture of a phase of a video, in every spelling of its name that was seen."""
     for number in (phase, label):
         for prefix in PREFIXES:
             for ending in ENDINGS:

@@ -106,6 +106,7 @@ PEDESTRIAN_MOVES = {
     "rushing": "The pedestrian is rushing out towards the vehicle.",
 }
 SIDEWALKS = {"both": "There are sidewalks on both sides.", "no": "There is no sidewalk on either side."}
+SURFACE_WORDS = {"asphalt": "an asphalt", "gravel": "a gravel"}
 DISTANCES = {"near": "close to", "far": "far from"}
 
 
@@ -115,14 +116,14 @@ def describe(scene: Scene, subject: str) -> dict[str, str]:
     In the dark nobody sees from the vehicle what the pedestrian wears, and the vehicle's caption does not say it.
     """
     vehicle = subject == "vehicle"
-    side, gap = scene.side, DISTANCES[scene.distance]
+    side, gap, surface = scene.side, DISTANCES[scene.distance], SURFACE_WORDS[scene.surface]
     stands = f"The vehicle is positioned on the {side} side of the pedestrian, {gap} it."
     sees = f"The pedestrian has the vehicle on the {side} side and is {gap} it."
     parts = {
         "position": stands if vehicle else sees,
         "moving": VEHICLE_MOVES[scene.vehicle_motion] if vehicle else PEDESTRIAN_MOVES[scene.pedestrian_motion],
         "pedestrian_description": f"The pedestrian wears a {scene.upper} jacket and {scene.lower} slacks.",
-        "road": f"The road is a {scene.lanes} residential road with a {scene.surface} surface. " + SIDEWALKS[scene.sidewalk],
+        "road": f"The road is a {scene.lanes} residential road with {surface} surface. {SIDEWALKS[scene.sidewalk]}",
         "weather": f"The weather is {scene.weather} and the brightness is {scene.light}.",
     }
     if vehicle and scene.light == "dark":

@@ -98,13 +98,20 @@ def ensure(run: Path, section: str) -> None:
 
 
 def find_data(dataset: str = "auto", wts_root: str | None = None, sample_dir: str | Path = "data/sample") -> tuple[str, Path]:
-    """("wts" or "sample", root) of the data to use; the sample is drawn where it is missing. Says in a line which."""
+    """("wts", "prepared" or "sample", root) of the data to use, "auto" in this order. Says in a line which.
+
+    `prepared` are images and caption files that were made before; the root is that of the captions. The sample is drawn
+    where it is missing.
+    """
     manifest = load_manifest()
     found = Path(wts_root) if wts_root else manifest.find("wts")
     if dataset == "wts" or (dataset == "auto" and found is not None):
         root = found or manifest.locate("wts")
         print(f"data: the WTS download in {root}")
         return "wts", root
+    if dataset == "prepared" or (dataset == "auto" and manifest.find("images") and manifest.find("captions")):
+        print(f"data: prepared images in {manifest.locate('images')}, captions in {manifest.locate('captions')}")
+        return "prepared", manifest.locate("captions")
     root = manifest.find("sample")
     if root is None:
         from beit3lib.sample import write_sample
@@ -129,21 +136,18 @@ def prepare(
 
     `.attrs` holds `problems`, `views` (what was chosen, and why) and `counts`.
     """
-    from beit3lib.aspects import write_caption_files
-    from beit3lib.motion_blur import blur_table
-    from beit3lib.wts import choose_views, read_wts, split_by_group
+    from beit3lib.prepared import import_prepared
 
     summary: dict[str, Any] = {}
     with timed(summary):
         kind, root = find_data(dataset, wts_root)
-        read = read_wts(root)
-        chosen = choose_views(_first_scenarios(split_by_group(read), max_scenarios), views, root)
-        phases = blur_table(chosen, run / "images", image_size, jobs=jobs, weights=weights)
-        _write_segments(run, root, max_scenarios)
+        if kind == "prepared":
+            read = chosen = phases = import_prepared(load_manifest().locate("images"), root, run)
+            _write_segments(run, phases)
+        else:
+            options = {"image_size": image_size, "weights": weights, "jobs": jobs, "max_scenarios": max_scenarios}
+            read, chosen, phases = _prepare_videos(run, root, views, **options)
         write_text(run / PHASES_NAME, phases.to_csv(index=False))
-        captioned = phases[phases["split"] != "test"]
-        for split, table in captioned.groupby("split"):
-            write_caption_files(table, run / "captions" / split)
     problems = [*_problems(read), *_problems(chosen), *_problems(phases)]
     phases.attrs |= {"problems": sorted(set(problems)), "views": chosen.attrs.get("views", [])}
     counts = {split: int(n) for split, n in phases.groupby("split").size().items()}
@@ -163,20 +167,34 @@ def prepare(
     return phases
 
 
-def _write_segments(run: Path, root: Path, max_scenarios: int | None) -> None:
-    """`segments.csv`: every segment of the download, video or not, and of the sample what each shows.
-
-    With these a run needs the download no more: on Kaggle a later notebook may not have it.
-    """
+def _prepare_videos(
+    run: Path, root: Path, views: str, image_size: int, weights: str, jobs: int | None, max_scenarios: int | None
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """A download's images, caption files and segments; the phases that were read, chosen, and have an image."""
+    from beit3lib.aspects import write_caption_files
+    from beit3lib.motion_blur import blur_table
     from beit3lib.sample import DRAWN_NAME
-    from beit3lib.wts import read_wts
+    from beit3lib.wts import choose_views, read_wts, split_by_group
 
-    table = _first_scenarios(read_wts(root, keep_missing=True), max_scenarios)
+    read = read_wts(root)
+    chosen = choose_views(_first_scenarios(split_by_group(read), max_scenarios), views, root)
+    phases = blur_table(chosen, run / "images", image_size, jobs=jobs, weights=weights)
+    _write_segments(run, _first_scenarios(read_wts(root, keep_missing=True), max_scenarios))
+    if (root / DRAWN_NAME).is_file():
+        shutil.copyfile(root / DRAWN_NAME, run / DRAWN_NAME)
+    for split, table in phases[phases["split"] != "test"].groupby("split"):
+        write_caption_files(table, run / "captions" / split)
+    return read, chosen, phases
+
+
+def _write_segments(run: Path, table: pd.DataFrame) -> None:
+    """`segments.csv`: every segment of the data, video or not.
+
+    With it, and the sample's truth, a run needs the download no more: on Kaggle a later notebook may not have it.
+    """
     segments = table.drop_duplicates(["split", "scenario", "label"])
     columns = ["split", "source", "scenario", "label", "phase", "caption_vehicle", "caption_pedestrian"]
     write_text(run / SEGMENTS_NAME, segments[columns].to_csv(index=False))
-    if (root / DRAWN_NAME).is_file():
-        shutil.copyfile(root / DRAWN_NAME, run / DRAWN_NAME)
 
 
 def read_segments(run: Path, split: str) -> pd.DataFrame:
