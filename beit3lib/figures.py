@@ -601,7 +601,7 @@ def speed_bars(rows: Sequence[Mapping], title: str = "How many times faster than
         axes.barh(places, ratios, 0.78, color=colours), [f"{ratio:.1f}×" for ratio in ratios], padding=3, size=TEXT_PT
     )
     axes.axvline(1, color=INK, linewidth=1.2)
-    axes.set_yticks(places, [f"{row['quantity']}: {row['way'].removeprefix('ours ')}" for row in kept])
+    axes.set_yticks(places, [f"{row['quantity']}: {row['way'].removeprefix('ours').strip() or 'fp32'}" for row in kept])
     axes.set(
         ylim=(len(kept) - 0.4, -0.6), xlim=(0, 1.12 * max(ratios)), xlabel="times as fast as the reference (line: as fast)"
     )

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageStat
 
 from beit3lib import figures
 from beit3lib.gallery import read_predictions
@@ -41,16 +41,25 @@ def take_gallery(page: Path) -> Image.Image:
         for flag in (*FLAGS, f"--user-data-dir={folder}/profile"):
             options.add_argument(flag)
         browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-        browser.get(page.resolve().as_uri())
+        browser.get(f"{page.resolve().as_uri()}#order=up")  # the lowest score first: there is something to see
         browser.save_screenshot(f"{folder}/gallery.png")
         browser.quit()
         return Image.open(f"{folder}/gallery.png").copy()
 
 
+def brightness(path: Path) -> float:
+    """Mean grey level, 0 to 255."""
+    with Image.open(path) as image:
+        return ImageStat.Stat(image.convert("L")).mean[0]
+
+
 def take_storyboard(run: Path) -> Image.Image:
-    """The event with most phases, how the vehicle moves and where it stands."""
+    """Of the events with most phases the brightest: how the vehicle moves and where it stands."""
     predictions = read_predictions(run / "predictions.json")
-    story = predictions.groupby("scenario", sort=False)["phase"].nunique().idxmax()
+    predictions = predictions[predictions["split"] == "val"]
+    phases = predictions.groupby("scenario", sort=False)["phase"].nunique()
+    first = predictions[predictions["scenario"].isin(phases.index[phases == phases.max()])].drop_duplicates("scenario")
+    story = max(zip(first["scenario"], first["image"], strict=True), key=lambda pair: brightness(run / pair[1]))[0]
     figure = figures.storyboard(predictions, story, run, subject="vehicle", aspect=["moving", "position"])
     with tempfile.NamedTemporaryFile(suffix=".png") as file:
         figure.savefig(file.name, dpi=130)

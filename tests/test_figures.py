@@ -255,6 +255,7 @@ def test_speed_bars_show_each_ratio_against_the_reference():
     figure = speed_bars([*rows, {**rows[1], "way": "ours bf16", "ratio": 9.0}])
     assert_legible(figure)
     assert [bar.get_width() for bar in figure.axes[0].patches] == [5.3, 9.0] and "9.0×" in shown(figure)
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["step: fp32", "step: bf16"]
     with pytest.raises(ValueError, match="found none; run beit3lib.bench first"):
         speed_bars(rows[2:])
 

@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -528,23 +529,30 @@ def run_watched(at, config):
 
 @pytest.mark.slow
 def test_killed_at_ten_random_points_and_started_again_a_run_ends_as_one_that_was_not(drawn, tmp_path):
-    """SIGKILL in a step, in a save with half a file written, between the steps of a replacement, in validation."""
+    """SIGKILL in a step, in a save with half a file written, between the steps of a replacement, in validation.
+
+    Two runs side by side, each on a core, are killed five times.
+    """
     options = {"epochs": 3, "batch_size": 4, "drop_path": 0.1, "randaug": True, "model_ema": True, "model_ema_decay": 0.9}
     whole = run_watched(0, quick(drawn, tmp_path / "whole", **options))
     assert whole.returncode == 0, whole.stderr
     events = int(whole.stdout.split("EVENTS")[1])
-    config, rng = quick(drawn, tmp_path / "killed", auto_resume=True, **options), np.random.default_rng(5)
-    kills = 0
-    while kills < 10:
-        done = run_watched(int(rng.integers(1, events // 2)), config)
-        if done.returncode == 0:  # it got through: the rest of the kills hit a new run
-            same_as_whole(tmp_path / "whole", Path(config.output_dir))
-            config = quick(drawn, tmp_path / f"killed{kills}", auto_resume=True, **options)
-            continue
-        assert done.returncode == -9, done.stderr
-        kills += 1
-    assert run_watched(0, config).returncode == 0
-    same_as_whole(tmp_path / "whole", Path(config.output_dir))
+
+    def kill_five_times(name, seed):
+        rng, kills, config = np.random.default_rng(seed), 0, quick(drawn, tmp_path / name, auto_resume=True, **options)
+        while True:
+            done = run_watched(int(rng.integers(1, events // 2)) if kills < 5 else 0, config)
+            kills += done.returncode != 0
+            if done.returncode == 0:  # through: it must be as the whole one, and further kills hit a new run
+                same_as_whole(tmp_path / "whole", Path(config.output_dir))
+                if kills == 5:
+                    return kills
+                config = quick(drawn, tmp_path / f"{name}{kills}", auto_resume=True, **options)
+            else:
+                assert done.returncode == -9, done.stderr
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(kill_five_times, "ab", (5, 6))) == [5, 5]
 
 
 def same_as_whole(whole, killed):
