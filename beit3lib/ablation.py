@@ -99,7 +99,14 @@ def main(arguments: list[str] | None = None) -> None:
     table = summarise(rows)
     print(table.round(3).to_string())
     about = {"study": options.study, "epochs": options.epochs, "batch_size": options.batch_size}
-    write_json(options.out, {**about, "ways": table.reset_index().to_dict("records"), "rows": rows.to_dict("records")})
+    write_json(
+        options.out,
+        {
+            **about,
+            "ways": table.reset_index().to_dict("records"),
+            "rows": rows.astype(object).where(rows.notna(), None).to_dict("records"),
+        },
+    )
 
 
 if __name__ == "__main__":
