@@ -307,12 +307,12 @@ WTS_OPTIONS = {  # the seed's values
 SAMPLE_OPTIONS = WTS_OPTIONS | {
     "randaug": False,
     "model": "beit3_tiny_patch8_64",
-    "epochs": 11,
+    "epochs": 13,
     "lr": 1e-3,
     "drop_path": 0.0,
     "crop_area": 0.9,
     "num_workers": 0,
-    "val_images": 24,
+    "val_images": 30,
     "save_ckpt_freq": 100,
 }
 
