@@ -1,5 +1,5 @@
 # make demo   from nothing to captions you can look at: runs/demo/gallery.html
-# make test   every test
+# make test   lint, and every test but those of make long
 # make quick  the tests that take seconds
 # make long   the tests that take many minutes
 PYTHON ?= python3
