@@ -362,7 +362,8 @@ def _strip_row(sheet: Sheet, rows: pd.DataFrame, places: list[int], image_dir: P
     for place, row in zip(places, rows.itertuples(), strict=True):
         x = 0.3 + place * width
         below = sheet.picture(image_dir / row.image, x, y, width - 0.15)
-        sheet.text(f"{row.start_s:.1f}–{row.end_s:.1f} s", x, below + 0.03, width - 0.15, SMALL_PT, MUTED)
+        if math.isfinite(row.start_s):  # pictures that came without their video have no times
+            sheet.text(f"{row.start_s:.1f}–{row.end_s:.1f} s", x, below + 0.03, width - 0.15, SMALL_PT, MUTED)
     return y + width - 0.15 + 0.34
 
 

@@ -4,6 +4,7 @@ Pictures `{avg|}{video}phase{label}.{jpg|png}` and the ten `{subject}_caption_{a
 Aspects stay as the files have them; a tenth of the recordings is held out, because such files know no split.
 """
 
+import math
 import shutil
 from pathlib import Path
 
@@ -53,7 +54,15 @@ def _about(scenario: str, video: str, label: str, phase: int) -> dict:
     bdd = scenario.startswith("video")
     view = "vehicle_view" if bdd or "vehicle_view" in video else "overhead_view"
     about = {"scenario": scenario, "split": "train", "source": "bdd" if bdd else "wts", "view": view, "video": video}
-    return {**about, "video_path": "", "label": label, "phase": phase, "image": image_name(video, phase)}
+    return {
+        **about,
+        "video_path": "",
+        "label": label,
+        "phase": phase,
+        "start_s": math.nan,
+        "end_s": math.nan,
+        "image": image_name(video, phase),
+    }
 
 
 def _captions(told: pd.DataFrame) -> dict[str, str | None]:

@@ -486,7 +486,7 @@ class Trainer:
         """A checkpoint folder, complete or not at all; `last` also holds what going on needs."""
         last = name == "last"
         weights = gathered(self.ema if self.ema is not None and not last else self.model.state_dict())
-        state = gathered({"optimizer": self.optimizer.state_dict(), "ema": self.ema}) if last else {}
+        tensors = gathered({"optimizer": self.optimizer.state_dict(), "ema": self.ema}) if last else {}
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             folder = self.output / name
@@ -494,7 +494,7 @@ class Trainer:
                 with atomic_folder(folder) as new:
                     write_captioner(self.model, new, self.config.sentencepiece_model, self._meta(), weights)
                     if last:
-                        self._write_state(new, state)
+                        self._write_state(new, tensors)
             except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
                 raise TrainingStopped(
                     f"{folder}: saving failed ({error}); the checkpoint that was there before is whole. "
@@ -502,8 +502,8 @@ class Trainer:
                 ) from error
         self.accelerator.wait_for_everyone()
 
-    def _write_state(self, folder: Path, state: dict[str, Any]) -> None:
-        torch.save({**state, "scaler": self._scaler_state()}, folder / OPTIMIZER_NAME)
+    def _write_state(self, folder: Path, tensors: dict[str, Any]) -> None:
+        torch.save({**tensors, "scaler": self._scaler_state()}, folder / OPTIMIZER_NAME)
         state = {
             "step": self.step,
             "best": self.best if math.isfinite(self.best) else None,
@@ -536,10 +536,8 @@ class Trainer:
         self.model.load_state_dict(spread(load_file(folder / WEIGHTS_NAME), own))
         saved = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        states = saved["optimizer"]["state"]
-        saved["optimizer"]["state"] = {
-            number: spread(state, dict.fromkeys(state, parameters[number])) for number, state in states.items()
-        }
+        moments = saved["optimizer"]["state"]
+        saved["optimizer"]["state"] = {n: spread(of, dict.fromkeys(of, parameters[n])) for n, of in moments.items()}
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.ema is not None and saved["ema"] is not None:
             self.ema = spread({name: value.to(self.accelerator.device) for name, value in saved["ema"].items()}, own)

@@ -112,8 +112,10 @@ def as_inputs(mounted, before, number) -> Iterator[None]:
     if mount:
         shutil.copytree(before[1], mount)
     read_only(mounted, True)
-    yield
-    read_only(mounted, False)
+    try:
+        yield
+    finally:
+        read_only(mounted, False)
     if mount:
         shutil.rmtree(mount)
 
@@ -128,9 +130,11 @@ def mounts(folder) -> Iterator[Path]:
     folder.mkdir()
     MOUNT.parent.mkdir(exist_ok=True)
     MOUNT.symlink_to(folder)
-    yield folder
-    MOUNT.unlink()
-    MOUNT.parent.rmdir()
+    try:
+        yield folder
+    finally:  # left behind, it would keep later runs from imitating Kaggle
+        MOUNT.unlink()
+        MOUNT.parent.rmdir()
 
 
 def read_only(folder, on):

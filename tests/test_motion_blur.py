@@ -438,11 +438,11 @@ def test_neither_torch_nor_transformers_is_loaded():
 # ---- speed
 
 
-@pytest.mark.slow
-def test_faster_than_seeking_with_opencv(tmp_path):
+@pytest.mark.parametrize("seconds", [pytest.param(12, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.long)])
+def test_faster_than_seeking_with_opencv(tmp_path, seconds):
     """About two times on a quiet machine (`python -m beit3lib.motion_blur --bench`); the bound leaves room for a busy one."""
-    clip = write_clip(tmp_path / "short.mp4", 12, 1920, 1080, preset="veryfast")
-    spans = [(start / 5, end / 5) for start, end in BENCH_SPANS_S]
+    clip = write_clip(tmp_path / "clip.mp4", seconds, 1920, 1080, preset="veryfast")
+    spans = [(start * seconds / 60, end * seconds / 60) for start, end in BENCH_SPANS_S]
     figures = max((measure_speed(clip, spans) for _ in range(2)), key=lambda run: run["cpu_speedup"])
     print(figures)
     assert figures["cpu_speedup"] >= 1.2

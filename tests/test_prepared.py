@@ -5,6 +5,7 @@ import json
 import pytest
 from conftest import draw_run
 from PIL import Image
+from test_chain import papermill
 
 from beit3lib import sample, steps
 from beit3lib.aspects import read_caption_files
@@ -65,3 +66,16 @@ def test_the_first_two_steps_take_them(seeds, tmp_path, monkeypatch, capsys):
     assert summary["prepare"]["dataset"] == "prepared" and summary["prepare"]["images"] == 24
     assert reports["train"].images + reports["val"].images == 24 and reports["train"].left_out == 0
     assert len(steps.read_segments(run, "train")) + len(steps.read_segments(run, "val")) == 24
+
+
+@pytest.mark.slow
+def test_notebook_1_shows_pictures_that_came_without_videos(seeds, tmp_path):
+    """The whole notebook, its figure of phases included, also where one subject has no caption of the first phase."""
+    for path in seeds[1].glob("pedestrian_*.json"):
+        content = json.loads(path.read_text())
+        content.pop(min(content))
+        path.write_text(json.dumps(content))
+    places = {"BEIT3LIB_IMAGES": str(seeds[0]), "BEIT3LIB_CAPTIONS": str(seeds[1])}
+    done = papermill("01_prepare_data", tmp_path, "-p", "dataset", "prepared", **places)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "runs" / "demo" / "phases.png").is_file()

@@ -108,10 +108,6 @@ def shorten(command):
         return f"{command.split(' --')[0]} --model tiny --quick --only train --batch 2 --tokens 8 --repeats 1 --cpu"
     if "beit3lib.ablation" in command:
         return f"{command} --help"
-    if "beit3lib.motion_blur" in command or "docs/pictures.py" in command:
-        return f"test -f {command.split()[1] if command.endswith('json') else 'beit3lib/motion_blur.py'}"
-    if "beit3lib.metrics" in command:
-        return f"{command} --help"
     return command
 
 
