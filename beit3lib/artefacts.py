@@ -6,8 +6,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import beit3lib
 
 
 class Problem(NamedTuple):
@@ -79,6 +82,11 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path}: expected JSON, found a file that cannot be read as such ({error})") from None
 
 
+def versions() -> dict[str, str]:
+    """Of torch and of this package, as they stand beside results."""
+    return {"torch": metadata.version("torch"), "beit3lib": beit3lib.__version__}
+
+
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a new empty folder beside `path` that takes its place when the block ends, and vanishes when it raises.
@@ -110,6 +118,15 @@ def recover_folder(path: str | Path) -> Path:
     for leftover in path.parent.glob(f".{path.name}.*.new"):
         shutil.rmtree(leftover, ignore_errors=True)
     return path
+
+
+def readable_folder(path: str | Path) -> Path:
+    """Where to read a folder that `atomic_folder` writes: what it had set aside, where it was killed between its two steps.
+
+    Changes nothing, so that another process may be writing meanwhile.
+    """
+    path = Path(path)
+    return _aside(path) if not path.exists() and _aside(path).exists() else path
 
 
 def _aside(path: Path) -> Path:

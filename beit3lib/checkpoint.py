@@ -4,11 +4,14 @@ Public: `.pth`, the same renamed `.zip`, without an ending, or unpacked into a f
 `{"model": …}`, `{"module": …}` or the bare state dict. Nothing is ever unpickled beyond tensors and plain values.
 
 Ours: `model.safetensors`, `sentencepiece.bpe.model` and a readable `meta.json`, complete or not there.
+
+    python -m beit3lib.checkpoint runs/mine/best mine.pth        ours to the public format
 """
 
 import argparse
 import pickle
 import shutil
+import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -21,7 +24,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from beit3lib.artefacts import atomic_folder, atomic_path, read_json, recover_folder, write_json
+from beit3lib.artefacts import atomic_folder, atomic_path, read_json, readable_folder, write_json
 from beit3lib.model import Captioner, ModelConfig, choose_device
 from beit3lib.tokenizer import SPM_NAME, load_tokenizer
 
@@ -55,11 +58,15 @@ def read_state(path: str | Path, model_key: str = "model|module", model_prefix: 
     """The state dict in a public checkpoint, as {name: tensor} on the CPU.
 
     `model_key`: keys under which it may lie, tried in order, else the file itself is the state dict. `model_prefix` is
-    cut off the names that carry it. `CheckpointError` for anything that is no checkpoint or holds more than tensors.
+    cut off the names that carry it. A folder of ours is taken too.
+
+    `CheckpointError` for anything that is no checkpoint or holds more than tensors.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: expected a checkpoint here, found nothing")
+    if (path / WEIGHTS_NAME).is_file():
+        path = path / WEIGHTS_NAME
     content = load_file(path) if path.suffix == ".safetensors" else _load_tensors(path)
     for key in model_key.split("|"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -197,7 +204,7 @@ def load_captioner(folder: str | Path, device: str | torch.device | None = None)
 
     `device`: default CUDA where there is one.
     """
-    folder = recover_folder(folder)
+    folder = readable_folder(folder)
     absent = [name for name in (WEIGHTS_NAME, META_NAME, SPM_NAME) if not (folder / name).is_file()]
     if absent:
         raise FileNotFoundError(f"{folder}: expected a checkpoint folder, without {', '.join(absent)}; run 03 first")
@@ -209,4 +216,19 @@ def load_captioner(folder: str | Path, device: str | torch.device | None = None)
     model.tokenizer = load_tokenizer(folder / SPM_NAME, config.vocab_size)
     model.descriptions = [tuple(pair) for pair in meta["descriptions"]]
     model.vocabulary = meta.get("vocabulary", [])
+    taught = meta.get("options", {})
+    model.max_tokens = taught.get("num_max_bpe_tokens", model.max_tokens)
+    model.length_penalty = taught.get("length_penalty", model.length_penalty)
     return model.to(device or choose_device()).eval()
+
+
+def main() -> None:
+    """`python -m beit3lib.checkpoint FOLDER FILE`."""
+    if len(sys.argv) != 3:
+        sys.exit("expected a folder of ours and the file to write: python -m beit3lib.checkpoint runs/mine/best mine.pth")
+    path = save_public(load_captioner(sys.argv[1], "cpu"), sys.argv[2])
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, in the public format")
+
+
+if __name__ == "__main__":
+    main()

@@ -39,7 +39,7 @@ class Row(NamedTuple):
 class Batch:
     """B images (B, 3, S, S) and B packed rows (B, T), padded at the end with segment -1; `names` of the images.
 
-    `places` (n,) numbers the chosen positions, row by row.
+    `places` (n,) numbers the chosen positions, row by row; `tokens` counts those that are no padding.
     """
 
     images: Tensor
@@ -49,6 +49,7 @@ class Batch:
     segments: Tensor
     places: Tensor
     names: list[str]
+    tokens: int
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same on a device; copies from pinned memory do not wait."""
@@ -140,7 +141,8 @@ def collate(samples: Sequence[tuple[Tensor, Row, str]], pad_id: int = 1) -> Batc
         for name in Row._fields
     }
     places = columns.pop("chosen").flatten().nonzero()[:, 0]
-    return Batch(images=torch.stack(images), names=list(names), places=places, **columns)
+    tokens = sum(len(row.ids) for row in rows)
+    return Batch(images=torch.stack(images), names=list(names), tokens=tokens, places=places, **columns)
 
 
 class CaptionDataset(torch.utils.data.Dataset):
@@ -148,13 +150,14 @@ class CaptionDataset(torch.utils.data.Dataset):
 
     `config.subject` and `config.aspect` name one description, without a prefix, as the seed does it; or "all": then every
     description of an image stands in one row, each behind its prefix, and an aspect that the caption of a subject does not
-    mention is learnt as absent: prefix and `</s>`. What is drawn at random follows from (seed, epoch, sample) alone.
+    mention is learnt as absent: prefix and `</s>`. An index that names none, as the seed's, holds one, whichever is named.
+    What is drawn at random follows from (seed, epoch, sample) alone.
     """
 
     def __init__(self, table: pd.DataFrame, root: str | Path, tokenizer, size: int, config, train: bool) -> None:
         self.root, self.tokenizer, self.size, self.config, self.train = Path(root), tokenizer, size, config, train
         self.epoch = 0
-        self.descriptions = config.descriptions()
+        self.descriptions = _descriptions(table, config)
         self.rows = _rows_by_image(table, self.descriptions, tokenizer)
         if not self.rows:
             wanted = f"{config.subject} {config.aspect}"
@@ -201,7 +204,7 @@ class CaptionDataset(torch.utils.data.Dataset):
 
     def reference(self, number: int) -> dict[tuple[str, str], str]:
         """{(subject, aspect): caption} of a sample, "" where the aspect is absent."""
-        return {description: text or self.tokenizer.decode(ids) for description, ids, text in self.rows[number]["captions"]}
+        return {description: text for description, _, text in self.rows[number]["captions"]}
 
     def captions(self) -> set[tuple[str, str]]:
         """Every caption of the set, with its description: what a model may have learnt by heart."""
@@ -219,8 +222,7 @@ class CaptionDataset(torch.utils.data.Dataset):
     def _caption(self, description, ids: list[int], text: str, mirrored: bool) -> tuple[list[int], int]:
         prefix = prefix_ids(self.tokenizer, *description) if len(self.descriptions) > 1 else []
         if mirrored and ids:
-            words = mirror_words(text or self.tokenizer.decode(ids))
-            ids = self.tokenizer.encode(words, add_special_tokens=False)
+            ids = self.tokenizer.encode(mirror_words(text), add_special_tokens=False)
         return caption_ids(self.tokenizer, ids, prefix, self.config.num_max_bpe_tokens), len(prefix)
 
     def _picture(self, number: int) -> Image.Image:
@@ -240,6 +242,11 @@ POOL = 16  # batches that are grouped by length at once
 UNNAMED = ("", "")  # the one description of an index whose lines do not say which
 
 
+def _descriptions(table: pd.DataFrame, config) -> list[tuple[str, str]]:
+    wanted = config.descriptions()
+    return wanted if len(wanted) == 1 or table["subject"].notna().any() else [UNNAMED]
+
+
 def _rows_by_image(table: pd.DataFrame, descriptions, tokenizer) -> list[dict]:
     """One row per image: its captions (description, ids, text), absent aspects with no ids; `fixed` if none may mirror."""
     named = table["subject"].notna().any()
@@ -247,7 +254,7 @@ def _rows_by_image(table: pd.DataFrame, descriptions, tokenizer) -> list[dict]:
     rows = []
     for image, lines in known.groupby("image_path", sort=True):
         if not named:  # the seed's file holds one description: every line is a sample of its own
-            rows += [_row(image, [(UNNAMED, list(ids), "")], tokenizer) for ids in lines["text_segment"]]
+            rows += [_row(image, [(descriptions[0], list(ids), tokenizer.decode(ids))]) for ids in lines["text_segment"]]
             continue
         told = {(r.subject, r.aspect): (list(r.text_segment), r.caption) for r in lines.itertuples(index=False)}
         subjects = {subject for subject, _ in told}
@@ -256,13 +263,12 @@ def _rows_by_image(table: pd.DataFrame, descriptions, tokenizer) -> list[dict]:
         else:
             wanted = [d for d in descriptions if d[0] in subjects]
         if wanted:
-            rows.append(_row(image, [(d, *told.get(d, ([], ""))) for d in wanted], tokenizer))
+            rows.append(_row(image, [(d, *told.get(d, ([], ""))) for d in wanted]))
     return rows
 
 
-def _row(image: str, captions: list, tokenizer) -> dict:
-    texts = [text or tokenizer.decode(ids) for _, ids, text in captions]
-    return {"image": image, "captions": captions, "fixed": not all(map(can_mirror, texts))}
+def _row(image: str, captions: list) -> dict:
+    return {"image": image, "captions": captions, "fixed": not all(can_mirror(text) for *_, text in captions)}
 
 
 # --- left and right ------------------------------------------------------------------------------------------------

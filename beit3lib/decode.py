@@ -34,15 +34,17 @@ def generate(
     images: Tensor | ImageMemory,
     tokenizer=None,
     num_beams: int = 3,
-    max_tokens: int = 64,
-    length_penalty: float = 0.6,
+    max_tokens: int | None = None,
+    length_penalty: float | None = None,
     descriptions: Sequence[Description] | None = None,
     vocabulary: str | Sequence[int] | None = None,
 ) -> list[Caption]:
     """Caption B images: B captions, or B x len(descriptions), image by image.
 
     `images` float (B, 3, S, S) in [-1, 1], or their memory. `max_tokens` counts `<s>` and not the prefix of a
-    description. `descriptions`: default those the model was taught. `vocabulary`: ids that may be said, "training" for
+    description; it and `length_penalty` default to the model's own.
+
+    `descriptions`: default those the model was taught. `vocabulary`: ids that may be said, "training" for
     those of the training captions; the head then runs over these alone, and probabilities are among them.
     """
     tokenizer = tokenizer or model.tokenizer
@@ -51,7 +53,9 @@ def generate(
     prefixes = [prefix_ids(tokenizer, *description) for description in descriptions] or [[]]
     memory = model.encode_image(images) if isinstance(images, Tensor) else images
     said = _allowed(model, tokenizer, vocabulary)
-    search = BeamSearch(model, memory, tokenizer, prefixes, num_beams, max_tokens, length_penalty, said)
+    most = model.max_tokens if max_tokens is None else max_tokens
+    penalty = model.length_penalty if length_penalty is None else length_penalty
+    search = BeamSearch(model, memory, tokenizer, prefixes, num_beams, most, penalty, said)
     return [_caption(tokenizer, *kept) for kept in search.run()]
 
 

@@ -9,12 +9,14 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
 from beit3lib.artefacts import Problem, write_text
 from beit3lib.aspects import read_caption_files
+from beit3lib.dataset import ImageError, load_image
 from beit3lib.wts import parse_phase, video_stem
 
 INDEX_NAME = "coco_captioning.{split}.jsonl"
@@ -60,20 +62,22 @@ def build_index(
     images = list_images(Path(image_dir))
     about = _about_videos(phases)
     lines, missing, lossy = [], {}, []
+    look = cache(unreadable)  # many captions share a picture
     root = Path(out_path).parent
     for row in captions.itertuples(index=False):
         phase = parse_phase(row.label)
         image = find_image(images, row.video, row.label, phase)
-        if image is None:
-            missing.setdefault((row.scenario, row.video, row.label), []).append(f"{row.subject} {row.aspect}")
+        why = f"no image in {image_dir}" if image is None else look(image)
+        if why:
+            missing.setdefault((row.video, row.label, why), []).append(f"{row.subject} {row.aspect}")
             continue
         ids = tokenizer.encode(row.caption, add_special_tokens=False)
         if not _same_words(tokenizer.decode(ids), row.caption):
             lossy.append(Problem(f"{row.scenario} phase {row.label}, {row.subject} {row.aspect}", _lossy(row, ids, tokenizer)))
         lines.append(_line(root, image, ids, row, phase, about.get((row.scenario, row.video), {})))
     problems += [
-        Problem(f"{video} phase {label}", f"{len(what)} captions, but no image in {image_dir}; left out", "run 01 again")
-        for (_, video, label), what in missing.items()
+        Problem(f"{video} phase {label}", f"{len(what)} captions, but {why}; left out", "run 01 again")
+        for (video, label, why), what in missing.items()
     ]
     _number_images(lines)
     write_text(out_path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -86,14 +90,18 @@ def build_index(
 def index_images(phases: pd.DataFrame, image_dir: str | Path, out_path: str | Path) -> IndexReport:
     """Index images that have no caption, as those of the test split: `text_segment` null, one line each."""
     root = Path(out_path).parent
-    lines = []
+    lines, problems = [], []
     for row in phases.to_dict("records"):
-        path = os.path.relpath(Path(image_dir) / row["image"], root)
+        image = Path(image_dir) / row["image"]
+        if why := unreadable(image):
+            problems.append(Problem(f"{row['video']} phase {row['label']}", f"{why}; left out", "run 01 again"))
+            continue
+        path = os.path.relpath(image, root)
         about = {name: row.get(name) for name in ABOUT if name not in ("subject", "aspect", "caption")}
         lines.append({"image_path": path, "text_segment": None, "image_id": 0, **about})
     _number_images(lines)
     write_text(out_path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    return IndexReport(Path(out_path), len(phases), len(lines), 0, len(lines), 0, [])
+    return IndexReport(Path(out_path), len(phases), len(lines), len(problems), len(lines), 0, problems)
 
 
 def read_index(path: str | Path) -> pd.DataFrame:
@@ -140,6 +148,15 @@ def find_image(images: dict[str, Path], video: str, label: str, phase: int | Non
                 if name in images:
                     return images[name]
     return None
+
+
+def unreadable(image: Path) -> str:
+    """Why a picture cannot be used; "" for one that opens."""
+    try:
+        load_image(image)
+    except (ImageError, FileNotFoundError) as error:
+        return f"{image.name} cannot be opened ({str(error).removeprefix(f'{image}: ')}); delete it"
+    return ""
 
 
 def _about_videos(phases: pd.DataFrame | None) -> dict[tuple[str, str], dict]:

@@ -90,8 +90,12 @@ class Manifest:
     def _places(self, name: str) -> Iterator[Path]:
         """Candidates in the order of preference: the variable, local places from here up, Kaggle's mounts."""
         entry = self._entry(name)
-        if os.environ.get(entry["env"]):
-            yield Path(os.environ[entry["env"]])
+        if named := os.environ.get(entry["env"]):
+            if not Path(named).exists():
+                raise MissingInput(
+                    f"{entry['env']}={named}: expected {entry['what']}, found nothing; mend or unset the variable"
+                )
+            yield Path(named)
         for folder in (self.here, *self.here.parents, self.path.parent):
             for place in _local_names(entry):
                 yield folder / place

@@ -93,6 +93,28 @@ def choose_device(wanted: str = "auto") -> torch.device:
     return torch.device("cuda")
 
 
+def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
+    """("bf16" | "fp16" | "no", the reason), by what the device does natively.
+
+    `torch.cuda.is_bf16_supported()` says yes on a T4, where bf16 is emulated, so the compute capability decides.
+    """
+    if wanted != "auto":
+        return {"fp32": "no"}.get(wanted, wanted), "asked for"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        name = f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
+        return ("bf16", f"{name}: bf16 is native") if major >= 8 else ("fp16", f"{name}: no native bf16, fp16 with a scaler")
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return "bf16", "this CPU has bf16 instructions"
+    return "no", f"{device.type} has no native bf16"
+
+
+def native_precision(device: torch.device) -> torch.autocast:
+    """What to caption under: the precision that the device has natively; a context manager."""
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(choose_precision("auto", device)[0])
+    return torch.autocast(device.type, kind or torch.bfloat16, enabled=kind is not None)
+
+
 class ImageMemory(NamedTuple):
     """What captions need of B images: keys and values of every layer, and the stochastic depth drawn for the batch."""
 
@@ -137,6 +159,7 @@ class Captioner(nn.Module):
         self.apply(initialise)
         self._freeze_what_captions_never_use()
         self.tokenizer = None  # set by `checkpoint.load_captioner`
+        self.max_tokens, self.length_penalty = 64, 0.6  # of beam search: the recipe's, or those it was validated with
         self.vocabulary: list[int] = []  # ids of its training captions, where known
         self.descriptions: list[tuple[str, str]] = []  # (subject, aspect) it was taught; empty: one, unnamed
 

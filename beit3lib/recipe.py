@@ -6,6 +6,7 @@ refused by name.
 
 import dataclasses
 import difflib
+import math
 import sys
 import types
 import typing
@@ -92,9 +93,12 @@ class TrainConfig:
         for name in ("captioning_mask_prob", "drop_path", "label_smoothing", "drop_worst_ratio", "model_ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise OptionError(f"{name}: expected a share from 0 to below 1, found {getattr(self, name)}")
-        for name in ("batch_size", "epochs", "update_freq", "save_ckpt_freq", "num_beams"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name}: expected 1 or more, found {getattr(self, name)}")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < math.inf:
+                raise OptionError(f"{name}: expected {least} or more, found {value}")
+        if not 0 < self.crop_area <= 1:
+            raise OptionError(f"crop_area: expected a share above 0 and up to 1, found {self.crop_area}")
 
     def descriptions(self) -> list[tuple[str, str]]:
         """(subject, aspect) of every description to learn."""
@@ -102,6 +106,12 @@ class TrainConfig:
         return [(s, a) for s in subjects for a in (ASPECTS if self.aspect == "all" else (self.aspect,))]
 
 
+LEAST = {  # smallest values that mean something
+    **dict.fromkeys(("batch_size", "eval_batch_size", "epochs", "update_freq", "save_ckpt_freq", "num_beams", "input_size"), 1),
+    **dict.fromkeys(("lr", "min_lr", "warmup_lr", "weight_decay", "layer_decay", "clip_grad", "opt_eps", "length_penalty"), 0),
+    **dict.fromkeys(("warmup_epochs", "num_workers", "patience", "max_minutes", "max_steps", "val_images", "samples"), 0),
+    **{"drop_worst_after": 0, "warmup_steps": -1, "num_max_bpe_tokens": 3},
+}
 OTHER_TASKS = {  # options of the recipe that mean nothing for captioning, and what they are for
     "nb_classes": "image classification",
     "mixup": "image classification",
@@ -122,7 +132,6 @@ OTHER_TASKS = {  # options of the recipe that mean nothing for captioning, and w
     "dist_url": "the old launcher: `accelerate launch -m beit3lib.train …`",
     "world_size": "the old launcher: `accelerate launch -m beit3lib.train …`",
 }
-IGNORED = {"start_epoch", "crop_pct"}  # set by the recipe for itself
 
 
 def parse_command(arguments: list[str]) -> TrainConfig:

@@ -166,6 +166,28 @@ def expected_segments(phases: pd.DataFrame, split: str) -> dict[str, list[str]]:
     return {str(key): rows["label"].astype(str).tolist() for key, rows in asked.groupby("scenario")}
 
 
+def complete(
+    submission: Mapping[str, list[dict]], expected: Mapping[str, Sequence[str]], usual: Mapping[str, str]
+) -> tuple[dict[str, list[dict]], list[str]]:
+    """A submission with every segment and caption that is asked for, and what had to be filled in.
+
+    `usual`: {caption_vehicle, caption_pedestrian} for what was not captioned, because its video is missing or the model was
+    taught one subject: the challenge refuses a submission with holes, and a usual caption scores more than none.
+    """
+    built: dict[str, list[dict]] = {}
+    filled = []
+    for key, labels in expected.items():
+        said = {entry["labels"][0]: entry for entry in submission.get(key, [])}
+        for label in labels:
+            entry = said.get(label, {})
+            captions = {name: entry.get(name) or text for name, text in usual.items()}
+            absent = [name for name in usual if not entry.get(name)]
+            if absent:
+                filled.append(f"{key} label {label}: {', '.join(absent)}")
+            built.setdefault(key, []).append({"labels": [label], **captions})
+    return built, filled
+
+
 def check_submission(submission: Any, expected: Mapping[str, Sequence[str]]) -> list[str]:
     """Everything that is wrong with a submission, all at once; an empty list is one that will be taken."""
     if not isinstance(submission, dict):
@@ -235,8 +257,12 @@ def read_submission(path: str | Path) -> dict:
 
 def most_frequent_captions(train: pd.DataFrame, segments: pd.DataFrame) -> dict[str, list[dict]]:
     """A submission that says everywhere what training says most often; both tables are rows of phases."""
-    usual = {f"caption_{s}": train[f"caption_{s}"].dropna().mode().iloc[0] for s in SUBJECTS}
-    return _submission_of(segments, [usual] * len(segments))
+    return _submission_of(segments, [usual_captions(train)] * len(segments))
+
+
+def usual_captions(train: pd.DataFrame) -> dict[str, str]:
+    """{caption_vehicle, caption_pedestrian}: what training says most often of each."""
+    return {f"caption_{s}": train[f"caption_{s}"].dropna().mode().iloc[0] for s in SUBJECTS}
 
 
 def nearest_captions(
@@ -244,19 +270,24 @@ def nearest_captions(
 ) -> dict[str, list[dict]]:
     """A submission that gives each segment the captions of the training image nearest to its own by pixels.
 
-    Images are compared as size x size thumbnails, by squared difference.
+    Images are compared as size x size thumbnails, by squared difference; one that cannot be opened is passed over.
     """
     from PIL import Image
 
-    def thumbnails(names: pd.Series) -> np.ndarray:
-        pictures = []
-        for name in names:
-            with Image.open(Path(image_dir) / name) as image:
-                pictures.append(np.asarray(image.convert("RGB").resize((size, size)), np.float32).ravel())
-        return np.stack(pictures)
+    def thumbnails(table: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
+        pictures, opened = [], []
+        for name in table["image"]:
+            try:
+                with Image.open(Path(image_dir) / name) as image:
+                    pictures.append(np.asarray(image.convert("RGB").resize((size, size)), np.float32).ravel())
+            except OSError:
+                opened.append(False)
+            else:
+                opened.append(True)
+        return np.stack(pictures), table[opened]
 
-    known = train.dropna(subset=[f"caption_{s}" for s in SUBJECTS])
-    a, b = thumbnails(segments["image"]), thumbnails(known["image"])
+    a, segments = thumbnails(segments)
+    b, known = thumbnails(train.dropna(subset=[f"caption_{s}" for s in SUBJECTS]))
     distances = (a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1)
     nearest = known.iloc[distances.argmin(1)]
     return _submission_of(segments, nearest[[f"caption_{s}" for s in SUBJECTS]].to_dict("records"))

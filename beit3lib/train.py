@@ -33,15 +33,16 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 import beit3lib
-from beit3lib.artefacts import atomic_folder, read_json, recover_folder, sweep_up, write_json, write_text
-from beit3lib.checkpoint import WEIGHTS_NAME, CheckpointError, load_pretrained, write_captioner
+from beit3lib.artefacts import atomic_folder, read_json, recover_folder, sweep_up, versions, write_json, write_text
+from beit3lib.checkpoint import WEIGHTS_NAME, load_pretrained, write_captioner
 from beit3lib.dataset import Batch, CaptionDataset
 from beit3lib.index import INDEX_NAME, read_index
 from beit3lib.linear import linear
-from beit3lib.model import Captioner, choose_device, initialise, model_config
+from beit3lib.manifest import load_manifest
+from beit3lib.model import Captioner, choose_device, choose_precision, initialise, model_config
 from beit3lib.options import OptionError
 from beit3lib.recipe import TrainConfig, as_flag, exit_with_help, parse_command
-from beit3lib.tokenizer import UNUSED_ROWS, TokenizerError, load_tokenizer
+from beit3lib.tokenizer import UNUSED_ROWS, load_tokenizer
 
 LOG_NAME, STATE_NAME, OPTIMIZER_NAME, RESULTS_NAME = "log.jsonl", "state.json", "optimizer.pt", "results.json"
 HEAD_CHUNK = 1024  # positions whose logits over the vocabulary exist at once
@@ -145,22 +146,6 @@ def learning_rate(step: int, total: int, warmup: int, config: TrainConfig) -> fl
     return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * done))
 
 
-def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
-    """("bf16" | "fp16" | "no", the reason), by what the device does natively.
-
-    `torch.cuda.is_bf16_supported()` says yes on a T4, where bf16 is emulated, so the compute capability decides.
-    """
-    if wanted != "auto":
-        return {"fp32": "no"}.get(wanted, wanted), "asked for"
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        name = f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
-        return ("bf16", f"{name}: bf16 is native") if major >= 8 else ("fp16", f"{name}: no native bf16, fp16 with a scaler")
-    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        return "bf16", "this CPU has bf16 instructions"
-    return "no", f"{device.type} has no native bf16"
-
-
 # --- one step -------------------------------------------------------------------------------------------------------
 
 
@@ -169,7 +154,8 @@ def train_step(
 ) -> tuple[Tensor, Tensor | None]:
     """One optimiser step over the `update_freq` batches of a process; returns (mean loss, norm of the gradient).
 
-    Every position counts the same, whichever batch or process it is in. Nothing here waits for the device but a scaler.
+    Every position counts the same, whichever batch or process it is in. Nothing here waits for the device but a scaler. A
+    step whose loss or gradient is not finite changes no weight.
     """
     counts = [len(batch.places) for batch in batches]
     everywhere = accelerator.reduce(torch.tensor(float(sum(counts)), device=accelerator.device), "sum")
@@ -187,9 +173,21 @@ def train_step(
         accelerator.backward(loss)
         total += loss.detach()
     norm = accelerator.clip_grad_norm_(loss_model.parameters(), config.clip_grad) if config.clip_grad else None
+    mean = accelerator.reduce(total, "mean")
+    if accelerator.scaler is None and not isinstance(loss_model, FSDPModule):  # a scaler looks at the gradients itself
+        _guard(optimizer, mean, norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return accelerator.reduce(total, "mean"), norm
+    return mean, norm
+
+
+def _guard(optimizer, loss: Tensor, norm: Tensor | None) -> None:
+    """Have the fused AdamW pass over a step that is not finite, as it does for a scaler: the device decides, nobody waits."""
+    if norm is None:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    finite = norm.isfinite() & loss.isfinite()
+    getattr(optimizer, "optimizer", optimizer).found_inf = (~finite).float()
 
 
 def _step_seed(seed: int, step: int, batch: int, process: int) -> int:
@@ -215,17 +213,19 @@ class Trainer:
         self.started = time.monotonic()
         self.output = Path(config.output_dir)
         device = choose_device(config.device)
-        self.precision, reason = choose_precision(config.precision, device)
+        self.precision, self.reason = choose_precision(config.precision, device)
         if not torch.distributed.is_initialized():  # else a second run in one kernel could not change precision or device
             AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=self.precision)
-        self.say(f"precision: {self.precision if self.precision != 'no' else 'fp32'} ({reason})")
-        self.log = Log(Path(config.log_dir or config.output_dir) / LOG_NAME, self.accelerator.is_main_process)
+        self.say(f"precision: {self.precision if self.precision != 'no' else 'fp32'} ({self.reason})")
+        keeps_log = self.accelerator.is_main_process and not config.eval
+        self.log = Log(Path(config.log_dir or config.output_dir) / LOG_NAME, keeps_log)
         self._make_model()
         self._make_data()
         self._make_optimizer()
         self.step, self.best, self.stale, self.skipped = 0, -math.inf, 0, 0
         self.recent: deque[tuple[Tensor, list[str]]] = deque(maxlen=LOG_EVERY)
+        self.clock, self.steps_timed, self.tokens = time.monotonic(), 0, 0
         self._resume()
 
     def say(self, text: str) -> None:
@@ -257,7 +257,6 @@ class Trainer:
             if report.fresh:
                 initialise(model.mlm_head)
         model.tokenizer = self.tokenizer
-        model.descriptions = config.descriptions()
         self.model = model
 
     def _make_data(self) -> None:
@@ -269,7 +268,7 @@ class Trainer:
             return CaptionDataset(table, root, self.tokenizer, size, config, train)
 
         self.train_set = dataset("train", True)
-        self.model.vocabulary = self.train_set.vocabulary()
+        self.model.descriptions, self.model.vocabulary = self.train_set.descriptions, self.train_set.vocabulary()
         has_val = (root / INDEX_NAME.format(split="val")).is_file()
         self.val_set = dataset("val", False) if has_val else None
         world = self.accelerator.num_processes * config.update_freq
@@ -296,16 +295,14 @@ class Trainer:
             return {"validation": self.validate(self._epoch())}
         self.say(
             f"{len(self.train_set)} images, {self.total_steps} steps of {self.global_batch}, "
-            f"{len(self.config.descriptions())} descriptions; on {self.accelerator.device}"
+            f"{len(self.train_set.descriptions)} descriptions; on {self.accelerator.device}"
         )
-        stopped = "finished"
-        while self.step < self.total_steps:
+        stopped = self._no_better()
+        while self.step < self.total_steps and not stopped:
             self._train_epoch(self._epoch())
             if self.step % self.steps_per_epoch == 0 or self.step >= self.total_steps:
                 self._end_epoch(self._epoch() - (self.step % self.steps_per_epoch == 0))
-            stopped = self._why_stop()
-            if stopped:
-                break
+            stopped = self._time_is_up() or self._no_better()
         return self._results(stopped or "finished")
 
     def _epoch(self) -> int:
@@ -314,16 +311,16 @@ class Trainer:
     def _train_epoch(self, epoch: int) -> None:
         self.loss_model.train()
         first = self.step % self.steps_per_epoch
+        self.clock = time.monotonic()
         for batches in self._windows(epoch, first):
             rate = learning_rate(self.step, self.total_steps, self.warmup, self.config)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["lr_scale"]
-            began = time.monotonic()
             loss, _ = train_step(self.loss_model, batches, self.optimizer, self.accelerator, self.config, self.step)
             self.step += 1
             self.skipped += int(self.accelerator.optimizer_step_was_skipped)
             self._average()
-            self._note(loss, rate, batches, began, epoch)
+            self._note(loss, rate, batches, epoch)
             if self.step >= self.total_steps or self._out_of_time():
                 break
 
@@ -357,16 +354,18 @@ class Trainer:
                 for name, value in self.model.state_dict().items():
                     self.ema[name].lerp_(value, 1 - self.config.model_ema_decay)
 
-    def _note(self, loss: Tensor, rate: float, batches: list[Batch], began: float, epoch: int) -> None:
-        """A line of the log every few steps; only then the loss is fetched from the device."""
+    def _note(self, loss: Tensor, rate: float, batches: list[Batch], epoch: int) -> None:
+        """A line of the log every few steps; only then the loss is fetched from the device, and the clock read."""
         self.recent.append((loss, [name for batch in batches for name in batch.names]))
+        self.steps_timed += 1
+        self.tokens += sum(batch.tokens for batch in batches)
         if self.step % LOG_EVERY and self.step != self.total_steps and self.step != 1:
             return
         value = sum(self._finite_losses()) / len(self.recent)
         self.recent.clear()
-        seconds = time.monotonic() - began
-        tokens = sum(int((batch.segments >= 0).sum()) for batch in batches) * self.accelerator.num_processes
-        left = (self.total_steps - self.step) * (time.monotonic() - self.started) / max(1, self.step - self.first_step)
+        now = time.monotonic()
+        seconds, rate_of_tokens = self._speed(now)
+        left = (self.total_steps - self.step) * (now - self.started) / max(1, self.step - self.first_step)
         self.log.write(
             "step",
             step=self.step,
@@ -376,7 +375,7 @@ class Trainer:
             skipped=self.skipped,
             timing={
                 "seconds_per_step": round(seconds, 3),
-                "tokens_per_s": round(tokens / max(seconds, 1e-6)),
+                "tokens_per_s": round(rate_of_tokens),
                 "minutes_left": round(left / 60, 1),
                 "peak_mb": peak_mb(),
             },
@@ -384,20 +383,36 @@ class Trainer:
         if self.step % (5 * LOG_EVERY) == 0 or self.step == self.total_steps:
             self.say(
                 f"step {self.step}/{self.total_steps}  epoch {epoch + 1}  loss {value:.3f}  "
-                f"{tokens / max(seconds, 1e-6):.0f} tokens/s  {left / 60:.1f} min left"
+                f"{rate_of_tokens:.0f} tokens/s  {left / 60:.1f} min left"
             )
 
+    def _speed(self, now: float) -> tuple[float, float]:
+        """Seconds per step and tokens per second of all processes since the last line of the log."""
+        seconds = max(now - self.clock, 1e-6)
+        found = seconds / self.steps_timed, self.tokens * self.accelerator.num_processes / seconds
+        self.clock, self.steps_timed, self.tokens = now, 0, 0
+        return found
+
     def _finite_losses(self) -> list[float]:
-        """The losses since the last line of the log; one that is not finite ends the run before anything is saved."""
+        """The losses since the last line of the log; one that is not finite ends the run with the last good state saved."""
         losses = torch.stack([loss for loss, _ in self.recent]).tolist() if self.recent else []
         wrong = next((place for place, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if wrong is not None:
+            names = ", ".join(self.recent[wrong][1])
             raise TrainingStopped(
-                f"step {self.step - len(losses) + wrong + 1}: the loss is {losses[wrong]}; images of the batch: "
-                f"{', '.join(self.recent[wrong][1])}. The last good state is in {self.output / 'last'}, as of the last "
-                "epoch; look at these images and captions, try a smaller --lr, or --precision fp32"
+                f"step {self.step - len(losses) + wrong + 1}: the loss is {losses[wrong]}; images of the batch: {names}. "
+                f"{self._keep_good_state()}; look at these images and captions, try a smaller --lr, or --precision fp32"
             )
         return losses
+
+    def _keep_good_state(self) -> str:
+        """Save what a step that was not finite has not touched; where it has, what was saved before stays."""
+        self.recent.clear()
+        last = self.output / "last"
+        if all(bool(value.isfinite().all()) for value in gathered(self.model.state_dict()).values()):
+            self._save("last")
+            return f"That step changed no weight: the last good state is saved in {last}, and --auto_resume goes on behind it"
+        return f"The last good state is in {last}, as of its last save" if last.exists() else "No good state was saved before"
 
     def _end_epoch(self, epoch: int) -> None:
         self._finite_losses()
@@ -412,24 +427,33 @@ class Trainer:
             self._save(f"checkpoint-{epoch + 1}")
         self._save("last")  # after the others: what is missing beside it would never be made again
 
-    def _why_stop(self) -> str:
-        if self._out_of_time():
-            self._finite_losses()
-            self._save("last")
-            self.say(f"stopped after {self.config.max_minutes} minutes with everything saved; --auto_resume goes on")
-            return "out of time"
+    def _time_is_up(self) -> str:
+        if not self._out_of_time():
+            return ""
+        self._finite_losses()
+        if not (self.output / "best").exists():  # not one epoch done: what there is can be looked at all the same
+            self._save("best")
+        self._save("last")
+        self.say(f"stopped after {self.config.max_minutes} minutes with everything saved; --auto_resume goes on")
+        return "out of time"
+
+    def _no_better(self) -> str:
         if self.config.patience and self.stale >= self.config.patience:
             self.say(f"stopped: no better score for {self.stale} epochs")
             return "no better score"
         return ""
 
     def _out_of_time(self) -> bool:
-        """Agreed among processes; one tenth is kept for validation and saving."""
+        """One tenth is kept for validation and saving. Processes agree on it every few steps, since that waits for them."""
         limit = self.config.max_minutes * 60
         if not limit:
             return False
-        late = torch.tensor(float(time.monotonic() - self.started > 0.9 * limit), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(late, "sum") > 0)
+        late = time.monotonic() - self.started > 0.9 * limit
+        if self.accelerator.num_processes == 1:
+            return late
+        if self.step % LOG_EVERY and self.step % self.steps_per_epoch:
+            return False
+        return bool(self.accelerator.reduce(torch.tensor(float(late), device=self.accelerator.device), "sum") > 0)
 
     def validate(self, epoch: int) -> dict[str, Any] | None:
         """Caption held-out pictures and score them; logged, and the same on every process."""
@@ -478,8 +502,11 @@ class Trainer:
             "step": self.step,
             "best_score": self.best if math.isfinite(self.best) else None,
             "precision": self.precision,
+            "precision_reason": self.reason,
             "device": str(self.accelerator.device),
-            "versions": {"torch": torch.__version__, "beit3lib": beit3lib.__version__},
+            "seconds": round(time.monotonic() - self.started, 1),
+            "versions": versions(),
+            "manifest": load_manifest().hash,
         }
 
     def _save(self, name: str) -> None:
@@ -521,9 +548,14 @@ class Trainer:
         """Go on from a `last/`: weights, optimiser, place in the data; the log is cut back to that step."""
         place = self.config.resume or (str(self.output / "last") if self.config.auto_resume else "")
         self.first_step = 0
-        if not place or not (recover_folder(place) / STATE_NAME).is_file():
+        if place and self.accelerator.is_main_process:
+            recover_folder(place)
+        self.accelerator.wait_for_everyone()
+        if not place or not (Path(place) / STATE_NAME).is_file():
             if self.config.resume:
                 raise FileNotFoundError(f"{place}: expected a folder last/ to go on from, found none; leave --resume out")
+            if self.config.eval and not self.config.finetune:
+                raise OptionError("--eval: expected weights, found none; give --finetune, --resume or --auto_resume")
             self.log.start()
             return
         folder, state = Path(place), read_json(Path(place) / STATE_NAME)
@@ -685,8 +717,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         trainer = Trainer(parse_command(arguments))
         results = trainer.run()
-    except (OptionError, TrainingStopped, CheckpointError, TokenizerError, FileNotFoundError) as error:
+    except (TrainingStopped, ValueError, OSError, SafetensorError) as error:  # ValueError: options, data, checkpoints
         sys.exit(f"{type(error).__name__}: {error}")
+    except torch.OutOfMemoryError as error:
+        sys.exit(f"OutOfMemoryError: {error}\nhalve --batch_size and double --update_freq, or add --checkpoint_activations")
     if trainer.accelerator.is_main_process:
         write_json(trainer.output / RESULTS_NAME, results)
         print(json.dumps(results, indent=1))

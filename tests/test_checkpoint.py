@@ -4,6 +4,8 @@ import argparse
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from test_model import TINY, inputs, make
 
 from beit3lib import sample
+from beit3lib.artefacts import recover_folder
 from beit3lib.checkpoint import (
     IMAGE_POSITIONS,
     CheckpointError,
@@ -183,12 +186,23 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(saved, monkeypatch):
     assert [p.name for p in folder.parent.iterdir()] == ["best"]
 
 
-def test_a_checkpoint_set_aside_by_a_killed_save_is_put_back(saved):
+def test_a_checkpoint_set_aside_by_a_killed_save_is_read_there_and_put_back_by_the_next_save(saved):
     model, folder = saved
     folder.rename(folder.with_name(".best.old"))
-    (folder.parent / ".best.x1.new").mkdir()
+    (folder.parent / ".best.x1.new").mkdir()  # as of a save that may be going on: reading leaves it alone
     assert same_weights(model, load_captioner(folder, "cpu"))
-    assert [p.name for p in folder.parent.iterdir()] == ["best"]
+    assert {p.name for p in folder.parent.iterdir()} == {".best.old", ".best.x1.new"}
+    assert [p.name for p in recover_folder(folder).parent.iterdir()] == ["best"]
+    assert same_weights(model, load_captioner(folder, "cpu"))
+
+
+def test_our_folder_becomes_a_public_file_by_a_command(saved, tmp_path):
+    model, folder = saved
+    command = [sys.executable, "-m", "beit3lib.checkpoint", str(folder), str(tmp_path / "public.pth")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "in the public format" in done.stdout
+    again = Captioner(model.config)
+    assert not load_pretrained(again, tmp_path / "public.pth").fresh and same_weights(model, again)
 
 
 def test_an_incomplete_folder_is_named(saved):

@@ -76,6 +76,19 @@ def test_captions_without_image_are_counted_and_listed(run, tokenizer):
     assert [p.where for p in report.problems] == ["a_1.mp4 phase 1"] and "10 captions" in report.problems[0].what
 
 
+def test_a_picture_that_cannot_be_opened_is_left_out_and_listed(run, tokenizer, table):
+    broken = run / "images" / "avga_1phase1.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    report = build(run, tokenizer)
+    assert report.left_out == 10 and report.lines + report.left_out == report.captions
+    assert "10 captions, but avga_1phase1.jpg cannot be opened" in report.problems[0].what
+    table["image"] = [f"avg{v.removesuffix('.mp4')}phase{p}.jpg" for v, p in zip(table["video"], table["phase"], strict=True)]
+    report = index_images(table, run / "images", run / "coco_captioning.test.jsonl")
+    assert report.left_out == 1 == len(table) - report.lines and "cannot be opened" in report.problems[0].what
+    Image.new("RGB", (8, 8)).save(broken)
+    assert build(run, tokenizer).left_out == 0
+
+
 @pytest.mark.parametrize("name", ["a_1phase1.jpg", "a_1phase1.png", "avga_1phase1.png"])
 def test_all_spellings_of_an_image_name_are_read(run, tokenizer, name):
     (run / "images" / "avga_1phase1.jpg").unlink()

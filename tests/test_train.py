@@ -21,6 +21,7 @@ from beit3lib import sample, train
 from beit3lib.checkpoint import load_captioner, save_public
 from beit3lib.dataset import CaptionDataset
 from beit3lib.index import read_index
+from beit3lib.manifest import load_manifest
 from beit3lib.model import Captioner, model_config
 from beit3lib.options import OptionError
 from beit3lib.recipe import OTHER_TASKS, TrainConfig, as_flag, parse_command
@@ -300,6 +301,10 @@ def test_options_of_other_tasks_are_refused_by_name_with_a_reason(name):
         ("--captioning_mask_prob 1.5", "captioning_mask_prob: expected a share"),
         ("--task vqav2", "task: expected one of coco_captioning"),
         ("--opt sgd", "opt: expected one of adamw"),
+        ("--lr -1", "lr: expected 0 or more"),
+        ("--lr nan", "lr: expected 0 or more"),
+        ("--num_max_bpe_tokens 2", "num_max_bpe_tokens: expected 3 or more"),
+        ("--crop_area 0", "crop_area: expected a share above 0"),
     ],
 )
 def test_a_wrong_flag_is_named(command, told):
@@ -333,7 +338,10 @@ def test_a_run_leaves_best_last_and_a_log(drawn, tmp_path):
     assert len(validations) == 2 and {"score", "distinct", "copied", "by_description", "samples"} <= set(validations[0])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "checkpoint-1", "last", "log.jsonl"]
     meta = json.loads((tmp_path / "best" / "meta.json").read_text())
-    assert meta["options"]["lr"] == 5e-4 and meta["precision"] == "no" and meta["versions"]["torch"] == torch.__version__
+    assert meta["options"]["lr"] == 5e-4 and meta["precision"] == "no" and meta["precision_reason"] == "asked for"
+    assert torch.__version__.startswith(meta["versions"]["torch"]) and meta["manifest"] == load_manifest().hash
+    timing = [event["timing"] for event in events if event["event"] == "step"]
+    assert all(0 < line["seconds_per_step"] < 5 and line["tokens_per_s"] > 1 for line in timing)
     model = load_captioner(tmp_path / "best", "cpu")
     assert isinstance(model.caption(next((drawn / "images").iterdir())), str)
 
@@ -350,8 +358,14 @@ def test_best_is_the_epoch_with_the_best_score_and_patience_ends_the_run(drawn, 
 def test_eval_only_validates(drawn, tmp_path):
     train.finetune(quick(drawn, tmp_path))
     before = weights(tmp_path / "last")
+    log = (tmp_path / "log.jsonl").read_text()
     found = train.finetune(quick(drawn, tmp_path, eval=True, auto_resume=True))
     assert found["validation"]["captions"] == 2 and same(before, weights(tmp_path / "last"))
+    again = train.finetune(quick(drawn, tmp_path, eval=True, finetune=str(tmp_path / "last")))  # our folder, as any checkpoint
+    assert again["validation"]["by_description"] == found["validation"]["by_description"]
+    assert (tmp_path / "log.jsonl").read_text() == log
+    with pytest.raises(OptionError, match="--eval: expected weights, found none"):
+        train.finetune(quick(drawn, tmp_path, eval=True))
 
 
 def test_a_run_without_time_saves_and_goes_on_later_as_if_it_had_not_stopped(drawn, tmp_path):
@@ -382,6 +396,52 @@ def test_a_loss_that_is_not_finite_stops_with_the_names_of_the_images(drawn, tmp
     with pytest.raises(train.TrainingStopped, match=r"the loss is nan; images of the batch: images/avg.*last"):
         trainer.run()
     assert same(good, weights(tmp_path / "last")) and not any(torch.isnan(v).any() for v in good.values())
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_the_state_before_it_is_saved(drawn, tmp_path, monkeypatch):
+    trainer = train.Trainer(quick(drawn, tmp_path, epochs=3))
+    trainer._train_epoch(0)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    smoothed, calls = train.smoothed_losses, []
+
+    def spoilt(*arguments):
+        calls.append(1)
+        return smoothed(*arguments) * (torch.nan if len(calls) == 1 else 1.0)
+
+    monkeypatch.setattr(train, "smoothed_losses", spoilt)
+    trainer.total_steps = 3  # the bad step is the last: what is saved is what was there before it
+    with pytest.raises(train.TrainingStopped, match="step 3: the loss is nan; .*changed no weight: the last good"):
+        trainer.run()
+    assert same(before, weights(tmp_path / "last"))
+    found = train.finetune(quick(drawn, tmp_path, epochs=3, auto_resume=True))
+    assert found["steps"] == 6 and math.isfinite(found["last_loss"])
+
+
+def test_a_run_that_lost_patience_does_not_train_on_when_resumed(drawn, tmp_path, monkeypatch):
+    trainer = train.Trainer(quick(drawn, tmp_path, epochs=5, patience=1))
+    monkeypatch.setattr(trainer, "validate", lambda epoch: {"score": 10.0 - epoch})
+    assert trainer.run()["steps"] == 4
+    again = train.finetune(quick(drawn, tmp_path, epochs=5, patience=1, auto_resume=True))
+    assert again["steps"] == 4 and again["stopped"] == "no better score"
+
+
+def test_a_run_out_of_time_in_its_first_epoch_can_be_captioned_with(drawn, tmp_path):
+    train.finetune(quick(drawn, tmp_path, max_minutes=1e-6))
+    assert isinstance(load_captioner(tmp_path / "best", "cpu").caption(next((drawn / "images").iterdir())), str)
+
+
+@pytest.mark.parametrize("subject, aspect", [("all", "all"), ("vehicle", "road")])
+def test_an_index_with_the_recipes_three_keys_alone_is_learnt_as_one_description(drawn, tmp_path, subject, aspect):
+    for split in ("train", "val"):
+        lines = map(json.loads, (drawn / f"coco_captioning.{split}.jsonl").read_text().splitlines())
+        kept = [{k: line[k] for k in ("image_path", "text_segment", "image_id")} for line in lines if line["aspect"] == "road"]
+        text = "".join(json.dumps({**line, "image_path": str(drawn / line["image_path"])}) + "\n" for line in kept)
+        (tmp_path / f"coco_captioning.{split}.jsonl").write_text(text)
+    found = train.finetune(quick(tmp_path, tmp_path, subject=subject, aspect=aspect))
+    assert 0 <= found["best_score"] <= 100
+    model = load_captioner(tmp_path / "best", "cpu")
+    assert not model.prefixed and model.max_tokens == 12
+    assert isinstance(model.caption(next((drawn / "images").iterdir())), str)
 
 
 def test_a_text_of_flags_that_a_child_process_gets_is_the_same_configuration(drawn, tmp_path):
