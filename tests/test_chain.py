@@ -50,7 +50,7 @@ def test_without_parameters_from_an_empty_folder_captions_become_right(demo):
     """The demo: every attribute in at least 90 % of the captions of each aspect, and chance with shuffled pictures."""
     run = demo.run
     summary = json.loads((run / "summary.json").read_text())
-    assert list(summary) == ["prepare", "index", "finetune", "inspect", "attributes", "attention", "score"]
+    assert list(summary) == ["prepare", "index", "finetune", "inspect", "attributes", "attention", "score", "submit"]
     made = ["images", "captions", "coco_captioning.train.jsonl", "best/model.safetensors", "last/state.json", "log.jsonl"]
     made += ["predictions.json", "gallery.html", "scores.json", "submission.json", "storyboard.png", "learning_curve.png"]
     assert all((run / name).exists() for name in made)
