@@ -26,11 +26,15 @@ def word_attention(
 ) -> Look | None:
     """Attention for `word`, or the first of several that is said, in the caption the model gives to `image`; else None.
 
+    None, too, for a description that the model was not taught.
+
     The words before are fed with a mask behind them, as in decoding. A patch counts with its attention times the length of
     the vector that attention fetches there, which says more than attention alone: much of it rests on patches that give
     nothing (Kobayashi et al. 2020, "Attention is not only a weight", section 3). Averaged over all heads of all layers and
     over the pieces of the word, the class token left out. It tells where information came from, not why the word was chosen.
     """
+    if model.descriptions and (subject, aspect) not in model.descriptions:
+        return None
     pixels = to_tensor(load_image(image), model.config.image_size)[None].to(model.device)
     descriptions = [(subject, aspect)] if model.prefixed else []
     caption = generate(model, pixels, num_beams=num_beams, descriptions=descriptions)[0]

@@ -10,7 +10,7 @@ Okabe and Ito, which remain apart for colour-blind eyes; what a colour says, a l
 
 import io
 import math
-import textwrap
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -102,7 +102,7 @@ class Sheet:
     def _pieces(self, word: Word, width: float, size: float) -> list[Word]:
         pieces, rest = [], word.text
         while len(rest) > 1 and self.width(rest, size, word.weight) > width:
-            cut = max(1, int(len(rest) * width / self.width(rest, size, word.weight)))
+            cut = _cut(rest, max(1, int(len(rest) * width / self.width(rest, size, word.weight))))
             pieces.append(word._replace(text=rest[:cut]))
             rest = rest[cut:]
         return [*pieces, word._replace(text=rest)]
@@ -160,6 +160,12 @@ class Sheet:
         for draw in self._todo:
             draw(height_in)
         return self.figure
+
+
+def _cut(text: str, most: int) -> int:
+    """Where to break a word of which `most` letters fit: behind the last mark that joins parts of a name, else there."""
+    joints = [found.end() for found in re.finditer(r"[-_./]", text[:most])]
+    return joints[-1] if joints and joints[-1] > most // 3 else most
 
 
 def _show_picture(axes, path: Path) -> None:
@@ -814,7 +820,11 @@ def picture_row(pictures: Sequence[Image.Image], names: Sequence[str], title: st
         axes = figure.add_subplot(1, len(pictures), place)
         axes.imshow(np.asarray(picture), interpolation="nearest")
         axes.set_axis_off()
-        shown = textwrap.fill(f"{name} ({picture.width} × {picture.height} px)", 34, break_long_words=True)
-        axes.text(0, -0.04, shown, va="top", size=SMALL_PT, color=MUTED, transform=axes.transAxes)
+        lines = [f"{picture.width} × {picture.height} px"]
+        while name:
+            cut = _cut(name, 34) if len(name) > 34 else len(name)
+            lines.insert(-1, name[:cut])
+            name = name[cut:]
+        axes.text(0, -0.04, "\n".join(lines), va="top", size=SMALL_PT, color=MUTED, transform=axes.transAxes)
     figure.subplots_adjust(left=0.02, right=0.98, top=0.88, bottom=0.16, wspace=0.06)
     return figure

@@ -32,6 +32,7 @@ from beit3lib.artefacts import Problem, atomic_folder, read_json, write_json
 from beit3lib.wts import parse_phase
 
 METRICS = ("bleu", "meteor", "rouge-l", "cider")
+RANGES = {**dict.fromkeys(METRICS, "0 to 1"), "cider": "0 to 10"}
 SUBJECTS = ("pedestrian", "vehicle")
 Segment = tuple[str, str]  # (scenario or BDD video, original label)
 SIGMA = 6.0  # of CIDEr-D's penalty on the difference in length

@@ -36,13 +36,19 @@ MARKERS = {  # what tells that a step is done
 KAGGLE_INPUT = Path("/kaggle/input")
 
 
+def home() -> Path:
+    """Where relative places begin: here, or the project's own folder when started inside it, as Jupyter is in notebooks/."""
+    above = (folder for folder in Path.cwd().parents if (folder / "beit3lib" / "__init__.py").is_file())
+    return Path() if Path("beit3lib/__init__.py").is_file() else next(above, Path())
+
+
 def open_run(name: str, folder: str | Path = "runs") -> Path:
-    """The folder of a run, made if it is new.
+    """The folder of a run, made if it is new; a relative `folder` begins at `home`.
 
     On Kaggle the output of the notebook before lies on a read-only mount: it is copied here once, so that each step
     finds the run whole and may write to it.
     """
-    run = Path(folder) / name
+    run = home() / folder / name
     if not (run / SUMMARY_NAME).is_file():
         for source in _mounted_runs(name):
             print(f"{run}: continues {source}")
@@ -117,7 +123,7 @@ def find_data(dataset: str = "auto", wts_root: str | None = None, sample_dir: st
         from beit3lib.sample import write_sample
 
         print(f"data: no WTS download found, so the sample is drawn into {sample_dir} (half a minute)")
-        return "sample", write_sample(sample_dir)
+        return "sample", write_sample(home() / sample_dir)
     print(f"data: the drawn sample in {root}")
     return "sample", root
 
@@ -310,10 +316,22 @@ def training_config(run: Path, **options):
     sample = read_summary(run)["prepare"]["dataset"] == "sample"
     defaults = SAMPLE_OPTIONS if sample else WTS_OPTIONS
     values = defaults | {name: value for name, value in options.items() if value is not None}
+    if not sample:
+        values.setdefault("checkpoint_activations", _is_short_of_memory())
     if values.get("finetune") is None:
         values["finetune"] = find_checkpoint(values["model"], sample)
     folders = {"data_path": str(run), "output_dir": str(run), "sentencepiece_model": str(run / SPM_NAME)}
     return TrainConfig(**folders, **values)
+
+
+def _is_short_of_memory() -> bool:
+    """Whether the GPU has the 16 GB of a T4 or less: activations are then computed again instead of kept."""
+    import torch
+
+    short = torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory < 20e9
+    if short:
+        print("activations are computed again in the backward pass (checkpoint_activations): this GPU has less than 20 GB")
+    return short
 
 
 WTS_OPTIONS = {  # the seed's values

@@ -2,11 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
-from beit3lib import bench
+from beit3lib import bench, sample
+from beit3lib.checkpoint import load_pretrained
+from beit3lib.dataset import to_tensor
 from beit3lib.decode import generate
+from beit3lib.model import Captioner, model_config
+from beit3lib.tokenizer import load_tokenizer
 from beit3lib.train import LossModel
 
 TINY = "beit3_tiny_patch8_64"
@@ -23,6 +28,49 @@ def test_reference_and_ours_give_the_same_captions(model, beams):
     expected = bench.reference_generate(model, images, tokenizer, beams, max_tokens=14)
     found = generate(model, images, tokenizer, num_beams=beams, max_tokens=14, descriptions=[])
     assert [caption.ids for caption in found] == expected and len(set(map(tuple, expected))) > 1
+
+
+@pytest.fixture(scope="module")
+def taught():
+    """The sample's pretrained checkpoint, which says words about what it sees, and drawn pictures to caption."""
+    model = Captioner(model_config(sample.MODEL)).eval()
+    load_pretrained(model, sample.CHECKPOINT_PATH)
+    rng = np.random.default_rng(5)
+    scenes = [sample.draw_blur(sample.Scene(**sample.draw_values(rng)), sample.draw_camera(rng)) for _ in range(24)]
+    return model, torch.stack([to_tensor(picture, 64) for picture in scenes]), load_tokenizer(sample.SPM_PATH)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_trained_weights_give_the_recipes_captions(taught, beams):
+    model, images, tokenizer = taught
+    expected = bench.reference_generate(model, images, tokenizer, beams, max_tokens=24)
+    found = generate(model, images, tokenizer, num_beams=beams, max_tokens=24, descriptions=[])
+    assert [caption.ids for caption in found] == expected and len(set(map(tuple, expected))) > 8
+
+
+def test_bf16_says_something_else_only_where_scores_are_closer_than_its_precision(taught):
+    model, images, tokenizer = taught
+    options = {"num_beams": 3, "max_tokens": 24, "descriptions": []}
+    exact = generate(model, images, tokenizer, **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = generate(model, images, tokenizer, **options)
+    memory = model.encode_image(images)
+    others = [n for n, (a, b) in enumerate(zip(exact, rounded, strict=True)) if a.ids != b.ids]
+    assert len(others) <= len(exact) // 3
+    for number in others:  # judged in fp32, what bf16 chose instead is as good to its eight bits
+        forced = [rounded[number].ids + [tokenizer.eos_token_id], exact[number].ids + [tokenizer.eos_token_id]]
+        scores = [forced_score(model, memory.select([number]), tokenizer, ids) for ids in forced]
+        assert scores[0] >= scores[1] - 0.05, number
+
+
+def forced_score(model, memory, tokenizer, ids):
+    """Σ log p / (words + 1)^0.6 of a caption and its end, each word behind those before it and a mask."""
+    total = 0.0
+    for place, word in enumerate(ids):
+        text = torch.tensor([[tokenizer.bos_token_id, *ids[:place], tokenizer.mask_token_id]])
+        with torch.inference_mode():
+            total += model.mlm_head(model.encode_text(memory, text))[0, -1].log_softmax(0)[word].item()
+    return total / (len(ids) + 1) ** 0.6
 
 
 @pytest.mark.parametrize("captions", [1, 4])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from conftest import OF_USER, draw_run
 from beit3lib import sample, steps
 from beit3lib.gallery import read_predictions
 from beit3lib.index import read_index
+from beit3lib.submission import check_submission
 from beit3lib.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -205,6 +207,45 @@ def test_a_run_on_a_read_only_mount_is_gone_on_with(tmp_path, monkeypatch):
     run = steps.open_run("demo", tmp_path / "working")
     assert (run / "phases.csv").read_text() == "3"  # the one that is furthest on
     assert run.stat().st_mode & 0o200 and (run / "phases.csv").stat().st_mode & 0o200
+
+
+def test_runs_lie_in_the_project_wherever_inside_it_a_notebook_is_started(tmp_path, monkeypatch):
+    (tmp_path / "project" / "beit3lib").mkdir(parents=True)
+    (tmp_path / "project" / "beit3lib" / "__init__.py").touch()
+    (tmp_path / "project" / "notebooks").mkdir()
+    for place in ("project", "project/notebooks", "."):
+        monkeypatch.chdir(tmp_path / place)
+        wanted = tmp_path / ("project" if "project" in place else "") / "runs" / "demo"
+        assert steps.open_run("demo").resolve() == wanted.resolve()
+
+
+def test_a_run_of_one_subject_cut_short_still_makes_a_whole_submission(small, tmp_path):
+    shutil.copytree(small[0], tmp_path / "run")
+    run = tmp_path / "run"
+    steps.finetune(run, subject="vehicle", epochs=1, max_steps=1, val_images=1, num_beams=1, num_max_bpe_tokens=16)
+    predictions = steps.caption_images(run, max_images=1, num_beams=1)
+    assert set(predictions["subject"]) == {"vehicle"} and set(predictions["split"]) == {"val", "test"}
+    found = steps.score(run)
+    assert any("no pedestrian caption" in text for text in found["model"].missing)
+    _, built, asked = steps.submit(run, found["chosen"])
+    assert check_submission(built, asked) == []
+    filled = steps.read_summary(run)["submit"]["filled"]
+    assert len(filled) == sum(map(len, asked.values())) and sum("caption_vehicle" in text for text in filled) == len(filled) - 1
+    with pytest.raises(ValueError, match="expected captions of split val, found test alone"):
+        steps._known_split(predictions[predictions["split"] == "test"], "val")
+
+
+def test_bdd_that_lies_apart_is_read_with_the_download(tmp_path, monkeypatch):
+    root = sample.write_sample(tmp_path / "wts", {"train": (2, 0, 2), "val": (1, 0, 1), "test": (0, 0, 0)})
+    (root / "drawn.json").unlink()
+    shutil.move(root / "external" / "BDD_PC_5K", tmp_path / "BDD_PC_5K")
+    monkeypatch.setenv("BEIT3LIB_WTS", str(root))
+    monkeypatch.setenv("BEIT3LIB_BDD", str(tmp_path / "BDD_PC_5K"))
+    (tmp_path / "run").mkdir()
+    phases = steps.prepare(tmp_path / "run", "wts", views="best")
+    assert set(phases["source"]) == {"wts", "bdd"} and len(phases) == len(list((tmp_path / "run" / "images").iterdir()))
+    assert len(phases.attrs["views"]) == phases.groupby(["split", "scenario"]).ngroups
+    assert set(steps.read_segments(tmp_path / "run", "val")["source"]) == {"wts", "bdd"}
 
 
 def test_a_wrong_dataset_root_is_named(tmp_path):

@@ -131,6 +131,12 @@ def test_an_unknown_entry_is_answered_with_those_there_are(empty):
         empty().find("wtss")
 
 
+def test_a_variable_that_names_nothing_is_an_error_not_passed_over(empty, tmp_path, monkeypatch):
+    monkeypatch.setenv("BEIT3LIB_WTS", str(tmp_path / "mistypd"))
+    with pytest.raises(MissingInput, match="BEIT3LIB_WTS=.*mistypd: expected the WTS download"):
+        empty().find("wts")
+
+
 def test_the_command_ends_with_one_where_something_is_missing(tmp_path):
     command = [sys.executable, "-m", "beit3lib.manifest"]
     everything = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

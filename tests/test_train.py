@@ -270,6 +270,13 @@ def test_a_cpu_uses_bf16_where_it_has_the_instructions(monkeypatch, has, wanted)
 # --- flags ---------------------------------------------------------------------------------------------------------
 
 
+def test_steps_that_a_scaler_skips_are_counted_and_told(drawn, tmp_path, monkeypatch):
+    trainer = train.Trainer(quick(drawn, tmp_path))
+    monkeypatch.setattr(type(trainer.accelerator), "optimizer_step_was_skipped", property(lambda self: True))
+    assert trainer.run()["skipped_steps"] == 4
+    assert train.read_log(tmp_path / "log.jsonl")[0]["skipped"] == 1
+
+
 def test_a_second_run_in_one_kernel_may_have_another_precision(drawn, tmp_path):
     for precision in ("bf16", "fp32"):
         found = train.finetune(quick(drawn, tmp_path / precision, epochs=1, precision=precision))
