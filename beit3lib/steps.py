@@ -582,9 +582,7 @@ def _known_split(predictions: pd.DataFrame, split: str) -> str:
     if split in there:
         return split
     if not there:
-        raise ValueError(
-            f"{PREDICTIONS_NAME}: expected captions of split {split}, found only test, whose references are secret"
-        )
+        raise ValueError(f"{PREDICTIONS_NAME}: expected captions of split {split}, found test alone, which has no references")
     print(f"{PREDICTIONS_NAME} holds no captions of split {split}: those of {there[0]} are scored")
     return there[0]
 
