@@ -2,6 +2,7 @@
 
     python -m beit3lib.ablation joint     ten descriptions in one model, beside ten models of one each
     python -m beit3lib.ablation flip      mirrored pictures with exchanged words, as in the recipe, or none at all
+    python -m beit3lib.ablation flip --scenarios 24 --epochs 20           the same where pictures are few
     python -m beit3lib.ablation joint --seeds 3 --epochs 6 --run runs/ablation --out ablation.json
 
 Every run starts from the sample's checkpoint, sees the same pictures for as many epochs, and captions all held-out pictures
@@ -67,10 +68,10 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     return by_way.mean().assign(score_spread=spread, seeds=by_way.size())
 
 
-def study(name: str, run: Path, seeds: int, epochs: int, batch_size: int) -> pd.DataFrame:
+def study(name: str, run: Path, seeds: int, epochs: int, batch_size: int, scenarios: int | None = None) -> pd.DataFrame:
     """All fine-tunings of a study, each reported as it ends; a row per fine-tuning and seed."""
     if not (run / steps.PHASES_NAME).is_file():
-        steps.prepare(run, "sample")
+        steps.prepare(run, "sample", max_scenarios=scenarios)
     steps.ensure(run, "index")
     rows = []
     for seed in range(seeds):
@@ -91,14 +92,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how often, each with another seed [3]")
     parser.add_argument("--epochs", type=int, default=6, help="passes over the pictures in every fine-tuning [6]")
     parser.add_argument("--batch-size", type=int, default=16, help="pictures per step: few, so that few epochs suffice [16]")
+    parser.add_argument("--scenarios", type=int, help="scenarios per split at most, in a new folder [all]")
     parser.add_argument("--run", type=Path, default=Path("runs/ablation"), help="folder to work in [runs/ablation]")
     parser.add_argument("--out", type=Path, default=Path("ablation.json"), help="where figures go [ablation.json]")
     options = parser.parse_args(arguments)
     options.run.mkdir(parents=True, exist_ok=True)
-    rows = study(options.study, options.run, options.seeds, options.epochs, options.batch_size)
+    rows = study(options.study, options.run, options.seeds, options.epochs, options.batch_size, options.scenarios)
     table = summarise(rows)
     print(table.round(3).to_string())
-    about = {"study": options.study, "epochs": options.epochs, "batch_size": options.batch_size}
+    about = {name: getattr(options, name) for name in ("study", "epochs", "batch_size", "scenarios")}
     write_json(
         options.out,
         {

@@ -12,13 +12,14 @@ is the median over turns of the ratio within a turn, and whether both ways give 
 """
 
 import argparse
+import ctypes
 import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,8 @@ def peak_mb_of(work: Callable[[], Any], device: torch.device, warm: bool = True)
         before = torch.cuda.memory_allocated()
         work()
         return round((torch.cuda.max_memory_allocated() - before) / 1e6)
+    with suppress(AttributeError):  # glibc keeps what was freed, and new tensors would hide in it
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak of this process
     except OSError:

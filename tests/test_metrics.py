@@ -277,7 +277,7 @@ def test_faster_than_pair_by_pair(wordnet):
     official_s, ours_s = between - started, time.process_time() - again
     print(f"500 segments: {official_s:.2f} s pair by pair, {ours_s:.2f} s here, {official_s / ours_s:.1f} times faster")
     assert all(close(found, values) for found, values in zip(table.to_dict("records"), wanted, strict=True))
-    assert official_s / ours_s >= 3  # 6 to 9 on a quiet machine
+    assert official_s / ours_s >= 5  # 6 to 9 on a quiet machine
 
 
 # --- a submission --------------------------------------------------------------------------------------------------
