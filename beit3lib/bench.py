@@ -36,7 +36,7 @@ from beit3lib.model import MODELS, Captioner, choose_device, model_config
 from beit3lib.recipe import TrainConfig
 from beit3lib.train import LossModel, choose_precision, head_losses, make_optimizer, parameter_groups
 
-QUANTITIES = ("generate", "ten", "train", "train_ten", "peers", "growth", "memory", "images", "scoring")
+QUANTITIES = ("generate", "ten", "train", "train_ten", "peers", "growth", "memory", "images", "scoring", "shortcuts")
 SHORT = {"tiny": "beit3_tiny_patch8_64", "base": "beit3_base_patch16_224", "large": "beit3_large_patch16_224"}
 WORDS_PER_CAPTION = 22
 
@@ -199,6 +199,19 @@ def make_batch(model: Captioner, images: int, captions: int, seed: int = 2) -> t
     return collate(samples).to(model.device), {"images": separate.images.to(model.device), **padded}
 
 
+def _without_onednn(work: Callable[[], Any]) -> Callable[[], Any]:
+    """The same work by the layers themselves."""
+
+    def plain() -> Any:
+        kept, linear._worth_it = linear._worth_it, lambda *_: False
+        try:
+            return work()
+        finally:
+            linear._worth_it = kept
+
+    return plain
+
+
 # --- measuring -----------------------------------------------------------------------------------------------------
 
 
@@ -311,7 +324,7 @@ class Bench:
         for row in rows:
             more = "  ".join(f"{k} {v}" for k, v in row.items() if k not in ("quantity", "way", "seconds", "spread", "ratio"))
             print(
-                f"{row['quantity']:34}{row['way']:24}{row['seconds']:9.3f} s ±{row['spread']:.3f}{row['ratio']:8.2f}×  {more}",
+                f"{row['quantity']:38}{row['way']:24}{row['seconds']:9.3f} s ±{row['spread']:.3f}{row['ratio']:8.2f}×  {more}",
                 flush=True,
             )
 
@@ -458,6 +471,37 @@ class Bench:
                 rate = matmul_rate(self.device, dtype, 8192 if self.device.type == "cuda" else 2048)
                 row["share_of_matmul_rate"] = round(flops / row["seconds"] / rate, 3)
         self.add(rows)
+
+    def measure_shortcuts(self) -> None:
+        """What each shortcut brings: ours beside ours without it."""
+        from beit3lib.aspects import ASPECTS
+
+        ten = [(subject, aspect) for subject in ("vehicle", "pedestrian") for aspect in ASPECTS]
+        image, lower = self.images[:1], bool(self.lower)
+        if self.device.type == "cpu":
+            for precision in ("fp32", self.lower_name)[: 1 + lower]:
+                work = lambda precision=precision: self.ours(self.images, precision != "fp32")  # noqa: E731
+                self._shortcut(f"oneDNN and weights in its order, {precision}", work, _without_onednn(work))
+        self._shortcut(
+            "an image once for ten descriptions",
+            lambda: self.ours(image, lower, ten),
+            lambda: [self.ours(image, lower, [description]) for description in ten],
+        )
+        loss_model = LossModel(self.model, 0.1)
+        packed, apart = (make_batch(self.model, *size)[0] for size in ((2, 10), (20, 1)))
+        self._shortcut(
+            "ten captions in one row",
+            lambda: loss_model(packed).mean().backward(),
+            lambda: loss_model(apart).mean().backward(),
+        )
+        fused = make_optimizer(parameter_groups(self.model, TrainConfig()), self.device, lr=0.0)
+        plain = torch.optim.AdamW(parameter_groups(self.model, TrainConfig()), lr=0.0)
+        self._shortcut("AdamW in one pass", fused.step, plain.step)
+        self.model.zero_grad(set_to_none=True)
+
+    def _shortcut(self, name: str, work: Callable[[], Any], without: Callable[[], Any]) -> None:
+        seconds = take_turns({"without": without, "with": work}, self.options.repeats, self.device)
+        self.add(rows_of(name, seconds, "without"))
 
     def measure_memory(self) -> None:
         """Peak memory of the loss over the whole vocabulary, forward and backward, and of a training step."""

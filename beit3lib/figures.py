@@ -595,7 +595,8 @@ def _draw_bars(axes, part: pd.DataFrame, unit: str) -> None:
 
 def speed_bars(rows: Sequence[Mapping], title: str = "How many times faster than the recipe's own way") -> SavedFigure:
     """Ratios of `bench.json`: a bar per quantity and way that was measured against the reference, its number at the end."""
-    kept = [row for row in rows if row["against"] == "reference" and row["way"] != "reference"]
+    timed = [row for row in rows if "peak_mb" not in row]  # the others are measured for their memory
+    kept = [row for row in timed if row["against"] == "reference" and row["way"] != "reference"]
     if not kept:
         raise ValueError("rows: expected ways measured against the reference, found none; run beit3lib.bench first")
     quantities = [row["quantity"] for row in kept]
