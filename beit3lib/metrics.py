@@ -288,8 +288,9 @@ def _download() -> None:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # nltk sets none, and a network that swallows packets would hold us forever
     try:
-        if not nltk.download("wordnet", quiet=True):
-            raise LookupError("wordnet: nltk's download failed")
+        said = io.StringIO()  # nltk's default is the stderr of when it was imported, which a notebook or test may have closed
+        if not nltk.download("wordnet", quiet=True, print_error_to=said):
+            raise LookupError(f"wordnet: nltk's download failed: {said.getvalue()}")
     finally:
         socket.setdefaulttimeout(before)
 

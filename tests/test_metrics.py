@@ -198,6 +198,19 @@ def test_without_wordnet_stems_still_count(no_wordnet):
     assert metrics._meteor(("halt",), ("stop",)) == 0.0
 
 
+def test_a_download_that_fails_is_the_next_ways_turn_and_prints_nothing(monkeypatch, capfd):
+    """nltk would print into the stderr of when it was imported, which in a notebook or a test may be closed by now."""
+    import nltk.downloader
+
+    monkeypatch.delenv("BEIT3LIB_OFFLINE", raising=False)
+    monkeypatch.setattr(nltk.downloader._downloader, "_url", "http://127.0.0.1:9/index.xml")
+    monkeypatch.setattr(nltk.downloader._downloader, "_index", None)
+    monkeypatch.setattr(nltk.downloader._downloader, "_index_timestamp", None)
+    with pytest.raises(LookupError, match="nltk's download failed"):
+        metrics._download()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_debian_files_are_enough(tmp_path, monkeypatch):
     """A fresh process that finds no nltk data, no network, and may only write to a cache of its own."""
     if not (metrics.DEBIAN_WORDNET / "index.sense").is_file():
