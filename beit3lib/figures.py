@@ -798,12 +798,13 @@ def worst_and_best(predictions: pd.DataFrame, n: int = 3, by: str | None = None)
     """The n captions with the lowest and the n with the highest value of `by`, in front the column `place`.
 
     `by`: default mean_score, else score. A place reads "worst 1: 34.8". Captions without a value are left out; no
-    caption is in both halves.
+    caption is in both halves, and the same words with the same reference stand once.
     """
     by = by or next((name for name in ("mean_score", "score") if name in predictions), None)
     if by not in predictions:
         raise ValueError(f"predictions: expected a column {by or 'mean_score or score'}, found {', '.join(predictions)}")
     ranked = predictions[predictions[by].notna()].sort_values(by, kind="stable")
+    ranked = ranked.drop_duplicates([name for name in ("caption", "reference") if name in ranked])
     n = min(n, (len(ranked) + 1) // 2)
     worst, best = ranked.head(n), ranked.tail(min(n, len(ranked) - n)).iloc[::-1]
     halves = (("worst", worst[by]), ("best", best[by]))
@@ -811,6 +812,12 @@ def worst_and_best(predictions: pd.DataFrame, n: int = 3, by: str | None = None)
     table = pd.concat([worst, best], ignore_index=True)
     table.insert(0, "place", places)
     return table
+
+
+def reading_table(table: pd.DataFrame):
+    """A table of texts to read: whole, at the left, numbers with one decimal; a pandas Styler, which notebooks show."""
+    left = [{"selector": "th, td", "props": "text-align: left; vertical-align: top"}]
+    return table.style.format(precision=1, escape="html", na_rep="").set_table_styles(left)
 
 
 def picture_row(pictures: Sequence[Image.Image], names: Sequence[str], title: str = "What the model is given") -> SavedFigure:

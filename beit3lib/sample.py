@@ -85,6 +85,7 @@ ATTRIBUTES = {  # what the captions of an aspect state
     "road": ("surface", "lanes", "sidewalk"),
     "weather": ("weather", "light"),
 }
+IN_WORDS = {"upper": "colour of the jacket", "lower": "colour of the slacks", "side": "side of the vehicle"}  # where unclear
 OF_PHASE = ("side", "distance", "vehicle_motion", "pedestrian_motion")  # the others hold for a whole scenario
 
 

@@ -524,6 +524,20 @@ def attribute_pairs(run: Path, predictions: pd.DataFrame, attribute: str) -> lis
     return pairs
 
 
+def most_confused(run: Path, predictions: pd.DataFrame) -> dict[str, list[tuple[str, str]]]:
+    """Of each aspect the attribute that captions have wrong most often: {its name: (drawn, said) pairs}; else nothing."""
+    from beit3lib import sample
+
+    found = {}
+    for names in sample.ATTRIBUTES.values() if _drawn(run) is not None else ():
+        pairs = {name: attribute_pairs(run, predictions, name) for name in names}
+        wrong = {name: sum(a != b for a, b in told) / len(told) for name, told in pairs.items() if told}
+        if wrong:
+            name = max(wrong, key=wrong.get)
+            found[sample.IN_WORDS.get(name, name.replace("_", " "))] = pairs[name]
+    return found
+
+
 def _drawn(run: Path):
     from beit3lib import sample
 

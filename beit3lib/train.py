@@ -311,7 +311,7 @@ class Trainer:
     def _train_epoch(self, epoch: int) -> None:
         self.loss_model.train()
         first = self.step % self.steps_per_epoch
-        self.clock = time.monotonic()
+        self.clock, self.steps_timed, self.tokens = time.monotonic(), 0, 0  # validation lies between epochs
         for batches in self._windows(epoch, first):
             rate = learning_rate(self.step, self.total_steps, self.warmup, self.config)
             for group in self.optimizer.param_groups:
@@ -387,7 +387,7 @@ class Trainer:
             )
 
     def _speed(self, now: float) -> tuple[float, float]:
-        """Seconds per step and tokens per second of all processes since the last line of the log."""
+        """Seconds per step and tokens per second of all processes since the last line of the log, or the epoch's begin."""
         seconds = max(now - self.clock, 1e-6)
         found = seconds / self.steps_timed, self.tokens * self.accelerator.num_processes / seconds
         self.clock, self.steps_timed, self.tokens = now, 0, 0

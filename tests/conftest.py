@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from beit3lib import kaggle, sample
 from beit3lib.aspects import SUBJECTS, write_caption_files
@@ -48,6 +49,16 @@ def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn") / "run"
     draw_run(folder)
     return folder
+
+
+def forced_score(model, memory, tokenizer, ids, prefix=()):
+    """Σ log p / (words + 2)^0.6 of a caption and its end, over all ids, each word behind those before it and a mask."""
+    total, words = 0.0, [*ids, tokenizer.eos_token_id]
+    for place, word in enumerate(words):
+        text = torch.tensor([[tokenizer.bos_token_id, *prefix, *words[:place], tokenizer.mask_token_id]])
+        with torch.inference_mode():
+            total += model.mlm_head(model.encode_text(memory, text))[0, -1].log_softmax(0)[word].item()
+    return total / (len(words) + 1) ** 0.6
 
 
 # --- the demo ------------------------------------------------------------------------------------------------------

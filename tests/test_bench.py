@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import forced_score
 
 from beit3lib import bench, sample
 from beit3lib.checkpoint import load_pretrained
@@ -58,19 +59,8 @@ def test_bf16_says_something_else_only_where_scores_are_closer_than_its_precisio
     others = [n for n, (a, b) in enumerate(zip(exact, rounded, strict=True)) if a.ids != b.ids]
     assert len(others) <= len(exact) // 3
     for number in others:  # judged in fp32, what bf16 chose instead is as good to its eight bits
-        forced = [rounded[number].ids + [tokenizer.eos_token_id], exact[number].ids + [tokenizer.eos_token_id]]
-        scores = [forced_score(model, memory.select([number]), tokenizer, ids) for ids in forced]
+        scores = [forced_score(model, memory.select([number]), tokenizer, way[number].ids) for way in (rounded, exact)]
         assert scores[0] >= scores[1] - 0.05, number
-
-
-def forced_score(model, memory, tokenizer, ids):
-    """Σ log p / (words + 1)^0.6 of a caption and its end, each word behind those before it and a mask."""
-    total = 0.0
-    for place, word in enumerate(ids):
-        text = torch.tensor([[tokenizer.bos_token_id, *ids[:place], tokenizer.mask_token_id]])
-        with torch.inference_mode():
-            total += model.mlm_head(model.encode_text(memory, text))[0, -1].log_softmax(0)[word].item()
-    return total / (len(ids) + 1) ** 0.6
 
 
 @pytest.mark.parametrize("captions", [1, 4])

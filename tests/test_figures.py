@@ -20,6 +20,7 @@ from beit3lib.figures import (
     learning_curve,
     length_histogram,
     phase_strip,
+    reading_table,
     repeated_captions,
     score_bars,
     share_in_box,
@@ -335,6 +336,16 @@ def test_worst_and_best_are_the_ends_and_never_the_same():
     ]
     with pytest.raises(ValueError, match="expected a column"):
         worst_and_best(table[["caption"]])
+    again = pd.DataFrame({"mean_score": [1.0, 1.0, 1.0, 9.0], "caption": list("aaab"), "reference": list("xxyz")})
+    assert list(worst_and_best(again, 2)["reference"]) == ["x", "y", "z"]
+
+
+def test_a_table_to_read_is_whole_at_the_left_and_shows_html_as_text():
+    shown = reading_table(
+        pd.DataFrame({"caption": ["<b>" + "long " * 200 + "end</b>", None], "score": [99.998, 1.0]})
+    ).to_html()
+    assert "text-align: left" in shown and "long end&lt;/b&gt;" in shown and "<b>" not in shown
+    assert "100.0" in shown and "None" not in shown and "nan" not in shown
 
 
 def test_figures_load_neither_pyplot_nor_torch_and_show_in_a_notebook(tmp_path):

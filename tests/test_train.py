@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -351,6 +352,21 @@ def test_a_run_leaves_best_last_and_a_log(drawn, tmp_path):
     assert all(0 < line["seconds_per_step"] < 5 and line["tokens_per_s"] > 1 for line in timing)
     model = load_captioner(tmp_path / "best", "cpu")
     assert isinstance(model.caption(next((drawn / "images").iterdir())), str)
+
+
+def test_seconds_per_step_are_those_of_steps_whatever_lies_between_epochs(drawn, tmp_path, monkeypatch):
+    step = train.train_step
+
+    def slow(*arguments):
+        time.sleep(0.05)
+        return step(*arguments)
+
+    monkeypatch.setattr(train, "train_step", slow)
+    trainer = train.Trainer(quick(drawn, tmp_path, epochs=6))
+    monkeypatch.setattr(trainer, "validate", lambda epoch: time.sleep(0.5))
+    trainer.run()
+    timing = [event["timing"]["seconds_per_step"] for event in train.read_log(tmp_path / "log.jsonl") if event["step"] > 1]
+    assert len(timing) == 2 and all(0.05 <= seconds < 0.3 for seconds in timing), timing
 
 
 def test_best_is_the_epoch_with_the_best_score_and_patience_ends_the_run(drawn, tmp_path, monkeypatch):
