@@ -42,4 +42,4 @@ lint: $(READY)
 	.venv/bin/ruff format --check .
 
 kaggle: $(READY)
-	$(PY) -m beit3lib.kaggle runs/kaggle --owner $(or $(KAGGLE_OWNER),your-name) --attach $(KAGGLE_DATA)
+	$(PY) -m beit3lib.kaggle runs/kaggle --owner "$(KAGGLE_OWNER)" --attach $(KAGGLE_DATA)

@@ -96,6 +96,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/ablation"), help="folder to work in [runs/ablation]")
     parser.add_argument("--out", type=Path, default=Path("ablation.json"), help="where figures go [ablation.json]")
     options = parser.parse_args(arguments)
+    for name in ("seeds", "epochs", "batch_size"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: expected 1 or more, found {getattr(options, name)}")
     options.run.mkdir(parents=True, exist_ok=True)
     rows = study(options.study, options.run, options.seeds, options.epochs, options.batch_size, options.scenarios)
     table = summarise(rows)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,15 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" + (f" ({self.todo})" if self.todo else "")
+
+
+@contextmanager
+def in_one_sentence(*more: type[Exception]) -> Iterator[None]:
+    """For commands, also as a decorator: an error that says what to do ends them with its message, not with a traceback."""
+    try:
+        yield
+    except (OSError, ValueError, *more) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
 
 
 @contextmanager
@@ -78,6 +88,8 @@ def read_json(path: str | Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: expected a JSON file here, found none") from None
+    except IsADirectoryError:
+        raise IsADirectoryError(f"{path}: expected a JSON file, found a folder") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected JSON, found a file that cannot be read as such ({error})") from None
 

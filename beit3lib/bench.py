@@ -639,6 +639,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small peers and few images: to see that it works")
     parser.add_argument("--out", default="bench.json", help="where figures go [bench.json]")
     options = parser.parse_args(arguments)
+    for name, least in {"batch": 1, "tokens": 3, "repeats": 1, "threads": 0}.items():
+        if getattr(options, name) < least:
+            parser.error(f"--{name}: expected {least} or more, found {getattr(options, name)}")
     if SHORT.get(options.model, options.model) not in MODELS:
         parser.error(f"--model {options.model}: expected one of {', '.join([*SHORT, *MODELS])}")
     return options

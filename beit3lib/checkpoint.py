@@ -11,7 +11,6 @@ Ours: `model.safetensors`, `sentencepiece.bpe.model` and a readable `meta.json`,
 import argparse
 import pickle
 import shutil
-import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from beit3lib.artefacts import atomic_folder, atomic_path, read_json, readable_folder, write_json
+from beit3lib.artefacts import atomic_folder, atomic_path, in_one_sentence, read_json, readable_folder, write_json
 from beit3lib.model import Captioner, ModelConfig, choose_device
 from beit3lib.tokenizer import SPM_NAME, load_tokenizer
 
@@ -87,7 +86,7 @@ def _load_tensors(path: Path):
         wanted = "Unsupported global" in str(error) or "GLOBAL" in str(error)
         why = "it asks to run code or build objects" if wanted else "it is no PyTorch file, or was cut off"
         raise CheckpointError(f"{path}: refused, {why}; expected tensors only, as public BEiT-3 checkpoints are") from None
-    except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # torch.load raises what it meets in a file of another kind: EOFError, KeyError, RuntimeError
         reason = str(error).splitlines()[0] if str(error) else "it is empty"
         raise CheckpointError(f"{path}: expected a PyTorch checkpoint, found a file that cannot be read: {reason}") from None
 
@@ -207,7 +206,7 @@ def load_captioner(folder: str | Path, device: str | torch.device | None = None)
     folder = readable_folder(folder)
     absent = [name for name in (WEIGHTS_NAME, META_NAME, SPM_NAME) if not (folder / name).is_file()]
     if absent:
-        raise FileNotFoundError(f"{folder}: expected a checkpoint folder, without {', '.join(absent)}; run 03 first")
+        raise FileNotFoundError(f"{folder}: expected a checkpoint folder, found none with {', '.join(absent)}; run notebook 3")
     meta = read_json(folder / META_NAME)
     config = ModelConfig(**{**meta["model"], "drop_path": 0.0, "checkpoint_activations": False})
     with torch.device("meta"):  # no time spent on a random start that is replaced at once
@@ -222,11 +221,16 @@ def load_captioner(folder: str | Path, device: str | torch.device | None = None)
     return model.to(device or choose_device()).eval()
 
 
+@in_one_sentence()
 def main() -> None:
     """`python -m beit3lib.checkpoint FOLDER FILE`."""
-    if len(sys.argv) != 3:
-        sys.exit("expected a folder of ours and the file to write: python -m beit3lib.checkpoint runs/mine/best mine.pth")
-    path = save_public(load_captioner(sys.argv[1], "cpu"), sys.argv[2])
+    parser = argparse.ArgumentParser(prog="python -m beit3lib.checkpoint", description=main.__doc__)
+    parser.add_argument("folder", type=Path, help="a checkpoint of ours, such as runs/mine/best")
+    parser.add_argument("file", type=Path, help="the file to write in the public format, such as mine.pth")
+    options = parser.parse_args()
+    if options.file.is_dir():
+        raise IsADirectoryError(f"{options.file}: expected the name of a file to write, found a folder")
+    path = save_public(load_captioner(options.folder, "cpu"), options.file)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, in the public format")
 
 

@@ -161,7 +161,7 @@ class CaptionDataset(torch.utils.data.Dataset):
         self.rows = _rows_by_image(table, self.descriptions, tokenizer)
         if not self.rows:
             wanted = f"{config.subject} {config.aspect}"
-            raise ValueError(f"{root}: expected lines of {wanted} in the index, found none; see what 02 listed")
+            raise ValueError(f"{root}: expected lines of {wanted} in the index, found none; see what notebook 2 listed")
         self.lengths = np.array([sum(len(ids) + 2 for _, ids, _ in row["captions"]) for row in self.rows])
         self.augment = Augmentation(size, config) if train else None
         self._pictures: dict[int, Image.Image] = {}

@@ -530,7 +530,7 @@ def attribute_bars(held_out: Mapping[str, float], shuffled: Mapping[str, float],
 
 def _mean(shares: np.ndarray) -> str:
     known = shares[np.isfinite(shares)]
-    return f"{known.mean():.0%}" if known.size else "none measured"
+    return f"{100 * known.mean():.3g}%" if known.size else "none measured"
 
 
 def score_bars(
@@ -593,7 +593,7 @@ def _draw_bars(axes, part: pd.DataFrame, unit: str) -> None:
     axes.grid(axis="x", color=RULE, linewidth=0.6)
 
 
-def speed_bars(rows: Sequence[Mapping], title: str = "How many times faster than the recipe's own way") -> SavedFigure:
+def speed_bars(rows: Sequence[Mapping], title: str = "Speed relative to the recipe's own way") -> SavedFigure:
     """Ratios of `bench.json`: a bar per quantity and way that was measured against the reference, its number at the end."""
     timed = [row for row in rows if "peak_mb" not in row]  # the others are measured for their memory
     kept = [row for row in timed if row["against"] == "reference" and row["way"] != "reference"]
@@ -609,7 +609,7 @@ def speed_bars(rows: Sequence[Mapping], title: str = "How many times faster than
         axes.barh(places, ratios, 0.78, color=colours), [f"{ratio:.1f}×" for ratio in ratios], padding=3, size=TEXT_PT
     )
     axes.axvline(1, color=INK, linewidth=1.2)
-    axes.set_yticks(places, [f"{row['quantity']}: {row['way'].removeprefix('ours').strip() or 'fp32'}" for row in kept])
+    axes.set_yticks(places, [f"{row['quantity']}{_precision(row)}" for row in kept])
     axes.set(
         ylim=(len(kept) - 0.4, -0.6), xlim=(0, 1.12 * max(ratios)), xlabel="times as fast as the reference (line: as fast)"
     )
@@ -618,6 +618,11 @@ def speed_bars(rows: Sequence[Mapping], title: str = "How many times faster than
     axes.tick_params(axis="y", labelsize=TEXT_PT, length=0)
     _titled(figure, title)
     return figure
+
+
+def _precision(row: Mapping) -> str:
+    """ ": bf16" of a way, and nothing of what no model does."""
+    return "" if row["quantity"].startswith("score") else f": {row['way'].removeprefix('ours').strip() or 'fp32'}"
 
 
 def confusion(pairs: Iterable[tuple[object, object]], aspect: str) -> SavedFigure:
@@ -725,7 +730,7 @@ def attention_map(
     bar = figure.colorbar(shown, ax=heat, shrink=0.85, pad=0.02)
     bar.set_label("times an even spread over the picture", size=TEXT_PT)
     bar.ax.tick_params(labelsize=SMALL_PT)
-    bar.outline.set_visible(False)
+    bar.outline.set(edgecolor=RULE, linewidth=0.8)
     for axes in (plain, heat):
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)

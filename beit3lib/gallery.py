@@ -32,7 +32,7 @@ from urllib.parse import quote
 import pandas as pd
 from PIL import Image
 
-from beit3lib.artefacts import read_json, write_text
+from beit3lib.artefacts import in_one_sentence, read_json, write_text
 from beit3lib.wts import PHASES
 
 NEEDED = ("image", "subject", "aspect", "caption")
@@ -81,7 +81,8 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
     """Read `predictions.json` ({"meta": …, "predictions": [records]}) as a table; its meta data are in `.attrs`."""
     found = read_json(path)
     if not (isinstance(found, dict) and isinstance(found.get("predictions"), list)):
-        raise ValueError(f'{path}: expected {{"meta": …, "predictions": […]}}, found {type(found).__name__}')
+        keys = f"one with the keys {', '.join(map(str, list(found)[:3]))}" if isinstance(found, dict) else type(found).__name__
+        raise ValueError(f'{path}: expected {{"meta": …, "predictions": […]}}, as notebook 4 writes it; found {keys}')
     table = pd.DataFrame(found["predictions"])
     table.attrs["meta"] = found.get("meta", {})
     return table
@@ -659,10 +660,11 @@ def _legend_html(lines: list[Line]) -> str:
         items.append('<span class="gone">word</span> only in the reference')
         items.append('<span class="moved">word</span> in both, at another place')
     if any(line.word_probs for line in runs):
-        items.append(f'<span class="low">word</span> the model was less than {HALF_SURE:.0%} sure')
+        items.append(f'<span class="mid">word</span> less than {SURE:.0%} sure, <span class="low">word</span> {HALF_SURE:.0%}')
     return "".join(f"<li>{item}</li>" for item in items)
 
 
+PHASE_NAMES = {str(number): f"{number} · {name}" for number, name in enumerate(PHASES)}
 FACETS = {"subject": "Subject", "aspect": "Aspect", "scenario": "Scenario", "phase": "Phase", "outcome": "Outcome"}
 
 
@@ -672,7 +674,8 @@ def _facets_html(lines: list[Line]) -> str:
     for name, title in FACETS.items():
         values = {getattr(line, name) if hasattr(line, name) else line.about[name] for line in lines} - {""}
         if len(values) > 1:
-            options = "".join(f'<option value="{escape(v)}">{escape(_spaced(v))}</option>' for v in _ordered(values))
+            shown = PHASE_NAMES.get if name == "phase" else str if name == "scenario" else _spaced
+            options = "".join(f'<option value="{escape(v)}">{escape(shown(v) or v)}</option>' for v in _ordered(values))
             parts.append(
                 f'<label><span class="name">{title}</span><select id="{name}" name="{name}" data-facet="{name}">'
                 f'<option value="">all</option>{options}</select></label>'
@@ -731,6 +734,7 @@ def _comparison_row(row: Any) -> str:
     return f'<tr{kind}>{texts}{numbers}{means}<td class="split wide"><div>{bars}</div></td></tr>'
 
 
+@in_one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the gallery of a `predictions.json`."""
     parser = argparse.ArgumentParser(prog="python -m beit3lib.gallery", description=main.__doc__)
@@ -741,6 +745,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--title", default="What the model says")
     options = parser.parse_args(arguments)
     folder = options.predictions.parent
+    if options.image_root and not options.image_root.is_dir():
+        raise NotADirectoryError(f"{options.image_root}: expected the folder that pictures are named from, found none")
     other = read_predictions(options.compare_with) if options.compare_with else None
     paths = write_gallery(
         read_predictions(options.predictions),

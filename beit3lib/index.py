@@ -76,7 +76,7 @@ def build_index(
             lossy.append(Problem(f"{row.scenario} phase {row.label}, {row.subject} {row.aspect}", _lossy(row, ids, tokenizer)))
         lines.append(_line(root, image, ids, row, phase, about.get((row.scenario, row.video), {})))
     problems += [
-        Problem(f"{video} phase {label}", f"{len(what)} captions, but {why}; left out", "run 01 again")
+        Problem(f"{video} phase {label}", f"{len(what)} captions, but {why}; left out", "run notebook 1 again")
         for (video, label, why), what in missing.items()
     ]
     _number_images(lines)
@@ -94,7 +94,7 @@ def index_images(phases: pd.DataFrame, image_dir: str | Path, out_path: str | Pa
     for row in phases.to_dict("records"):
         image = Path(image_dir) / row["image"]
         if why := unreadable(image):
-            problems.append(Problem(f"{row['video']} phase {row['label']}", f"{why}; left out", "run 01 again"))
+            problems.append(Problem(f"{row['video']} phase {row['label']}", f"{why}; left out", "run notebook 1 again"))
             continue
         path = os.path.relpath(image, root)
         about = {name: row.get(name) for name in ABOUT if name not in ("subject", "aspect", "caption")}
@@ -108,10 +108,10 @@ def read_index(path: str | Path) -> pd.DataFrame:
     """An index file as a table, a row per line; ours or the seed's, which has only the first three columns."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected an index file here, found none; run 02 first")
+        raise FileNotFoundError(f"{path}: expected an index file here, found none; run notebook 2 first")
     table = pd.DataFrame(list(_read_lines(path)))
     if table.empty:
-        raise BrokenIndexError(f"{path}: expected at least one line, found an empty index; see the problems that 02 listed")
+        raise BrokenIndexError(f"{path}: expected at least one line, found an empty index; see what notebook 2 listed")
     for name in ABOUT:
         if name not in table:
             table[name] = None
@@ -124,7 +124,7 @@ def _read_lines(path: Path) -> Iterator[dict]:
             line = json.loads(text)
         except json.JSONDecodeError:
             raise BrokenIndexError(
-                f"{path}, line {number}: expected a JSON object, found {text[:60]!r}; run 02 again"
+                f"{path}, line {number}: expected a JSON object, found {text[:60]!r}; run notebook 2 again"
             ) from None
         absent = [name for name in NEEDED if name not in line]
         if absent:
@@ -135,7 +135,7 @@ def _read_lines(path: Path) -> Iterator[dict]:
 def list_images(folder: Path) -> dict[str, Path]:
     """{name: path} of the pictures in a folder."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: expected a folder of motion-blur images, found none; run 01 first")
+        raise FileNotFoundError(f"{folder}: expected a folder of motion-blur images, found none; run notebook 1 first")
     return {path.name: path for path in sorted(folder.iterdir()) if path.suffix.lower() in ENDINGS}
 
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from beit3lib.artefacts import atomic_folder, write_json
+from beit3lib.artefacts import atomic_folder, in_one_sentence, write_json
 from beit3lib.manifest import NAME as MANIFEST_NAME
 from beit3lib.manifest import Manifest, load_manifest
 from beit3lib.packages import UNPINNED
@@ -105,7 +105,7 @@ def stage(
 
 def _check_request(owner: str, attach: Sequence[str], manifest: Manifest) -> None:
     if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9-]{1,48}", owner):
-        raise KaggleError(f"--owner: expected your user name on Kaggle, found {owner!r}")
+        raise KaggleError(f"--owner: expected your user name on Kaggle, found {owner!r}; make kaggle KAGGLE_OWNER=name")
     known = [name for name, entry in manifest.entries.items() if "kaggle" in entry]
     unknown = [name for name in attach if name not in known]
     if unknown:
@@ -192,6 +192,7 @@ def _check_kernel(kernel: Mapping[str, Any], ids: Sequence[str], data: set[str])
     return problems
 
 
+@in_one_sentence(RuntimeError)
 def main(arguments: list[str] | None = None) -> None:
     """`python -m beit3lib.kaggle`."""
     parser = argparse.ArgumentParser(prog="python -m beit3lib.kaggle", description=__doc__.splitlines()[0])
@@ -200,10 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--attach", nargs="*", default=[], help="manifest entries you have uploaded: wts tokenizer beit3_…")
     parser.add_argument("--python", default=PYTHON, help=f"Python of Kaggle's image [{PYTHON}]")
     options = parser.parse_args(arguments)
-    try:
-        folders = stage(options.out, options.owner, options.attach, options.python)
-    except (KaggleError, RuntimeError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    folders = stage(options.out, options.owner, options.attach, options.python)
     print("staged; upload the package, then push the notebooks one after the other, each when the one before has ended:")
     print(f"  kaggle datasets create -p {folders[0]} --dir-mode zip")
     for folder in folders[1:]:

@@ -7,6 +7,7 @@ An entry is a folder (`contains`: glob patterns with the least number of matches
 checkpoints, which arrive as `.pth`, renamed `.zip`, without an ending, or unpacked into a folder.
 """
 
+import argparse
 import hashlib
 import os
 import sys
@@ -18,6 +19,8 @@ from typing import Any
 
 import pandas as pd
 import yaml
+
+from beit3lib.artefacts import in_one_sentence
 
 NAME = "data_manifest.yaml"
 KAGGLE_INPUT = Path("/kaggle/input")
@@ -95,6 +98,11 @@ class Manifest:
                 raise MissingInput(
                     f"{entry['env']}={named}: expected {entry['what']}, found nothing; mend or unset the variable"
                 )
+            if _lacks(entry, Path(named)):
+                raise MissingInput(
+                    f"{entry['env']}={named}: expected {entry['what']} ({_described(entry)}), found something else; "
+                    "mend or unset the variable"
+                )
             yield Path(named)
         for folder in (self.here, *self.here.parents, self.path.parent):
             for place in _local_names(entry):
@@ -128,6 +136,11 @@ def _requirements(entry: dict[str, Any]) -> list[tuple[str, int]]:
     if "contains" in entry:
         return list(entry["contains"].items())
     return [(entry.get("file") or " or ".join(entry["weights"]), 0)]
+
+
+def _described(entry: dict[str, Any]) -> str:
+    without = f", without {entry['not_contains']}" if "not_contains" in entry else ""
+    return " and ".join(needs for needs, _ in _requirements(entry)) + without
 
 
 def _lacks(entry: dict[str, Any], place: Path) -> bool:
@@ -181,13 +194,17 @@ def _check_entry(path: Path, name: str, entry: Any) -> None:
         raise ManifestError(f"{where}: contains: expected patterns with how many at least, as in {{'*.mp4': 1}}")
 
 
+@in_one_sentence()
 def main() -> int:
     """`python -m beit3lib.manifest [entry …]`."""
+    parser = argparse.ArgumentParser(prog="python -m beit3lib.manifest", description=__doc__.splitlines()[0])
+    parser.add_argument("entries", nargs="*", help="inputs to look for; ends with 1 where one is missing [all, ends with 0]")
+    wanted = parser.parse_args().entries
     manifest = load_manifest()
-    names = sys.argv[1:] or list(manifest.entries)
+    names = wanted or list(manifest.entries)
     table = pd.concat([manifest.check(name) for name in names])
     print(table.to_string(index=False, max_colwidth=70))
-    return int(bool(sys.argv[1:]) and any(manifest.find(name) is None for name in names))
+    return int(bool(wanted) and any(manifest.find(name) is None for name in names))
 
 
 if __name__ == "__main__":

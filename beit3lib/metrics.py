@@ -28,7 +28,7 @@ from typing import Any
 
 import pandas as pd
 
-from beit3lib.artefacts import Problem, atomic_folder, read_json, write_json
+from beit3lib.artefacts import Problem, atomic_folder, in_one_sentence, read_json, write_json
 from beit3lib.wts import parse_phase
 
 METRICS = ("bleu", "meteor", "rouge-l", "cider")
@@ -428,12 +428,21 @@ def score_submission(predictions: dict | str | Path, ground_truth_dir: str | Pat
     """Score a submission (a dict, or its file) against every `*_caption.json` with captions under a folder.
 
     Segments are those of the ground truth, by scenario and original label; one that the submission lacks counts 0. Other
-    JSON files are passed over, and segments that the ground truth does not know; `problems` says so.
+    JSON files are passed over, and segments that the ground truth does not know; `problems` says so. ValueError where the
+    two have no scenario in common: that is another file, or another split.
     """
+    where = "submission" if isinstance(predictions, dict) else str(predictions)
     if not isinstance(predictions, dict):
         predictions = _read_submission(Path(predictions))
     problems: list[Problem] = []
-    return score_segments(predictions, read_ground_truth(ground_truth_dir, problems), problems)
+    truth = read_ground_truth(ground_truth_dir, problems)
+    if not {scenario for scenario, _ in truth} & predictions.keys():
+        found = ", ".join(map(str, list(predictions)[:3])) or "no key"
+        raise ValueError(
+            f"{where}: expected {{scenario: [segments]}} with scenarios of {ground_truth_dir}, such as {next(iter(truth))[0]}; "
+            f"found {found}. Give submission.json, and the captions of the same split"
+        )
+    return score_segments(predictions, truth, problems)
 
 
 def score_segments(predictions: dict, truth: dict[Segment, dict[str, str]], problems: Sequence[Problem] = ()) -> Scores:
@@ -509,6 +518,8 @@ def read_ground_truth(folder: str | Path, problems: list[Problem] | None = None)
     holds a caption.
     """
     problems = [] if problems is None else problems
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder}: expected a folder of caption files (*_caption.json), found none")
     files = sorted(file for file in Path(folder).rglob("*.json") if not file.name.startswith("."))
     if not files:
         raise FileNotFoundError(f"{folder}: expected caption files (*_caption.json), found no JSON file")
@@ -581,6 +592,7 @@ def _listed(heading: str, texts: list[str], most: int = 20) -> list[str]:
     return [f"{len(texts)} {heading}:", *(f"  {text}" for text in texts[:most]), *more]
 
 
+@in_one_sentence()
 def main() -> None:
     """`python -m beit3lib.metrics` with the official script's flags."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -588,10 +600,7 @@ def main() -> None:
     parser.add_argument("--ground_truth", required=True, help="folder of caption files")
     parser.add_argument("--json", help="also write the figures here")
     options = parser.parse_args()
-    try:
-        scores = score_submission(options.predictions_file, options.ground_truth)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    scores = score_submission(options.predictions_file, options.ground_truth)
     print(report(scores))
     if options.json:
         write_json(options.json, scores.as_dict())

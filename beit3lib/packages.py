@@ -117,6 +117,8 @@ def import_torchscale():
 
 def main() -> None:
     """`python -m beit3lib.packages`."""
+    if sys.argv[1:]:
+        sys.exit(f"{__doc__.strip()}\n\nIt takes no options.")
     installed = install_missing(next(_wheel_folders(), None))
     print(f"installed {', '.join(installed)}" if installed else "nothing is missing")
 

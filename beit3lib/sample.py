@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from beit3lib.artefacts import atomic_folder, atomic_path, write_json
+from beit3lib.artefacts import atomic_folder, atomic_path, in_one_sentence, write_json
 from beit3lib.aspects import READING_ORDER
 
 WEIGHTS = Path(__file__).parent / "pretrained"
@@ -237,13 +237,13 @@ class Camera:
     vehicle_view: bool = False
 
 
-def draw_camera(rng: np.random.Generator, vehicle_view: bool = False) -> Camera:
-    """A recording's own way of seeing."""
+def draw_camera(rng: np.random.Generator, vehicle_view: bool = False, paint: int | None = None) -> Camera:
+    """A recording's own way of seeing; `paint` where it is not the first of its scenario."""
     return Camera(
         shift_x=float(rng.uniform(-0.25, 0.25)),
         shift_y=float(rng.uniform(-0.15, 0.15)),
         gain=float(rng.uniform(0.88, 1.1)),
-        paint=int(rng.integers(len(VEHICLES))),
+        paint=int(rng.integers(len(VEHICLES))) if paint is None else paint,
         seed=int(rng.integers(2**31)),
         vehicle_view=vehicle_view,
     )
@@ -639,10 +639,13 @@ def _plan_one(number: int, split: str, kind: str, rng: np.random.Generator) -> S
 def write_sample(root: str | Path, counts: dict[str, tuple[int, int, int]] = COUNTS, seed: int = 0, jobs: int = -1) -> Path:
     """Draw the whole miniature download under `root`, complete or not at all; returns `root`.
 
-    The same arguments give the same sample. A folder that is there is replaced.
+    The same arguments give the same sample. An earlier sample is replaced; a FileExistsError keeps anything else as it is.
     """
     from joblib import Parallel, delayed
 
+    root = Path(root)
+    if root.exists() and not (root / DRAWN_NAME).is_file() and not (root.is_dir() and not any(root.iterdir())):
+        raise FileExistsError(f"{root}: expected a new folder or an earlier sample, found something else; name another folder")
     scenarios = plan(counts, seed)
     with atomic_folder(root) as folder:
         Parallel(n_jobs=jobs)(delayed(write_scenario)(folder, scenario) for scenario in scenarios)
@@ -651,7 +654,7 @@ def write_sample(root: str | Path, counts: dict[str, tuple[int, int, int]] = COU
         _write_main_views(folder, scenarios)
         shutil.copyfile(SPM_PATH, folder / "beit3.spm")
         shutil.copyfile(CHECKPOINT_PATH, folder / CHECKPOINT_PATH.name)
-    return Path(root)
+    return root
 
 
 def read_drawn(root: str | Path) -> dict[tuple[str, int], Scene]:
@@ -683,14 +686,13 @@ def _views(scenario: Scenario) -> Iterator[tuple[str, dict[str, Camera], float]]
     """View, its videos and the second at which the first phase starts in it; one in nine has no vehicle view."""
     rng = np.random.default_rng(scenario.seed)
     normal = scenario.kind == "normal"
-    cameras = {} if normal else {f"{scenario.name}_Camera1_0.mp4": draw_camera(rng)}
-    if normal:
-        cameras = {f"{scenario.name}.mp4": draw_camera(rng)}
-    elif scenario.seed % 4 == 0:
-        cameras[f"{scenario.name}_192.168.0.28_3.mp4"] = draw_camera(rng)
+    first = draw_camera(rng)
+    cameras = {f"{scenario.name}.mp4" if normal else f"{scenario.name}_Camera1_0.mp4": first}
+    if not normal and scenario.seed % 4 == 0:
+        cameras[f"{scenario.name}_192.168.0.28_3.mp4"] = draw_camera(rng, paint=first.paint)
     yield "overhead_view", cameras, 1.5
     if scenario.seed % 9:
-        yield "vehicle_view", {f"{scenario.name}_vehicle_view.mp4": draw_camera(rng, True)}, 0.0
+        yield "vehicle_view", {f"{scenario.name}_vehicle_view.mp4": draw_camera(rng, True, first.paint)}, 0.0
 
 
 def _write_bdd(root: Path, scenario: Scenario) -> None:
@@ -783,6 +785,7 @@ def _write_main_views(root: Path, scenarios: list[Scenario]) -> None:
     (root / MAIN_VIEWS_CSV).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+@in_one_sentence()
 def main() -> None:
     """`python -m beit3lib.sample`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

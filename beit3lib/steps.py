@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from beit3lib.artefacts import Problem, read_json, versions, write_json, write_text
+from beit3lib.artefacts import Problem, in_one_sentence, read_json, versions, write_json, write_text
 from beit3lib.manifest import load_manifest
 
 SUMMARY_NAME, PHASES_NAME, PREDICTIONS_NAME, SPM_NAME = (
@@ -653,18 +653,23 @@ def files_table(run: Path, names: list[str]) -> pd.DataFrame:
             files = [file for file in path.rglob("*") if file.is_file()]
             rows[name] = (f"{len(files)} files", f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB")
         elif path.is_file():
-            rows[name] = ("file", f"{path.stat().st_size / 1e6:.2f} MB")
+            rows[name] = ("file", f"{path.stat().st_size / 1e3:,.0f} kB")
         else:
             rows[name] = ("not here", "")
     return pd.DataFrame.from_dict(rows, orient="index", columns=["what", "size"])
 
 
+@in_one_sentence()
 def main() -> None:
     """`python -m beit3lib.steps RUN`: what a run holds, and which file to open."""
-    import sys
+    import argparse
 
-    run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
+    parser = argparse.ArgumentParser(prog="python -m beit3lib.steps", description=main.__doc__)
+    parser.add_argument("run", nargs="?", type=Path, default=Path("runs/demo"), help="folder of the run [runs/demo]")
+    run = parser.parse_args().run
     summary = read_summary(run)
+    if not summary:
+        raise FileNotFoundError(f"{run}: expected a run with {SUMMARY_NAME}, found none; `make demo` makes runs/demo")
     for section, values in summary.items():
         told = {k: v for k, v in values.items() if isinstance(v, (int, float, str)) or k in ("own", "shuffled", "chance")}
         print(f"{section}: " + ", ".join(f"{name} {value}" for name, value in told.items()))

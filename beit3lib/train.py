@@ -33,7 +33,16 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 import beit3lib
-from beit3lib.artefacts import atomic_folder, read_json, recover_folder, sweep_up, versions, write_json, write_text
+from beit3lib.artefacts import (
+    atomic_folder,
+    in_one_sentence,
+    read_json,
+    recover_folder,
+    sweep_up,
+    versions,
+    write_json,
+    write_text,
+)
 from beit3lib.checkpoint import WEIGHTS_NAME, load_pretrained, write_captioner
 from beit3lib.dataset import Batch, CaptionDataset
 from beit3lib.index import INDEX_NAME, read_index
@@ -47,6 +56,11 @@ from beit3lib.tokenizer import UNUSED_ROWS, load_tokenizer
 LOG_NAME, STATE_NAME, OPTIMIZER_NAME, RESULTS_NAME = "log.jsonl", "state.json", "optimizer.pt", "results.json"
 HEAD_CHUNK = 1024  # positions whose logits over the vocabulary exist at once
 LOG_EVERY = 10  # steps between lines of the log
+NEEDED = {
+    "sentencepiece_model": "the path of beit3.spm",
+    "data_path": "the folder of the index files that notebook 2 makes",
+    "output_dir": "the folder for best/, last/ and log.jsonl",
+}
 
 
 class TrainingStopped(RuntimeError):
@@ -210,6 +224,9 @@ class Trainer:
         from accelerate.state import AcceleratorState
 
         self.config = config
+        for name, what in NEEDED.items():
+            if not getattr(config, name):
+                raise OptionError(f"--{name}: expected {what}, found none given")
         self.started = time.monotonic()
         self.output = Path(config.output_dir)
         device = choose_device(config.device)
@@ -469,7 +486,8 @@ class Trainer:
         self.log.write("validation", step=self.step, epoch=epoch, timing={"seconds": seconds}, **found)
         self.say(
             f"epoch {epoch + 1}: score {found['score']:.1f} on {found['captions']} captions, "
-            f"{found['distinct']:.0%} distinct, {found['copied']:.0%} copied from training"
+            f"{found['distinct']:.0%} distinct ({found['of_references']['distinct']:.0%} of the references), "
+            f"{found['copied']:.0%} also in training ({found['of_references']['copied']:.0%})"
         )
         return found
 
@@ -715,10 +733,9 @@ def main(arguments: list[str] | None = None) -> None:
     if "--help" in arguments or "-h" in arguments:
         exit_with_help()
     try:
-        trainer = Trainer(parse_command(arguments))
-        results = trainer.run()
-    except (TrainingStopped, ValueError, OSError, SafetensorError) as error:  # ValueError: options, data, checkpoints
-        sys.exit(f"{type(error).__name__}: {error}")
+        with in_one_sentence(TrainingStopped, SafetensorError):
+            trainer = Trainer(parse_command(arguments))
+            results = trainer.run()
     except torch.OutOfMemoryError as error:
         sys.exit(f"OutOfMemoryError: {error}\nhalve --batch_size and double --update_freq, or add --checkpoint_activations")
     if trainer.accelerator.is_main_process:

@@ -20,7 +20,8 @@ def caption_and_score(
 
     `score`: mean official score of the captions that have a reference, 0 to 100, an absent aspect that is rightly left
     unsaid counting 100 and one that is wrongly described 0. `distinct`: share of captions that differ from all others of
-    their description; `copied`: share that stands word for word among the training captions.
+    their description; `copied`: share that stands word for word among the training captions; `of_references`: the same of
+    the references, near which a model should be: where far fewer are distinct it has stopped looking.
     """
     started = time.monotonic()
     numbers = _chosen(len(held_out), config.val_images)
@@ -31,18 +32,23 @@ def caption_and_score(
         said = gather_object(said)
     said = sorted(said)
     scores = _scores(said)
-    captions = [caption for *_, caption, _ in said]
     taught = train_set.captions()
-    spoken = [(description, caption) for _, _, description, caption, _ in said if caption]
     result = {
         "score": float(np.mean(scores)),
-        "captions": len(captions),
+        "captions": len(said),
         "by_description": _means(said, scores),
-        "distinct": len(set(spoken)) / max(1, len(spoken)),
-        "copied": sum(pair in taught for pair in spoken) / max(1, len(spoken)),
+        **_variety([(description, caption) for _, _, description, caption, _ in said], taught),
+        "of_references": _variety([(description, reference) for _, _, description, _, reference in said], taught),
         "samples": [list(row[1:]) for row in said if row[0] in numbers[: config.samples]],
     }
     return result | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def _variety(told: list[tuple[str, str]], taught: set[tuple[str, str]]) -> dict[str, float]:
+    """Of (description, text), those without a text left out: the shares that are distinct, and copied from training."""
+    told = [pair for pair in told if pair[1]]
+    count = max(1, len(told))
+    return {"distinct": len(set(told)) / count, "copied": sum(pair in taught for pair in told) / count}
 
 
 def _chosen(count: int, wanted: int) -> list[int]:

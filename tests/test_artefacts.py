@@ -1,6 +1,9 @@
 """Files and folders are whole or absent, whatever happens while they are written."""
 
+import importlib
 import json
+import re
+import sys
 
 import pytest
 
@@ -69,3 +72,39 @@ def test_what_a_killed_write_left_is_swept_up_and_no_more(tmp_path):
         (tmp_path / name).touch()
     sweep_up(tmp_path / "log.jsonl")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names[1:])
+
+
+# --- commands ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "module, arguments, told",
+    [
+        ("checkpoint", "nowhere out.pth", "nowhere: expected a checkpoint folder, found none with model.safetensors"),
+        ("checkpoint", "nowhere .", ".: expected the name of a file to write, found a folder"),
+        ("gallery", "nowhere.json", "nowhere.json: expected a JSON file here, found none"),
+        ("gallery", "other.json", "as notebook 4 writes it; found one with the keys scenario"),
+        ("gallery", "other.json --image-root nowhere", "nowhere: expected the folder that pictures are named from"),
+        ("manifest", "wtss", "no entry 'wtss'; it has sample, wts"),
+        ("metrics", "--predictions_file . --ground_truth full", ".: expected a JSON file, found a folder"),
+        ("metrics", "--predictions_file other.json --ground_truth full", "full: expected caption files (*_caption.json)"),
+        ("metrics", "--predictions_file other.json --ground_truth nowhere", "nowhere: expected a folder of caption files"),
+        ("sample", "full", "full: expected a new folder or an earlier sample, found something else"),
+        ("sample", "other.json", "other.json: expected a new folder or an earlier sample, found something else"),
+        ("steps", "nowhere", "nowhere: expected a run with summary.json, found none"),
+        ("kaggle", "out --owner you --attach wtss", "wtss not among what data_manifest.yaml has for Kaggle"),
+        ("kaggle", "out --owner=", "expected your user name on Kaggle, found ''"),
+        ("train", "--data_path here", "--sentencepiece_model: expected the path of beit3.spm, found none given"),
+        ("train", "--sentencepiece_model a --data_path b --output_dir c", "a: expected the sentencepiece model beit3.spm here"),
+    ],
+)
+def test_a_command_ends_with_one_sentence_where_it_cannot_go_on(tmp_path, monkeypatch, module, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.json").write_text('{"scenario": []}')
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    monkeypatch.setattr(sys, "argv", [module, *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"beit3lib.{module}").main()
+    assert told in str(ended.value) and re.match(r"\w+: ", str(ended.value)), ended.value
+    assert (tmp_path / "full" / "notes.txt").read_text() == "mine"

@@ -142,7 +142,8 @@ def test_broken_files_are_named(tmp_path):
     torch.save({"model": make(TINY).state_dict()}, tmp_path / "whole.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:2000])
     torch.save([1, 2], tmp_path / "list.pth")
-    for name in ("empty.pth", "cut.pth", "list.pth"):
+    (tmp_path / "text.pth").write_text("just some text, and no tensors in it\n")
+    for name in ("empty.pth", "cut.pth", "list.pth", "text.pth"):
         with pytest.raises(CheckpointError, match=name):
             load_pretrained(make(TINY), tmp_path / name)
     with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -207,7 +208,7 @@ def test_our_folder_becomes_a_public_file_by_a_command(saved, tmp_path):
 
 def test_an_incomplete_folder_is_named(saved):
     (saved[1] / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"best: expected a checkpoint folder, without model\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"best: expected a checkpoint folder, found none with model\.safetensors"):
         load_captioner(saved[1])
     shutil.rmtree(saved[1])
     with pytest.raises(FileNotFoundError, match="best"):

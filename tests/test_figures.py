@@ -229,7 +229,7 @@ def test_attribute_bars_show_the_given_shares():
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     assert heights == pytest.approx([*own.values(), *other.values()])
     assert all(f"{share:.0%}" in shown(figure) for share in heights)
-    assert "98% with their own picture, 19% with another's" in shown(figure)
+    assert "97.6% with their own picture, 19% with another's" in shown(figure)
 
 
 def test_attribute_bars_survive_an_aspect_that_was_not_measured():

@@ -526,6 +526,14 @@ def test_nothing_is_wider_than_the_window(browser, large_gallery, tmp_path, widt
     )
     assert wide == []
     assert browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]") == [width, width]
+    browser.execute_script(
+        "document.querySelector('.thumb').click(); $('large-about').textContent += 'avg_Camera1_'.repeat(20)"
+    )
+    inside = browser.execute_script(
+        "return [...document.querySelectorAll('#large *')].every(e => e.getBoundingClientRect().right <= innerWidth + 1)"
+    )
+    browser.find_element("id", "close").click()
+    assert inside
     shot = tmp_path / "shot.png"
     assert browser.save_screenshot(str(shot))
     with Image.open(shot) as picture:

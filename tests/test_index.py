@@ -119,7 +119,7 @@ def test_the_seeds_three_keys_are_enough(tmp_path):
 
 def test_broken_index_files_are_named(tmp_path):
     path = tmp_path / "coco_captioning.train.jsonl"
-    with pytest.raises(FileNotFoundError, match="run 02 first"):
+    with pytest.raises(FileNotFoundError, match="run notebook 2 first"):
         read_index(path)
     path.write_text('{"image_path": "a.jpg", "text_segment": [5], "image_id": 0}\n{"image_path": "b.j')
     with pytest.raises(BrokenIndexError, match="line 2: expected a JSON object"):
@@ -136,5 +136,5 @@ def test_no_images_is_one_clear_message(run, tokenizer):
     import shutil
 
     shutil.rmtree(run / "images")
-    with pytest.raises(FileNotFoundError, match="expected a folder of motion-blur images, found none; run 01 first"):
+    with pytest.raises(FileNotFoundError, match="expected a folder of motion-blur images, found none; run notebook 1 first"):
         build(run, tokenizer)

@@ -134,6 +134,9 @@ def test_an_unknown_entry_is_answered_with_those_there_are(empty):
 def test_a_variable_that_names_nothing_is_an_error_not_passed_over(empty, tmp_path, monkeypatch):
     monkeypatch.setenv("BEIT3LIB_WTS", str(tmp_path / "mistypd"))
     with pytest.raises(MissingInput, match="BEIT3LIB_WTS=.*mistypd: expected the WTS download"):
+        load_manifest(here=tmp_path).find("wts")
+    (tmp_path / "mistypd").mkdir()  # there, but empty: not passed over for the sample either
+    with pytest.raises(MissingInput, match=r"caption.json and videos/\*\*/\*.mp4, without drawn.json\), found something else"):
         empty().find("wts")
 
 

@@ -351,6 +351,12 @@ def test_perfect_predictions_score_100(tree):
     assert scores.segments.set_index(["scenario", "label"]).loc[("video2912", "avoidance"), "phase"].tolist() == [4, 4]
 
 
+def test_a_submission_for_other_scenarios_is_refused(tree):
+    for other, found in (({}, "no key"), ({"meta": {}, "predictions": []}, "meta, predictions")):
+        with pytest.raises(ValueError, match=f"such as .*; found {found}. Give submission.json"):
+            metrics.score_submission(other, tree)
+
+
 def test_what_is_missing_counts_0_and_is_listed(tree):
     built = perfect(tree)
     del built["scene_1"]

@@ -18,7 +18,7 @@ from conftest import draw_run
 from safetensors.torch import load_file
 from test_model import TINY, make
 
-from beit3lib import sample, train
+from beit3lib import sample, train, validation
 from beit3lib.checkpoint import load_captioner, save_public
 from beit3lib.dataset import CaptionDataset
 from beit3lib.index import read_index
@@ -477,6 +477,9 @@ def test_both_signs_of_collapse_are_reported(drawn, tmp_path):
     trainer = train.Trainer(quick(drawn, tmp_path))
     found = trainer.validate(0)
     assert 0 <= found["copied"] <= 1 and 0 < found["distinct"] <= 1 and len(found["samples"]) == 2
+    assert set(found["of_references"]) == {"distinct", "copied"} and found["of_references"]["distinct"] > 0
+    told = [("a", "one"), ("a", "one"), ("b", "one"), ("b", "")]
+    assert validation._variety(told, {("a", "one")}) == {"distinct": 2 / 3, "copied": 2 / 3}
 
 
 @pytest.mark.slow
