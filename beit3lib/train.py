@@ -9,6 +9,7 @@ Every random choice follows from (seed, epoch, sample) or (seed, step): a run th
 """
 
 import copy
+import ctypes
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ from beit3lib.tokenizer import UNUSED_ROWS, load_tokenizer
 LOG_NAME, STATE_NAME, OPTIMIZER_NAME, RESULTS_NAME = "log.jsonl", "state.json", "optimizer.pt", "results.json"
 HEAD_CHUNK = 1024  # positions whose logits over the vocabulary exist at once
 LOG_EVERY = 10  # steps between lines of the log
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 NEEDED = {
     "sentencepiece_model": "the path of beit3.spm",
     "data_path": "the folder of the index files that notebook 2 makes",
@@ -230,6 +232,8 @@ class Trainer:
         self.started = time.monotonic()
         self.output = Path(config.output_dir)
         device = choose_device(config.device)
+        if device.type == "cpu":
+            keep_freed_memory()
         self.precision, self.reason = choose_precision(config.precision, device)
         if not torch.distributed.is_initialized():  # else a second run in one kernel could not change precision or device
             AcceleratorState._reset_state(reset_partial_state=True)
@@ -672,6 +676,18 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return events
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep large blocks that are freed; elsewhere nothing is changed.
+
+    Gradients of the base model are 1 GB, and to take them from the system in every step, page by page, costs a CPU a sixth
+    of it. The most memory held at once stays the same.
+    """
+    with suppress(OSError, AttributeError, TypeError):  # no glibc here
+        tune = ctypes.CDLL(None).mallopt
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
+            tune(parameter, value)
 
 
 def peak_mb() -> int:

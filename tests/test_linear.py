@@ -13,6 +13,15 @@ onednn = pytest.mark.skipif(not module.has_onednn(), reason="this PyTorch has no
 @pytest.fixture
 def always(monkeypatch):
     monkeypatch.setattr(module, "SMALL", 0)
+    monkeypatch.setattr(module, "mkl_is_at_home", lambda: False)
+
+
+@onednn
+def test_where_mkl_is_at_home_it_trains(always, monkeypatch):
+    layer, x = nn.Linear(12, 7), torch.randn(5, 12, requires_grad=True)
+    assert "OneDNN" in type(linear(layer, x).grad_fn).__name__
+    monkeypatch.setattr(module, "mkl_is_at_home", lambda: True)
+    assert "OneDNN" not in type(linear(layer, x).grad_fn).__name__
 
 
 @onednn
