@@ -12,6 +12,7 @@ import torch
 from conftest import draw_run
 
 from beit3lib import sample
+from beit3lib.artefacts import write_json
 from beit3lib.checkpoint import save_captioner
 from beit3lib.model import Captioner, model_config
 from beit3lib.recipe import parse_command
@@ -42,6 +43,12 @@ def clone(tmp_path_factory):
         (folder / name).symlink_to(ROOT / name)
     (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
     save_captioner(Captioner(model_config(sample.MODEL)), folder / "runs" / "mine" / "best", sample.SPM_PATH)
+    said = {"labels": ["0"], "caption_pedestrian": "The pedestrian stands.", "caption_vehicle": "The vehicle turns."}
+    write_json(folder / "runs" / "mine" / "submission.json", {"20230707_1_SN1_T1": [said]})
+    truth = folder / "data" / "wts" / "annotations" / "caption" / "val" / "20230707_1_SN1_T1_caption.json"
+    write_json(truth, {"event_phase": [said]})
+    prediction = {"image": "a.jpg", "subject": "vehicle", "aspect": "moving", "caption": "The vehicle turns."}
+    write_json(folder / "runs" / "mine" / "predictions.json", {"meta": {}, "predictions": [prediction]})
     return folder
 
 
