@@ -78,12 +78,30 @@ def smoothed_losses(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor
     In closed form, so that neither q nor log p is ever made: Σ q log q + lse(z) - (1 - ε) z_t - ε / (V - 1) Σ_{i≠t} z_i.
     Source: the label-smoothed loss of the public captioning recipe.
     """
-    logits = logits.float()
-    rest = smoothing / (logits.shape[1] - 1)
-    true = logits.gather(1, targets[:, None])[:, 0]
-    others = logits.sum(1) - true
-    entropy = sum(p * n * math.log(p) for p, n in ((1 - smoothing, 1), (rest, logits.shape[1] - 1)) if p > 0)
-    return entropy + logits.logsumexp(1) - (1 - smoothing) * true - rest * others
+    return SmoothedLoss.apply(logits.float(), targets, smoothing)
+
+
+class SmoothedLoss(torch.autograd.Function):
+    """`smoothed_losses` of float32 logits; its gradient, p - q, is made in one copy of them instead of five."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        """(n, V), (n,) to (n,)."""
+        rest = smoothing / (logits.shape[1] - 1)
+        true, normaliser = logits.gather(1, targets[:, None])[:, 0], logits.logsumexp(1)
+        ctx.save_for_backward(logits, targets, normaliser)
+        ctx.smoothing = smoothing
+        entropy = sum(p * n * math.log(p) for p, n in ((1 - smoothing, 1), (rest, logits.shape[1] - 1)) if p > 0)
+        return entropy + normaliser - (1 - smoothing) * true - rest * (logits.sum(1) - true)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """Of the logits."""
+        logits, targets, normaliser = ctx.saved_tensors
+        rest = ctx.smoothing / (logits.shape[1] - 1)
+        wrong = logits.sub(normaliser[:, None]).exp_().sub_(rest)  # p - ε / (V - 1)
+        wrong.scatter_add_(1, targets[:, None], wrong.new_full((len(targets), 1), rest - (1 - ctx.smoothing)))
+        return wrong.mul_(gradient[:, None]), None, None
 
 
 def head_losses(head: nn.Linear, states: Tensor, targets: Tensor, smoothing: float) -> Tensor:

@@ -103,6 +103,18 @@ def test_loss_is_the_divergence_from_the_smoothed_target(smoothing):
     np.testing.assert_allclose(found.numpy(), numpy_kl(logits, targets, smoothing), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_the_loss_is_that_of_the_divergence(smoothing, dtype):
+    logits, targets = (3 * torch.randn(5, 11)).to(dtype).requires_grad_(), torch.randint(0, 11, (5,))
+    weights = torch.rand(5)
+    q = torch.full((5, 11), smoothing / 10).scatter_(1, targets[:, None], 1 - smoothing)
+    expected = torch.nn.functional.kl_div(logits.float().log_softmax(1), q, reduction="none").sum(1)
+    wanted = torch.autograd.grad((weights * expected).sum(), logits)[0]
+    found = torch.autograd.grad((weights * train.smoothed_losses(logits, targets, smoothing)).sum(), logits)[0]
+    assert found.dtype == dtype and torch.allclose(found, wanted, atol=1e-6 if dtype == torch.float32 else 1e-2)
+
+
 def test_loss_has_its_floor_at_zero():
     """The target distribution itself has no loss, which plain cross-entropy with smoothing does not give."""
     q = torch.full((1, 5), 0.1 / 4)
