@@ -21,13 +21,14 @@ WIDTH_PX, COLOURS = 1280, 160
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1280,900")
 
 
-def save(image: Image.Image, name: str, colours: int = COLOURS) -> None:
-    """A PNG at most `WIDTH_PX` wide, with a palette: a fraction of the size, to the eye the same."""
+def save(image: Image.Image, name: str, colours: int | None = COLOURS) -> None:
+    """A PNG at most `WIDTH_PX` wide; with so many `colours` it is a fraction of the size, to the eye the same."""
     image = image.convert("RGB")
     if image.width > WIDTH_PX:
         image = image.resize((WIDTH_PX, round(image.height * WIDTH_PX / image.width)), Image.Resampling.LANCZOS)
     path = DOCS / name
-    image.quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
+    image = image.quantize(colours, dither=Image.Dither.NONE) if colours else image
+    image.save(path, optimize=True)
     print(f"{path}: {image.width} x {image.height} px, {path.stat().st_size / 1e3:.0f} kB")
 
 
@@ -70,7 +71,7 @@ def main(run: Path, bench: Path | None) -> None:
     """All of them."""
     save(take_storyboard(run), "storyboard.png")
     for name in ("learning_curve", "attributes", "attention-1"):
-        save(Image.open(run / f"{name}.png"), f"{name}.png", 256)
+        save(Image.open(run / f"{name}.png"), f"{name}.png", None)
     save(take_gallery(run / "gallery.html"), "gallery.png")
     if bench is not None:
         rows = json.loads(bench.read_text())["rows"]
