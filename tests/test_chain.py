@@ -93,7 +93,8 @@ def compare_and_restrict(folder, run):
     wanted = ("-p", "run", "greedy", "-p", "num_beams", "1", "-p", "compare_with", "demo", "-p", "max_images", "6")
     done = papermill("04_inspect_captions", folder, *wanted)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "demo" in (folder / "runs" / "greedy" / "gallery.html").read_text()
+    page = (folder / "runs" / "greedy" / "gallery.html").read_text()
+    assert "What greedy says" in page and '<th scope="col">demo</th>' in page
     model = load_captioner(run / "best", "cpu")
     pictures = [to_tensor(load_image(run / image), 64) for image in before["image"].drop_duplicates().iloc[:60]]
     memory = model.encode_image(torch.stack(pictures))
