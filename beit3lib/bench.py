@@ -20,6 +20,8 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,10 @@ from beit3lib.model import MODELS, Captioner, choose_device, model_config
 from beit3lib.recipe import TrainConfig
 from beit3lib.train import LossModel, choose_precision, head_losses, keep_freed_memory, make_optimizer, parameter_groups
 
-QUANTITIES = ("generate", "ten", "train", "train_ten", "peers", "growth", "memory", "images", "scoring", "shortcuts")
+QUANTITIES = ("generate", "ten", "train", "train_ten", "peers", "growth", "memory", "fit", "images", "scoring", "shortcuts")
 SHORT = {"tiny": "beit3_tiny_patch8_64", "base": "beit3_base_patch16_224", "large": "beit3_large_patch16_224"}
 WORDS_PER_CAPTION = 22
+FIT_WAYS = {"kept": False, "computed again": True}  # activations between the two passes of a step
 
 
 class Words:
@@ -273,6 +276,10 @@ def peak_mb_of(work: Callable[[], Any], device: torch.device, warm: bool = True)
 def _status_kb(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    return sum(value.nbytes for state in optimizer.state.values() for value in state.values())
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
@@ -534,6 +541,34 @@ class Bench:
             peak = peak_mb_of(ways[row["way"]], self.device)
             copies = {"logit_copies": round(peak / copies_of_mb, 1)} if copies_of_mb and peak is not None else {}
             self.add([row | {"peak_mb": peak} | copies])
+
+    def measure_fit(self) -> None:
+        """Whether the recipe's batch of 32 fits: a whole step in the lower precision, activations kept or computed again.
+
+        `peak_mb` counts everything: weights, gradients, AdamW's state and what lies between the two passes.
+        """
+        optimizer = make_optimizer(parameter_groups(self.model, TrainConfig()), self.device, lr=0.0)
+        loss_model, count = LossModel(self.model, 0.1).train(), 2 if self.options.quick else 32
+        plain = self.model.config
+        for captions in (1, 10):
+            packed = make_batch(self.model, count, captions)[0]
+
+            def step(again: bool, packed: Batch = packed) -> None:
+                self.model.config = replace(plain, checkpoint_activations=again)
+                with self.autocast(bool(self.lower)):
+                    loss = loss_model(packed).mean()
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+
+            ways = {f"{way} {self.lower_name if self.lower else 'fp32'}": again for way, again in FIT_WAYS.items()}
+            seconds = take_turns({way: partial(step, again) for way, again in ways.items()}, 1, self.device)
+            for row in rows_of(f"step of {count} images x {captions}", seconds, next(iter(ways))):
+                peak = peak_mb_of(partial(step, ways[row["way"]]), self.device, warm=False)
+                held = sum(p.nbytes for p in self.model.parameters()) + _state_bytes(optimizer)
+                self.add([row | {"peak_mb": None if peak is None else peak + round(held / 1e6)}])
+        self.model.config = plain
+        self.model.eval()
 
     # --- other captioners
 

@@ -522,17 +522,12 @@ def pretrain(folder: str | Path, steps: int = 2400, batch_size: int = 32, seed: 
 
 
 def _start_small(model) -> None:
-    """A start that suits 128 wide: the recipe's 0.02 is meant for 768 and leaves attention even for thousands of steps.
-
-    Positions begin at the scale of the patches, where torchscale's normal(0, 1) would drown them.
-    """
+    """A start that suits 128 wide: the recipe's 0.02 is meant for 768 and leaves attention even for thousands of steps."""
     import torch
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "embed_positions" in name:
-                parameter.mul_(0.2)
-            elif parameter.ndim == 2 and ".layers." in name:
+            if parameter.ndim == 2 and ".layers." in name:
                 parameter.mul_(3)
 
 

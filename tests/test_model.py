@@ -171,6 +171,8 @@ def test_start_follows_the_recipe():
     model = make(TINY)
     assert model.mlm_head.weight.abs().max() <= 0.02 and model.mlm_head.weight.std() > 0.009
     assert model.mlm_head.bias.abs().max() == 0
+    positions = model.beit3.encoder.embed_positions
+    assert all(table.weight.std().item() == pytest.approx(0.2, rel=0.1) for table in (positions.A, positions.B))
 
 
 def test_errors_name_what_was_expected():

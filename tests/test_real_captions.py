@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-import torch
 
 from beit3lib import steps, train
 from beit3lib.recipe import TrainConfig
@@ -47,18 +46,14 @@ def test_the_base_model_learns_eight_real_captions_word_for_word(tmp_path):
     assert len(kept) == 8 and len({line["caption"] for line in kept}) >= 5
     config = TrainConfig(
         data_path=str(tmp_path), output_dir=str(tmp_path), sentencepiece_model=str(tmp_path / steps.SPM_NAME),
-        subject="vehicle", batch_size=2, epochs=220, warmup_steps=20, lr=3e-4, layer_decay=1.0, clip_grad=1.0, drop_path=0.0,
-        flip="none", crop_area=1.0, captioning_mask_prob=0.7, num_max_bpe_tokens=128, num_workers=0, val_images=2,
+        subject="vehicle", batch_size=2, epochs=200, warmup_steps=20, lr=5e-4, layer_decay=1.0, clip_grad=1.0, drop_path=0.0,
+        flip="none", crop_area=1.0, num_max_bpe_tokens=128, num_workers=0, val_images=2,
+        samples=2,
     )  # fmt: skip
-    torch.manual_seed(0)
     trainer = train.Trainer(config)
-    with torch.no_grad():  # torchscale draws positions from normal(0, 1), beside which words of 0.04 cannot be told apart
-        for table in (trainer.model.beit3.encoder.embed_positions.A, trainer.model.beit3.encoder.embed_positions.B):
-            table.weight.mul_(0.04)
     while trainer.step < trainer.total_steps:
         trainer._train_epoch(trainer._epoch())
     losses = [event["loss"] for event in train.read_log(tmp_path / "log.jsonl") if event["event"] == "step"]
-    print(losses)
-    assert losses[-1] < 0.15 < 4 < losses[0]
+    assert losses[-1] < 0.05 < 4 < losses[0], losses  # its floor is 0
     found = trainer.validate(0)
-    assert found["copied"] == 1.0 and found["score"] > 99.9, found
+    assert [said for _, _, said, meant in found["samples"] if said != meant] == [] and len(found["samples"]) == 10, found
