@@ -77,7 +77,7 @@ def study(name: str, run: Path, seeds: int, epochs: int, batch_size: int, scenar
     for seed in range(seeds):
         for way, options in runs_of(name):
             out = run / name / "_".join([way.replace(" ", "_"), str(seed), *options.values()])
-            config = steps.training_config(run, **options, epochs=epochs, batch_size=batch_size, seed=seed)
+            config = steps.training_config(run, **options, epochs=epochs, batch_size=batch_size, seed=seed, auto_resume=False)
             found = measure(replace(config, output_dir=str(out)))
             rows.append({"way": way, "seed": seed, **options, **found})
             told = f"{found['seconds']:.0f} s, score {found['score']:.2f}, right {found['right']:.1%}"

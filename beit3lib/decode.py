@@ -17,6 +17,7 @@ from beit3lib.model import TEXT, Captioner, ImageMemory, finish, project
 from beit3lib.tokenizer import prefix_ids
 
 Description = tuple[str, str]  # (subject, aspect)
+PREFIX_SLOTS = 8  # more than the words of any prefix need
 
 
 class Caption(NamedTuple):
@@ -80,7 +81,7 @@ def word_probs(tokenizer, caption: Caption) -> list[float]:
     words: list[float] = []
     empty = True  # nothing of the next word seen yet, or only the space before it
     for piece, log_prob in zip(tokenizer.convert_ids_to_tokens(caption.ids), caption.log_probs, strict=True):
-        if piece in tokenizer.all_special_tokens:
+        if piece is None or piece in tokenizer.all_special_tokens:  # None: one of the rows that no piece belongs to
             continue
         if not words or (piece.startswith("▁") and not empty):
             words.append(0.0)
@@ -88,6 +89,21 @@ def word_probs(tokenizer, caption: Caption) -> list[float]:
         words[-1] += log_prob
         empty &= piece == "▁"
     return [float(torch.tensor(total).exp()) for total in words]
+
+
+CACHE_BYTES = 4_000_000_000
+
+
+def images_at_once(model: Captioner, descriptions: int, num_beams: int, max_tokens: int, wanted: int) -> int:
+    """`wanted` images, or as many as can be captioned at once with `CACHE_BYTES` for the words' keys and values; 1 or more.
+
+    There are two stores of them, and a third while sentences leave.
+    """
+    config, device = model.config, model.device.type
+    bytes_each = 2 if torch.is_autocast_enabled(device) else 4
+    rows, slots = descriptions * num_beams, max_tokens + PREFIX_SLOTS
+    each = 3 * rows * slots * config.layers * 2 * config.width * bytes_each
+    return max(1, min(wanted, CACHE_BYTES // each))
 
 
 class TextCache:

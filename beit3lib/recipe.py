@@ -48,7 +48,7 @@ class TrainConfig:
     warmup_epochs: int = option(5, "epochs of warm-up")
     warmup_steps: int = option(-1, "steps of warm-up instead, if not negative")
     batch_size: int = option(64, "images per step and process")
-    eval_batch_size: int | None = option(None, "images at once in validation; default: batch_size")
+    eval_batch_size: int | None = option(None, "images at once in validation; default: batch_size, or what memory allows")
     epochs: int = option(20, "passes over the images")
     update_freq: int = option(1, "batches per step")
     save_ckpt_freq: int = option(5, "epochs between checkpoints that are kept beside best and last")
@@ -60,13 +60,13 @@ class TrainConfig:
     data_path: str = option("", "folder of the index files; pictures are named relative to it")
     output_dir: str = option("", "where best/, last/ and log.jsonl go")
     log_dir: str = option("", "where log.jsonl goes; default: output_dir")
-    device: str = option("auto", "cuda, cpu or auto; cuda without a GPU is the CPU, which is said")
+    device: Literal["auto", "cuda", "cpu"] = option("auto", "cuda without a GPU is the CPU, which is said")
     seed: int = option(0, "of all random choices")
     resume: str = option("", "folder of a last/ to go on from")
-    auto_resume: bool = option(False, "go on from output_dir/last where there is one")
+    auto_resume: bool = option(True, "go on from output_dir/last where there is one; --no_auto_resume begins anew")
     eval: bool = option(False, "only validate")
     dist_eval: bool = option(True, "share validation among processes")
-    num_workers: int = option(10, "processes that load pictures; 0: none beside this one")
+    num_workers: int = option(10, "processes that load pictures, one per CPU core at most; 0: none beside this one")
     pin_mem: bool = option(True, "copy batches from pinned memory")
     captioning_mask_prob: float = option(0.6, "share of a caption's tokens that is masked")
     drop_worst_ratio: float = option(0.2, "share of the worst positions left out of the loss")
@@ -112,15 +112,18 @@ LEAST = {  # smallest values that mean something
     **dict.fromkeys(("warmup_epochs", "num_workers", "patience", "max_minutes", "max_steps", "val_images", "samples"), 0),
     **{"drop_worst_after": 0, "warmup_steps": -1, "num_max_bpe_tokens": 3},
 }
+CLASSIFICATION = "image classification"
 OTHER_TASKS = {  # options of the recipe that mean nothing for captioning, and what they are for
-    "nb_classes": "image classification",
-    "mixup": "image classification",
-    "cutmix": "image classification",
-    "cutmix_minmax": "image classification",
-    "mixup_prob": "image classification",
-    "mixup_switch_prob": "image classification",
-    "mixup_mode": "image classification",
+    **dict.fromkeys(
+        ("nb_classes", "mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode"), CLASSIFICATION
+    ),
+    **dict.fromkeys(("color_jitter", "aa", "smoothing", "crop_pct", "reprob", "remode", "recount", "resplit"), CLASSIFICATION),
     "task_head_lr_weight": "visual question answering and NLVR2",
+    "task_cache_path": "visual question answering, as a place for its answers: ours lie in output_dir",
+    "momentum": "SGD, which the recipe does not use either: opt is adamw",
+    "save_ckpt": "runs that keep nothing: here best/ and last/ are always kept",
+    "model_ema_force_cpu": "GPUs too small for a second set of weights",
+    "start_epoch": "runs without a state of their own: a run goes on where its last/ ends",
     "answer_list": "visual question answering",
     "retrieval_mode": "retrieval",
     "text_encoder": "retrieval",
@@ -163,8 +166,9 @@ def _flag(text: str) -> tuple[str, str | None]:
 
 
 def _refuse(name: str, fields: dict[str, Any]) -> None:
-    if name in OTHER_TASKS:
-        raise OptionError(f"--{name} is not for captioning: it belongs to {OTHER_TASKS[name]}; leave it out")
+    reason = OTHER_TASKS.get(name) or OTHER_TASKS.get(name.removeprefix("no_"))
+    if reason:
+        raise OptionError(f"--{name} is not for captioning: it belongs to {reason}; leave it out")
     if name not in fields and name.removeprefix("no_") not in fields:
         close = difflib.get_close_matches(name, [*fields, *OTHER_TASKS], n=1)
         hint = f"; did you mean --{close[0]}?" if close else ""

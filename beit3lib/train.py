@@ -13,6 +13,7 @@ import ctypes
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -21,10 +22,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate.utils import DistributedType, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -44,7 +46,7 @@ from beit3lib.artefacts import (
     write_json,
     write_text,
 )
-from beit3lib.checkpoint import WEIGHTS_NAME, load_pretrained, write_captioner
+from beit3lib.checkpoint import META_NAME, WEIGHTS_NAME, load_pretrained, write_captioner
 from beit3lib.dataset import Batch, CaptionDataset
 from beit3lib.index import INDEX_NAME, read_index
 from beit3lib.linear import linear
@@ -54,7 +56,8 @@ from beit3lib.options import OptionError
 from beit3lib.recipe import TrainConfig, as_flag, exit_with_help, parse_command
 from beit3lib.tokenizer import UNUSED_ROWS, load_tokenizer
 
-LOG_NAME, STATE_NAME, OPTIMIZER_NAME, RESULTS_NAME = "log.jsonl", "state.json", "optimizer.pt", "results.json"
+LOG_NAME, STATE_NAME, OPTIMIZER_NAME = "log.jsonl", "state.json", "optimizer.pt"
+RESULTS_NAME, VALIDATION_NAME = "results.json", "validation.json"
 HEAD_CHUNK = 1024  # positions whose logits over the vocabulary exist at once
 LOG_EVERY = 10  # steps between lines of the log
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -62,6 +65,10 @@ NEEDED = {
     "sentencepiece_model": "the path of beit3.spm",
     "data_path": "the folder of the index files that notebook 2 makes",
     "output_dir": "the folder for best/, last/ and log.jsonl",
+}
+OF_A_SESSION = {  # options that may differ from one start of a run to the next without a word
+    *("resume", "auto_resume", "eval", "output_dir", "data_path", "log_dir", "sentencepiece_model", "finetune", "device"),
+    *("max_minutes", "max_steps", "num_workers", "pin_mem", "dist_eval", "eval_batch_size", "batch_size", "update_freq"),
 }
 
 
@@ -183,16 +190,22 @@ def learning_rate(step: int, total: int, warmup: int, config: TrainConfig) -> fl
 # --- one step -------------------------------------------------------------------------------------------------------
 
 
-def train_step(
-    loss_model: nn.Module, batches: list[Batch], optimizer, accelerator, config: TrainConfig, step: int
-) -> tuple[Tensor, Tensor | None]:
-    """One optimiser step over the `update_freq` batches of a process; returns (mean loss, norm of the gradient).
+class Step(NamedTuple):
+    """What a step gives, left on the device: mean loss, norm of the gradient before clipping, and whether it was skipped."""
+
+    loss: Tensor
+    norm: Tensor | None
+    skipped: Tensor
+
+
+def train_step(loss_model: nn.Module, batches: list[Batch], optimizer, accelerator, config: TrainConfig, step: int) -> Step:
+    """One optimiser step over the `update_freq` batches of a process.
 
     Every position counts the same, whichever batch or process it is in. Nothing here waits for the device but a scaler. A
-    step whose loss or gradient is not finite changes no weight.
+    step whose loss or gradient is not finite changes no weight; under FSDP, which spreads the gradients, it does.
     """
     counts = [len(batch.places) for batch in batches]
-    everywhere = accelerator.reduce(torch.tensor(float(sum(counts)), device=accelerator.device), "sum")
+    everywhere = accelerator.reduce(torch.full((), float(sum(counts)), device=accelerator.device), "sum")
     total = torch.zeros((), device=accelerator.device)
     for number, batch in enumerate(batches):
         torch.manual_seed(_step_seed(config.seed, step, number, accelerator.process_index))
@@ -208,20 +221,25 @@ def train_step(
         total += loss.detach()
     norm = accelerator.clip_grad_norm_(loss_model.parameters(), config.clip_grad) if config.clip_grad else None
     mean = accelerator.reduce(total, "mean")
-    if accelerator.scaler is None and not isinstance(loss_model, FSDPModule):  # a scaler looks at the gradients itself
-        _guard(optimizer, mean, norm)
+    skipped = torch.zeros_like(mean, dtype=torch.bool)
+    if not isinstance(loss_model, FSDPModule):
+        norm = _norm(optimizer, accelerator) if norm is None else norm
+        skipped = ~(norm.isfinite() & mean.isfinite())
+        if (
+            accelerator.scaler is None
+        ):  # the fused AdamW passes over the step, as for a scaler: the device decides, nobody waits
+            getattr(optimizer, "optimizer", optimizer).found_inf = skipped.float()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return mean, norm
+    return Step(mean, norm, skipped)
 
 
-def _guard(optimizer, loss: Tensor, norm: Tensor | None) -> None:
-    """Have the fused AdamW pass over a step that is not finite, as it does for a scaler: the device decides, nobody waits."""
-    if norm is None:
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    finite = norm.isfinite() & loss.isfinite()
-    getattr(optimizer, "optimizer", optimizer).found_inf = (~finite).float()
+def _norm(optimizer, accelerator) -> Tensor:
+    """Of the whole gradient, freed of the scaler's factor."""
+    if accelerator.scaler is not None:
+        accelerator.scaler.unscale_(getattr(optimizer, "optimizer", optimizer))
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
 def _step_seed(seed: int, step: int, batch: int, process: int) -> int:
@@ -256,13 +274,17 @@ class Trainer:
         if not torch.distributed.is_initialized():  # else a second run in one kernel could not change precision or device
             AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=self.precision)
+        _refuse_strategies(self.accelerator)
         self.say(f"precision: {self.precision if self.precision != 'no' else 'fp32'} ({self.reason})")
         keeps_log = self.accelerator.is_main_process and not config.eval
         self.log = Log(Path(config.log_dir or config.output_dir) / LOG_NAME, keeps_log)
         self._make_model()
         self._make_data()
         self._make_optimizer()
-        self.step, self.best, self.stale, self.skipped = 0, -math.inf, 0, 0
+        self.step, self.best, self.stale = 0, -math.inf, 0
+        self.skipped = torch.zeros((), device=self.accelerator.device)
+        self.skipped_before = 0  # the last line of the log
+        self.first_step, self.due, self.saved = 0, False, -1  # `due`: last/ was saved, its validation not done
         self.recent: deque[tuple[Tensor, list[str]]] = deque(maxlen=LOG_EVERY)
         self.clock, self.steps_timed, self.tokens = time.monotonic(), 0, 0
         self._resume()
@@ -310,7 +332,13 @@ class Trainer:
         self.model.descriptions, self.model.vocabulary = self.train_set.descriptions, self.train_set.vocabulary()
         has_val = (root / INDEX_NAME.format(split="val")).is_file()
         self.val_set = dataset("val", False) if has_val else None
+        if self.val_set is not None and self.val_set.descriptions != self.train_set.descriptions:
+            raise ValueError(f"{root}: one of the two indexes names its descriptions, the other does not; make both anew")
         world = self.accelerator.num_processes * config.update_freq
+        if len(self.train_set) < world:
+            raise OptionError(
+                f"update_freq: expected {world} pictures or more for processes x update_freq, found {len(self.train_set)}"
+            )
         self.global_batch = min(config.batch_size * world, max(world, len(self.train_set) // world * world))
         self.steps_per_epoch = max(1, len(self.train_set) // self.global_batch)
         self.total_steps = self.steps_per_epoch * config.epochs
@@ -329,18 +357,28 @@ class Trainer:
         self.warmup = config.warmup_steps if config.warmup_steps >= 0 else per_epoch
 
     def run(self) -> dict[str, Any]:
-        """Train to the end, or to the limit of time; validate after each epoch."""
+        """Train to the end, or to the limit of time, which counts from here; validate after each epoch."""
         if self.config.eval:
             return {"validation": self.validate(self._epoch())}
+        self.started = time.monotonic()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        there = [name for name in ("last", "best") if (self.output / name).exists()]
+        if there and not self.first_step:
+            self.say(f"{self.output}: begins anew; what an earlier run left in {' and '.join(there)} is replaced")
         self.say(
             f"{len(self.train_set)} images, {self.total_steps} steps of {self.global_batch}, "
             f"{len(self.train_set.descriptions)} descriptions; on {self.accelerator.device}"
         )
+        if self.step >= self.total_steps and not self.due:
+            self.say("all steps are done; --no_auto_resume begins anew")
+        if self.due:
+            self._judge((self.step - 1) // self.steps_per_epoch)
         stopped = self._no_better()
         while self.step < self.total_steps and not stopped:
             self._train_epoch(self._epoch())
             if self.step % self.steps_per_epoch == 0 or self.step >= self.total_steps:
-                self._end_epoch(self._epoch() - (self.step % self.steps_per_epoch == 0))
+                self._end_epoch((self.step - 1) // self.steps_per_epoch)
             stopped = self._time_is_up() or self._no_better()
         return self._results(stopped or "finished")
 
@@ -355,11 +393,11 @@ class Trainer:
             rate = learning_rate(self.step, self.total_steps, self.warmup, self.config)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["lr_scale"]
-            loss, _ = train_step(self.loss_model, batches, self.optimizer, self.accelerator, self.config, self.step)
+            done = train_step(self.loss_model, batches, self.optimizer, self.accelerator, self.config, self.step)
             self.step += 1
-            self.skipped += int(self.accelerator.optimizer_step_was_skipped)
+            self.skipped += done.skipped
             self._average()
-            self._note(loss, rate, batches, epoch)
+            self._note(done.loss, rate, batches, epoch)
             if self.step >= self.total_steps or self._out_of_time():
                 break
 
@@ -376,7 +414,7 @@ class Trainer:
         loader = torch.utils.data.DataLoader(
             self.train_set.at_epoch(epoch),
             batch_sampler=mine,
-            num_workers=config.num_workers,
+            num_workers=min(config.num_workers, max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))),
             collate_fn=self.train_set.collate,
             pin_memory=config.pin_mem and self.accelerator.device.type == "cuda",
         )
@@ -401,6 +439,7 @@ class Trainer:
         if self.step % LOG_EVERY and self.step != self.total_steps and self.step != 1:
             return
         value = sum(self._finite_losses()) / len(self.recent)
+        skipped = self._steps_skipped()
         self.recent.clear()
         now = time.monotonic()
         seconds, rate_of_tokens = self._speed(now)
@@ -411,7 +450,7 @@ class Trainer:
             epoch=epoch,
             loss=value,
             lr=rate,
-            skipped=self.skipped,
+            skipped=skipped,
             timing={
                 "seconds_per_step": round(seconds, 3),
                 "tokens_per_s": round(rate_of_tokens),
@@ -422,7 +461,7 @@ class Trainer:
         if self.step % (5 * LOG_EVERY) == 0 or self.step == self.total_steps:
             self.say(
                 f"step {self.step}/{self.total_steps}  epoch {epoch + 1}  loss {value:.3f}  "
-                f"{rate_of_tokens:.0f} tokens/s  {left / 60:.1f} min left"
+                f"{rate_of_tokens:.0f} tokens/s  {left / 60:.1f} min left" + (f"  {skipped} steps skipped" if skipped else "")
             )
 
     def _speed(self, now: float) -> tuple[float, float]:
@@ -437,12 +476,23 @@ class Trainer:
         losses = torch.stack([loss for loss, _ in self.recent]).tolist() if self.recent else []
         wrong = next((place for place, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if wrong is not None:
-            names = ", ".join(self.recent[wrong][1])
+            parts = gather_object([self.recent[wrong][1]])  # the loss is that of all processes, so all are here
+            names = ", ".join(name for part in parts for name in part)
             raise TrainingStopped(
                 f"step {self.step - len(losses) + wrong + 1}: the loss is {losses[wrong]}; images of the batch: {names}. "
                 f"{self._keep_good_state()}; look at these images and captions, try a smaller --lr, or --precision fp32"
             )
         return losses
+
+    def _steps_skipped(self) -> int:
+        """Steps so far that changed no weight; a run in which all since the last line did not is no training, and ends."""
+        before, self.skipped_before = self.skipped_before, int(self.skipped)
+        if LOG_EVERY // 2 < len(self.recent) == self.skipped_before - before:
+            raise TrainingStopped(
+                f"step {self.step}: the last {len(self.recent)} steps changed no weight, their gradients are not finite. "
+                f"{self._keep_good_state()}; try a smaller --lr, --clip_grad 1, or --precision fp32"
+            )
+        return self.skipped_before
 
     def _keep_good_state(self) -> str:
         """Save what a step that was not finite has not touched; where it has, what was saved before stays."""
@@ -454,7 +504,14 @@ class Trainer:
         return f"The last good state is in {last}, as of its last save" if last.exists() else "No good state was saved before"
 
     def _end_epoch(self, epoch: int) -> None:
+        """Save, then validate: a run that dies while captioning begins there again, and not an epoch earlier."""
         self._finite_losses()
+        self.due = True
+        self._save("last")
+        self._judge(epoch)
+
+    def _judge(self, epoch: int) -> None:
+        """Validate, keep the best so far, and note that this was done."""
         found = self.validate(epoch)
         score = found.get("score", -math.inf) if found else float(self.step)
         if score > self.best:
@@ -464,15 +521,22 @@ class Trainer:
             self.stale += 1
         if (epoch + 1) % self.config.save_ckpt_freq == 0 and epoch + 1 < self.config.epochs:
             self._save(f"checkpoint-{epoch + 1}")
-        self._save("last")  # after the others: what is missing beside it would never be made again
+        self.due = False  # after the others: what is missing beside last/ would never be made again
+        if self.saved != self.step:
+            self._save("last")
+        elif self.accelerator.is_main_process:
+            with self._telling_a_full_disk(self.output / "last"):
+                write_json(self.output / "last" / STATE_NAME, self._state())
+        self.accelerator.wait_for_everyone()
 
     def _time_is_up(self) -> str:
         if not self._out_of_time():
             return ""
         self._finite_losses()
-        if not (self.output / "best").exists():  # not one epoch done: what there is can be looked at all the same
+        if not math.isfinite(self.best):  # not one epoch done: what there is can be looked at all the same
             self._save("best")
-        self._save("last")
+        if self.saved != self.step:
+            self._save("last")
         self.say(f"stopped after {self.config.max_minutes} minutes with everything saved; --auto_resume goes on")
         return "out of time"
 
@@ -492,7 +556,7 @@ class Trainer:
             return late
         if self.step % LOG_EVERY and self.step % self.steps_per_epoch:
             return False
-        return bool(self.accelerator.reduce(torch.tensor(float(late), device=self.accelerator.device), "sum") > 0)
+        return bool(self.accelerator.reduce(torch.full((), float(late), device=self.accelerator.device), "sum") > 0)
 
     def validate(self, epoch: int) -> dict[str, Any] | None:
         """Caption held-out pictures and score them; logged, and the same on every process."""
@@ -540,7 +604,6 @@ class Trainer:
             **subject_aspect,
             "options": asdict(self.config),
             "step": self.step,
-            "best_score": self.best if math.isfinite(self.best) else None,
             "precision": self.precision,
             "precision_reason": self.reason,
             "device": str(self.accelerator.device),
@@ -556,72 +619,126 @@ class Trainer:
         tensors = gathered({"optimizer": self.optimizer.state_dict(), "ema": self.ema}) if last else {}
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            folder = self.output / name
-            try:
-                with atomic_folder(folder) as new:
-                    write_captioner(self.model, new, self.config.sentencepiece_model, self._meta(), weights)
-                    if last:
-                        self._write_state(new, tensors)
-            except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
-                raise TrainingStopped(
-                    f"{folder}: saving failed ({error}); the checkpoint that was there before is whole. "
-                    "Free some space and start again with --auto_resume"
-                ) from error
+            folder, meta = self.output / name, self._meta() | ({} if last else {"best_score": self._best()})
+            with self._telling_a_full_disk(folder), atomic_folder(folder) as new:
+                write_captioner(self.model, new, self.config.sentencepiece_model, meta, weights)
+                if last:
+                    torch.save({**tensors, "scaler": self._scaler_state()}, new / OPTIMIZER_NAME)
+                    write_json(new / STATE_NAME, self._state())
+        if last:
+            self.saved = self.step
         self.accelerator.wait_for_everyone()
 
-    def _write_state(self, folder: Path, tensors: dict[str, Any]) -> None:
-        torch.save({**tensors, "scaler": self._scaler_state()}, folder / OPTIMIZER_NAME)
-        state = {
+    @contextmanager
+    def _telling_a_full_disk(self, folder: Path) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
+            raise TrainingStopped(
+                f"{folder}: saving failed ({error}); the checkpoint that was there before is whole. "
+                "Free some space and start again with --auto_resume"
+            ) from error
+
+    def _best(self) -> float | None:
+        return self.best if math.isfinite(self.best) else None
+
+    def _state(self) -> dict[str, Any]:
+        """What going on needs beside weights and optimiser."""
+        return {
             "step": self.step,
-            "best": self.best if math.isfinite(self.best) else None,
+            "best": self._best(),
             "stale": self.stale,
-            "skipped": self.skipped,
+            "skipped": int(self.skipped),
             "recent": [(float(loss), names) for loss, names in self.recent],
             "steps_per_epoch": self.steps_per_epoch,
+            "due": self.due,
         }
-        write_json(folder / STATE_NAME, state)
 
     def _scaler_state(self) -> dict[str, Any] | None:
         return self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
 
     def _resume(self) -> None:
         """Go on from a `last/`: weights, optimiser, place in the data; the log is cut back to that step."""
-        place = self.config.resume or (str(self.output / "last") if self.config.auto_resume else "")
-        self.first_step = 0
-        if place and self.accelerator.is_main_process:
-            recover_folder(place)
-        self.accelerator.wait_for_everyone()
-        if not place or not (Path(place) / STATE_NAME).is_file():
+        folder = self._place_to_go_on_from()
+        if folder is None:
             if self.config.resume:
-                raise FileNotFoundError(f"{place}: expected a folder last/ to go on from, found none; leave --resume out")
+                raise FileNotFoundError(
+                    f"{self.config.resume}: expected a folder last/ to go on from, found none; leave --resume out"
+                    + (", and give --finetune the weights to validate" if self.config.eval else "")
+                )
             if self.config.eval and not self.config.finetune:
                 raise OptionError("--eval: expected weights, found none; give --finetune, --resume or --auto_resume")
-            self.log.start()
             return
-        folder, state = Path(place), read_json(Path(place) / STATE_NAME)
-        if state["steps_per_epoch"] != self.steps_per_epoch:
-            raise ValueError(
-                f"{place}: was trained with {state['steps_per_epoch']} steps per epoch, here there are "
-                f"{self.steps_per_epoch}; resume with the same data and batch size"
-            )
+        state = read_json(folder / STATE_NAME)
         own = self.model.state_dict()
         self.model.load_state_dict(spread(load_file(folder / WEIGHTS_NAME), own))
         saved = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        moments = saved["optimizer"]["state"]
-        saved["optimizer"]["state"] = {n: spread(of, dict.fromkeys(of, parameters[n])) for n, of in moments.items()}
-        self.optimizer.load_state_dict(saved["optimizer"])
-        if self.ema is not None and saved["ema"] is not None:
-            self.ema = spread({name: value.to(self.accelerator.device) for name, value in saved["ema"].items()}, own)
+        if self.ema is not None:  # without one in the folder it begins with these weights
+            averages = saved["ema"] or gathered(self.model.state_dict())
+            self.ema = spread({name: value.to(self.accelerator.device, copy=True) for name, value in averages.items()}, own)
+        self.step = self.first_step = state["step"]
+        if self.config.eval:
+            return
+        self._take_up(folder, state, saved)
+
+    def _place_to_go_on_from(self) -> Path | None:
+        """The `last/` that was asked for, or None; the same for all processes, or an error."""
+        place = self.config.resume or (str(self.output / "last") if self.config.auto_resume else "")
+        if place and self.accelerator.is_main_process:
+            recover_folder(place)
+            sweep_up(Path(place) / STATE_NAME)
+        self.accelerator.wait_for_everyone()
+        found = bool(place) and (Path(place) / STATE_NAME).is_file()
+        everywhere = self.accelerator.reduce(torch.full((), float(found), device=self.accelerator.device), "sum")
+        if found and int(everywhere) == self.accelerator.num_processes:
+            return Path(place)
+        if int(everywhere):
+            raise ValueError(f"{place}: some processes find it, others do not; give an output_dir that all machines share")
+        return None
+
+    def _take_up(self, folder: Path, state: dict[str, Any], saved: dict[str, Any]) -> None:
+        """The rest of a run's state, to train on with."""
+        if state["steps_per_epoch"] != self.steps_per_epoch:
+            raise ValueError(
+                f"{folder}: was trained with {state['steps_per_epoch']} steps per epoch, here there are "
+                f"{self.steps_per_epoch}; resume with the same data and batch size, or begin anew with --no_auto_resume"
+            )
+        self._load_optimizer(folder, saved["optimizer"])
         if saved["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
-        self.step = self.first_step = state["step"]
         self.best = -math.inf if state["best"] is None else state["best"]
-        self.stale, self.skipped = state["stale"], state["skipped"]
+        self.stale, self.due, self.skipped_before = state["stale"], state["due"], state["skipped"]
+        self.skipped += state["skipped"]
         device = self.accelerator.device
         self.recent.extend((torch.tensor(loss, device=device), names) for loss, names in state["recent"])
-        self.log.cut(self.step)
-        self.say(f"goes on from {folder}, step {self.step}")
+        if folder.resolve() == (self.output / "last").resolve():
+            self.saved = self.step
+        elif self.accelerator.is_main_process:
+            self._bring_along(folder.parent)
+        self.log.cut(self.step, self.due)
+        self.say(f"goes on from {folder}, step {self.step}{_changed(folder, self.config)}")
+
+    def _load_optimizer(self, folder: Path, saved: dict[str, Any]) -> None:
+        """Its moments; rates and decays are those asked for now."""
+        groups = self.optimizer.param_groups
+        if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved["param_groups"]]:
+            raise ValueError(
+                f"{folder}: was trained with another layer_decay; give the same, or begin anew with --no_auto_resume"
+            )
+        asked = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        saved["state"] = {n: spread(of, dict.fromkeys(of, parameters[n])) for n, of in saved["state"].items()}
+        self.optimizer.load_state_dict(saved)
+        for group, options in zip(self.optimizer.param_groups, asked, strict=True):
+            group.update(options)
+
+    def _bring_along(self, run: Path) -> None:
+        """What lies beside the `last/` of another folder: the best state so far and the log."""
+        if (run / "best").is_dir():
+            with atomic_folder(self.output / "best") as new:
+                shutil.copytree(run / "best", new, dirs_exist_ok=True)
+        if (run / LOG_NAME).is_file():
+            write_text(self.log.path, (run / LOG_NAME).read_text(encoding="utf-8"))
 
     def _results(self, stopped: str) -> dict[str, Any]:
         events = read_log(self.log.path) if self.accelerator.is_main_process else []
@@ -631,14 +748,29 @@ class Trainer:
             "stopped": stopped,
             "first_loss": losses[0] if losses else None,
             "last_loss": losses[-1] if losses else None,
-            "best_score": self.best if math.isfinite(self.best) else None,
+            "best_score": self._best(),
             "train_seconds": round(time.monotonic() - self.started, 1),
             "precision": self.precision,
             "device": str(self.accelerator.device),
             "peak_mb": peak_mb(),
-            "skipped_steps": self.skipped,
+            "skipped_steps": int(self.skipped),
             "best": str(self.output / "best"),
         }
+
+
+def _refuse_strategies(accelerator) -> None:
+    """accelerate's ways to spread a model that this training loop does not know: it would fail after an epoch."""
+    kind = accelerator.distributed_type
+    old_fsdp = kind == DistributedType.FSDP and not accelerator.is_fsdp2
+    if old_fsdp or kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise OptionError(f"accelerate is set to {kind.value}; expected none, several GPUs, or FSDP with fsdp_version: 2")
+
+
+def _changed(folder: Path, config: TrainConfig) -> str:
+    """Options that are not those with which `folder` was trained, as they are told."""
+    before, now = read_json(folder / META_NAME)["options"], json.loads(json.dumps(asdict(config)))
+    names = [name for name in now if name not in OF_A_SESSION and now[name] != before.get(name)]
+    return "".join(f"; {name} is now {now[name]}, not {before.get(name)}" for name in names)
 
 
 def gathered(tree: Any) -> Any:
@@ -658,29 +790,35 @@ def spread(values: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tens
 
 
 class Log:
-    """`log.jsonl`: a line per event, what depends on the clock under `timing`."""
+    """`log.jsonl`: a line per event, what depends on the clock under `timing`.
+
+    The first line takes the place of an earlier log, unless that was `cut`: a run is looked at without harm to the one before.
+    """
 
     def __init__(self, path: Path, active: bool) -> None:
-        self.path, self.active = path, active
+        self.path, self.active, self.new = path, active, True
         if active:
             sweep_up(path)
 
-    def start(self) -> None:
-        """A new log."""
+    def cut(self, step: int, due: bool) -> None:
+        """Forget what came after a step that is gone back to; its validation too, where that is `due`."""
+        self.new = False
         if self.active:
-            write_text(self.path, "")
-
-    def cut(self, step: int) -> None:
-        """Forget what came after a step that is gone back to."""
-        if self.active:
-            kept = [event for event in read_log(self.path) if event["step"] <= step]
+            events = read_log(self.path)
+            kept = [e for e in events if e["step"] < step or (e["step"] == step and not (due and e["event"] == "validation"))]
             write_text(self.path, "".join(json.dumps(event) + "\n" for event in kept))
 
     def write(self, event: str, **values: Any) -> None:
         """One event."""
-        if self.active:
+        if not self.active:
+            return
+        line = json.dumps({"event": event, **values}, ensure_ascii=False) + "\n"
+        if self.new:
+            write_text(self.path, line)
+        else:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
+                file.write(line)
+        self.new = False
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
@@ -771,9 +909,12 @@ def main(arguments: list[str] | None = None) -> None:
             trainer = Trainer(parse_command(arguments))
             results = trainer.run()
     except torch.OutOfMemoryError as error:
-        sys.exit(f"OutOfMemoryError: {error}\nhalve --batch_size and double --update_freq, or add --checkpoint_activations")
+        less = (
+            "halve --batch_size and double --update_freq, or add --checkpoint_activations; in validation: --eval_batch_size 1"
+        )
+        sys.exit(f"OutOfMemoryError: {error}\n{less}")
     if trainer.accelerator.is_main_process:
-        write_json(trainer.output / RESULTS_NAME, results)
+        write_json(trainer.output / (VALIDATION_NAME if trainer.config.eval else RESULTS_NAME), results)
         print(json.dumps(results, indent=1))
 
 

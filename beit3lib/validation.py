@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from beit3lib.dataset import CaptionDataset, load_image, to_tensor
-from beit3lib.decode import generate
+from beit3lib.decode import generate, images_at_once
 from beit3lib.metrics import score_pairs
 from beit3lib.model import Captioner
 
@@ -31,6 +31,10 @@ def caption_and_score(
     if processes > 1:
         said = gather_object(said)
     said = sorted(said)
+    if not said:
+        raise ValueError(
+            f"{held_out.root}: expected held-out captions of what is learnt, found none; see what notebook 2 listed"
+        )
     scores = _scores(said)
     taught = train_set.captions()
     result = {
@@ -41,7 +45,8 @@ def caption_and_score(
         "of_references": _variety([(description, reference) for _, _, description, _, reference in said], taught),
         "samples": [list(row[1:]) for row in said if row[0] in numbers[: config.samples]],
     }
-    return result | {"seconds": round(time.monotonic() - started, 1)}
+    result |= {"seconds": round(time.monotonic() - started, 1)}
+    return broadcast_object_list([result])[0]  # what is decided by the score is decided alike everywhere
 
 
 def _variety(told: list[tuple[str, str]], taught: set[tuple[str, str]]) -> dict[str, float]:
@@ -60,7 +65,10 @@ def _chosen(count: int, wanted: int) -> list[int]:
 
 def _caption(model: Captioner, held_out: CaptionDataset, numbers: list[int], config, accelerator) -> list[tuple]:
     """(sample, image, description, caption, reference) of every description of some samples."""
-    rows, size = [], config.eval_batch_size or config.batch_size
+    rows, each = [], max(1, len(model.descriptions))
+    with accelerator.autocast():
+        most = images_at_once(model, each, config.num_beams, config.num_max_bpe_tokens, config.batch_size)
+    size = config.eval_batch_size or most
     for start in range(0, len(numbers), size):
         some = numbers[start : start + size]
         pictures = [load_image(held_out.root / held_out.rows[n]["image"]) for n in some]
@@ -73,7 +81,6 @@ def _caption(model: Captioner, held_out: CaptionDataset, numbers: list[int], con
                 max_tokens=config.num_max_bpe_tokens,
                 length_penalty=config.length_penalty,
             )
-        each = len(found) // len(some)
         for place, number in enumerate(some):
             captions = found[place * each : (place + 1) * each]
             rows += _pairs(held_out, number, captions, model.descriptions)

@@ -1,11 +1,14 @@
 """Beam search gives what the recipe's own way gives, and beam 1 is greedy."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from test_model import TINY, make, torchscale_logits
 
 from beit3lib import sample
-from beit3lib.decode import generate, shared_attention, word_probs
+from beit3lib.decode import CACHE_BYTES, generate, images_at_once, shared_attention, word_probs
+from beit3lib.model import model_config
 from beit3lib.tokenizer import load_tokenizer
 
 MAX_LEN = 12
@@ -126,6 +129,24 @@ def test_word_probs_multiply_the_pieces_of_a_word(tokenizer):
     assert len(probs) == len(text.split())
     assert probs[0] == pytest.approx(0.9048, abs=1e-3)
     assert probs[4] < probs[0]
+
+
+def test_rows_of_the_vocabulary_that_no_piece_belongs_to_are_no_words(tokenizer):
+    """An untrained model may choose one of the eight rows that BEiT-3 leaves unused, or a mask."""
+    from beit3lib.decode import Caption
+
+    ids = [len(tokenizer) + 3, *tokenizer.encode("The road", add_special_tokens=False), tokenizer.mask_token_id]
+    caption = Caption(tokenizer.decode(ids, skip_special_tokens=True), 0.0, ids, [-0.1] * len(ids))
+    assert caption.text == "The road" and len(word_probs(tokenizer, caption)) == 2
+
+
+def test_as_many_images_at_once_as_memory_allows():
+    """Ten descriptions by three beams of the large model are 30 rows an image, of 72 words in 24 layers."""
+    large = SimpleNamespace(config=model_config("beit3_large_patch16_224"), device=torch.device("cpu"))
+    each = 3 * 30 * 72 * 24 * 2 * 1024 * 4
+    assert images_at_once(large, 10, 3, 64, 32) == CACHE_BYTES // each == 3
+    assert images_at_once(large, 1, 3, 64, 32) == 31 and images_at_once(large, 1, 1, 64, 32) == 32
+    assert images_at_once(large, 10, 100, 64, 32) == 1
 
 
 def test_shared_attention_equals_attention_to_an_expanded_image():

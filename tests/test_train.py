@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from conftest import draw_run
 from safetensors.torch import load_file
 from test_model import TINY, make
@@ -55,6 +56,7 @@ def quick(drawn, out, **options):
         "val_images": 2,
         "num_beams": 1,
         "num_max_bpe_tokens": 12,
+        "auto_resume": False,
     }
     return TrainConfig(**{**values, **options})
 
@@ -71,6 +73,10 @@ def run_command(arguments, *launcher, **options):
 
 def weights(folder):
     return load_file(Path(folder) / "model.safetensors")
+
+
+def weights_of(model):
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
 def same(a, b):
@@ -239,8 +245,8 @@ def test_a_clipped_gradient_has_the_norm_asked_for(drawn, tmp_path):
     trainer.optimizer.step = lambda: seen.append(
         math.sqrt(sum(p.grad.double().pow(2).sum().item() for p in trainer.model.parameters() if p.grad is not None))
     )
-    _, norm = train.train_step(trainer.loss_model, window, trainer.optimizer, trainer.accelerator, trainer.config, 0)
-    assert norm > 0.25 and seen[0] == pytest.approx(0.25, rel=1e-3)
+    done = train.train_step(trainer.loss_model, window, trainer.optimizer, trainer.accelerator, trainer.config, 0)
+    assert done.norm > 0.25 and not done.skipped and seen[0] == pytest.approx(0.25, rel=1e-3)
 
 
 def test_recomputed_activations_give_the_same_weights(drawn, tmp_path):
@@ -283,11 +289,32 @@ def test_a_cpu_uses_bf16_where_it_has_the_instructions(monkeypatch, has, wanted)
 # --- flags ---------------------------------------------------------------------------------------------------------
 
 
-def test_steps_that_a_scaler_skips_are_counted_and_told(drawn, tmp_path, monkeypatch):
-    trainer = train.Trainer(quick(drawn, tmp_path))
-    monkeypatch.setattr(type(trainer.accelerator), "optimizer_step_was_skipped", property(lambda self: True))
-    assert trainer.run()["skipped_steps"] == 4
-    assert train.read_log(tmp_path / "log.jsonl")[0]["skipped"] == 1
+def test_steps_that_a_scaler_skips_are_counted_and_told(drawn, tmp_path, capsys):
+    """A real scaler, as fp16 has, whose factor begins too large: it is halved for every step that overflows."""
+    trainer = train.Trainer(quick(drawn, tmp_path, epochs=10, warmup_epochs=0))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    trainer.accelerator.scaler = scaler
+    trainer.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=scaler)
+    before = weights_of(trainer.model)
+    trainer.total_steps = 1
+    trainer._train_epoch(0)
+    assert same(before, weights_of(trainer.model)) and int(trainer.skipped) == 1
+    trainer.total_steps = 20
+    found = trainer.run()
+    assert 1 <= found["skipped_steps"] < 20 and scaler.get_scale() == 2.0 ** (127 - found["skipped_steps"])
+    log = [event["skipped"] for event in train.read_log(tmp_path / "log.jsonl") if event["event"] == "step"]
+    assert log[-1] == found["skipped_steps"] and not same(before, weights_of(trainer.model))
+    assert f"{log[-1]} steps skipped" in capsys.readouterr().out
+
+
+def test_gradients_that_are_never_finite_end_the_run(drawn, tmp_path):
+    """The loss is fine and nothing is learnt: such a run must not look healthy for hours."""
+    trainer = train.Trainer(quick(drawn, tmp_path, epochs=9))
+    trainer.model.mlm_head.weight.register_hook(lambda gradient: gradient * torch.nan)
+    before = weights_of(trainer.model)
+    with pytest.raises(train.TrainingStopped, match="step 10: the last 9 steps changed no weight, their gradients"):
+        trainer.run()
+    assert same(before, weights(tmp_path / "last"))
 
 
 def test_a_second_run_in_one_kernel_may_have_another_precision(drawn, tmp_path):
@@ -325,6 +352,8 @@ def test_options_of_other_tasks_are_refused_by_name_with_a_reason(name):
         ("--lr nan", "lr: expected 0 or more"),
         ("--num_max_bpe_tokens 2", "num_max_bpe_tokens: expected 3 or more"),
         ("--crop_area 0", "crop_area: expected a share above 0"),
+        ("--device cuda:1", "device: expected one of auto, cuda, cpu"),
+        ("--no_save_ckpt", "--no_save_ckpt is not for captioning"),
     ],
 )
 def test_a_wrong_flag_is_named(command, told):
@@ -401,6 +430,99 @@ def test_eval_only_validates(drawn, tmp_path):
     assert (tmp_path / "log.jsonl").read_text() == log
     with pytest.raises(OptionError, match="--eval: expected weights, found none"):
         train.finetune(quick(drawn, tmp_path, eval=True))
+    with pytest.raises(FileNotFoundError, match="leave --resume out, and give --finetune the weights to validate"):
+        train.finetune(quick(drawn, tmp_path, eval=True, resume=str(tmp_path / "best")))
+
+
+def test_the_command_for_validation_leaves_the_results_of_training_alone(drawn, tmp_path, capsys):
+    """With another batch size, as on another number of GPUs."""
+    train.main(flags(quick(drawn, tmp_path, epochs=1)))
+    results = (tmp_path / "results.json").read_text()
+    train.main(flags(quick(drawn, tmp_path, eval=True, auto_resume=True, batch_size=2)))
+    assert (tmp_path / "results.json").read_text() == results
+    assert json.loads((tmp_path / "validation.json").read_text())["validation"]["captions"] == 2
+
+
+def test_the_same_command_again_goes_on_and_only_no_auto_resume_begins_anew(drawn, tmp_path, capsys):
+    """As in the recipe, so that after a crash the command need not be known to have crashed."""
+    assert TrainConfig().auto_resume and not parse_command(["--no_auto_resume"]).auto_resume
+    words = flags(quick(drawn, tmp_path, epochs=1, auto_resume=True))
+    train.main(words)
+    kept, log = weights(tmp_path / "last"), without_clock(tmp_path / "log.jsonl")
+    train.main(words)
+    assert same(kept, weights(tmp_path / "last")) and without_clock(tmp_path / "log.jsonl") == log
+    assert "goes on from" in capsys.readouterr().out
+    trainer = train.Trainer(quick(drawn, tmp_path, epochs=1, lr=1e-3))
+    assert without_clock(tmp_path / "log.jsonl") == log  # to look at what would be trained changes nothing
+    trainer.run()
+    assert "begins anew; what an earlier run left in last and best is replaced" in capsys.readouterr().out
+    assert not same(kept, weights(tmp_path / "last"))
+
+
+def test_a_run_that_dies_in_validation_begins_again_with_it(drawn, tmp_path, monkeypatch):
+    """Its epoch is not lost, and the log has each event once."""
+    train.finetune(quick(drawn, tmp_path / "whole"))
+    config = quick(drawn, tmp_path / "died", auto_resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(validation, "generate", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+        with pytest.raises(torch.OutOfMemoryError):
+            train.finetune(config)
+    trainer = train.Trainer(config)
+    assert trainer.step == 2 and trainer.due
+    trainer.run()
+    assert same(weights(tmp_path / "whole" / "best"), weights(tmp_path / "died" / "best"))
+    assert without_clock(tmp_path / "whole" / "log.jsonl") == without_clock(tmp_path / "died" / "log.jsonl")
+
+
+def test_a_run_goes_on_in_another_folder_with_what_lies_beside_its_last(drawn, tmp_path, monkeypatch):
+    """As on Kaggle, where the first part of a run lies on a read-only mount: best and the log are not lost."""
+    train.finetune(quick(drawn, tmp_path / "whole"))
+    train.finetune(quick(drawn, tmp_path / "first", epochs=2, max_steps=2))
+    for path in (tmp_path / "first", *(tmp_path / "first").rglob("*")):
+        path.chmod(path.stat().st_mode & ~0o222)
+    again = train.Trainer(quick(drawn, tmp_path / "second", resume=str(tmp_path / "first" / "last")))
+    again.total_steps = 4
+    monkeypatch.setattr(again, "validate", lambda epoch: {"score": -1.0})
+    again.run()
+    assert same(weights(tmp_path / "first" / "best"), weights(tmp_path / "second" / "best"))
+    steps = [event["step"] for event in train.read_log(tmp_path / "second" / "log.jsonl") if event["event"] == "step"]
+    assert steps == [1, 2, 4] and json.loads((tmp_path / "second" / "last" / "state.json").read_text())["step"] == 4
+
+
+def test_options_changed_on_resuming_hold_and_are_told(drawn, tmp_path, capsys):
+    train.finetune(quick(drawn, tmp_path, epochs=1))
+    changed = quick(drawn, tmp_path, epochs=2, auto_resume=True, weight_decay=0.3, layer_decay=0.8, model_ema=True)
+    trainer = train.Trainer(changed)
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.0, 0.3}
+    assert min(group["lr_scale"] for group in trainer.optimizer.param_groups) == pytest.approx(0.8**5)
+    assert same(trainer.ema, weights(tmp_path / "last"))  # an average that is new begins with the weights that were learnt
+    said = capsys.readouterr().out
+    assert "weight_decay is now 0.3, not 0.05; lr" not in said and "epochs is now 2, not 1" in said
+    with pytest.raises(ValueError, match="was trained with another layer_decay"):
+        train.Trainer(quick(drawn, tmp_path, auto_resume=True, layer_decay=1.0))
+
+
+def test_fewer_pictures_than_a_step_needs_are_refused(drawn, tmp_path):
+    with pytest.raises(OptionError, match="expected 9 pictures or more for processes x update_freq, found 8"):
+        train.Trainer(quick(drawn, tmp_path, update_freq=9))
+
+
+def test_ways_to_spread_a_model_that_training_does_not_know_are_refused(monkeypatch):
+    from types import SimpleNamespace
+
+    for kind, told in (("DEEPSPEED", "DEEPSPEED"), ("MEGATRON_LM", "MEGATRON_LM"), ("FSDP", "FSDP")):
+        unknown = SimpleNamespace(distributed_type=train.DistributedType[kind], is_fsdp2=False)
+        with pytest.raises(OptionError, match=f"accelerate is set to {told}; expected none, several GPUs, or FSDP"):
+            train._refuse_strategies(unknown)
+    train._refuse_strategies(SimpleNamespace(distributed_type=train.DistributedType.FSDP, is_fsdp2=True))
+
+
+def test_indexes_of_two_kinds_are_refused(drawn, tmp_path):
+    (tmp_path / "coco_captioning.train.jsonl").write_text((drawn / "coco_captioning.train.jsonl").read_text())
+    line = {"image_path": "a.jpg", "text_segment": [5, 6], "image_id": 0}
+    (tmp_path / "coco_captioning.val.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match="one of the two indexes names its descriptions, the other does not"):
+        train.Trainer(quick(tmp_path, tmp_path, subject="all", aspect="all"))
 
 
 def test_a_run_without_time_saves_and_goes_on_later_as_if_it_had_not_stopped(drawn, tmp_path):
