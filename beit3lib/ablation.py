@@ -1,7 +1,7 @@
 """What a choice in training brings, measured on the drawn sample with several seeds.
 
     python -m beit3lib.ablation joint     ten descriptions in one model, beside ten models of one each
-    python -m beit3lib.ablation flip      mirrored pictures with exchanged words, as in the recipe, or none at all
+    python -m beit3lib.ablation flip      mirrored pictures with exchanged words, as in the recipe, or none; with a picture
     python -m beit3lib.ablation flip --scenarios 24 --epochs 20           the same where pictures are few
     python -m beit3lib.ablation joint --seeds 3 --epochs 6 --run runs/ablation --out ablation.json
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from beit3lib import sample, steps
+from beit3lib import figures, sample, steps
 from beit3lib.artefacts import write_json
 from beit3lib.metrics import score_pairs
 from beit3lib.recipe import ASPECTS, SUBJECTS, TrainConfig
@@ -34,8 +34,8 @@ def runs_of(study: str) -> Iterator[tuple[str, dict[str, str]]]:
     yield from (("ten models", {"subject": subject, "aspect": aspect}) for subject in SUBJECTS for aspect in ASPECTS)
 
 
-def measure(config: TrainConfig) -> dict[str, float]:
-    """Fine-tune and caption every held-out picture: seconds of training, score and share of right captions.
+def measure(config: TrainConfig) -> tuple[dict[str, float], pd.DataFrame]:
+    """Fine-tune and caption every held-out picture: seconds of training, score and share of right captions; the captions.
 
     Both are means over the descriptions, of the captions that have a reference.
     """
@@ -52,7 +52,7 @@ def measure(config: TrainConfig) -> dict[str, float]:
     table["score"] = score_pairs(table["caption"].tolist(), table["reference"].tolist(), jobs=1)["score"].to_numpy()
     table["right"] = [_states_the_same(row) for row in table.itertuples()]
     means = table.groupby("description")[["score", "right"]].mean().mean()
-    return {"seconds": seconds, "score": float(means["score"]), "right": float(means["right"])}
+    return {"seconds": seconds, "score": float(means["score"]), "right": float(means["right"])}, table
 
 
 def _states_the_same(row) -> bool:
@@ -68,21 +68,33 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     return by_way.mean().assign(score_spread=spread, seeds=by_way.size())
 
 
-def study(name: str, run: Path, seeds: int, epochs: int, batch_size: int, scenarios: int | None = None) -> pd.DataFrame:
-    """All fine-tunings of a study, each reported as it ends; a row per fine-tuning and seed."""
+def study(name: str, run: Path, seeds: int, epochs: int, batch_size: int, scenarios: int | None = None):
+    """All fine-tunings of a study, each reported as it ends; a table with a row for each, and one with their captions."""
     if not (run / steps.PHASES_NAME).is_file():
         steps.prepare(run, "sample", max_scenarios=scenarios)
     steps.ensure(run, "index")
-    rows = []
+    rows, said = [], []
     for seed in range(seeds):
         for way, options in runs_of(name):
             out = run / name / "_".join([way.replace(" ", "_"), str(seed), *options.values()])
             config = steps.training_config(run, **options, epochs=epochs, batch_size=batch_size, seed=seed, auto_resume=False)
-            found = measure(replace(config, output_dir=str(out)))
+            found, captions = measure(replace(config, output_dir=str(out)))
             rows.append({"way": way, "seed": seed, **options, **found})
+            said.append(captions.assign(way=way, seed=seed))
             told = f"{found['seconds']:.0f} s, score {found['score']:.2f}, right {found['right']:.1%}"
             print(f"{way}, seed {seed} {' '.join(options.values())}: {told}", flush=True)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows), pd.concat(said, ignore_index=True)
+
+
+def disputed(said: pd.DataFrame, run: Path, pictures: int = 3):
+    """A figure of held-out pictures on which the ways of the first seed disagree most, with what each says of them."""
+    first = said[said["seed"] == 0]
+    agreed = first.groupby("image")["right"].mean()
+    chosen = agreed.where(agreed > 0, 2).sort_values(kind="stable").index[:pictures]  # what all get wrong tells nothing
+    shown = first[first["image"].isin(chosen)].copy()
+    shown[["subject", "aspect"]] = shown["description"].str.split(" ", n=1, expand=True)
+    shown["aspect"] += ", flip " + shown["way"]
+    return figures.caption_pairs(shown, run, pictures=pictures, title="What mirroring teaches about left and right")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -100,9 +112,13 @@ def main(arguments: list[str] | None = None) -> None:
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')}: expected 1 or more, found {getattr(options, name)}")
     options.run.mkdir(parents=True, exist_ok=True)
-    rows = study(options.study, options.run, options.seeds, options.epochs, options.batch_size, options.scenarios)
+    rows, said = study(options.study, options.run, options.seeds, options.epochs, options.batch_size, options.scenarios)
     table = summarise(rows)
     print(table.round(3).to_string())
+    if options.study == "flip":
+        picture = options.out.with_suffix(".png")
+        disputed(said, options.run).savefig(picture, dpi=110)
+        print(f"pictures on which the ways disagree: {picture}")
     about = {name: getattr(options, name) for name in ("study", "epochs", "batch_size", "scenarios")}
     write_json(
         options.out,

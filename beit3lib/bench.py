@@ -34,9 +34,10 @@ from beit3lib import linear
 from beit3lib.artefacts import write_json
 from beit3lib.dataset import Augmentation, Batch, caption_ids, collate, load_image, pack, to_tensor
 from beit3lib.decode import generate
+from beit3lib.loss import LossModel, head_losses
 from beit3lib.model import MODELS, Captioner, choose_device, model_config
 from beit3lib.recipe import TrainConfig
-from beit3lib.train import LossModel, choose_precision, head_losses, keep_freed_memory, make_optimizer, parameter_groups
+from beit3lib.train import choose_precision, keep_freed_memory, make_optimizer, parameter_groups
 
 QUANTITIES = ("generate", "ten", "train", "train_ten", "peers", "growth", "memory", "fit", "images", "scoring", "shortcuts")
 SHORT = {"tiny": "beit3_tiny_patch8_64", "base": "beit3_base_patch16_224", "large": "beit3_large_patch16_224"}

@@ -158,6 +158,8 @@ class CaptionDataset(torch.utils.data.Dataset):
         self.root, self.tokenizer, self.size, self.config, self.train = Path(root), tokenizer, size, config, train
         self.epoch = 0
         self.descriptions = _descriptions(table, config)
+        several = len(self.descriptions) > 1
+        self.prefixes = {d: prefix_ids(tokenizer, *d) if several else [] for d in self.descriptions}
         self.rows = _rows_by_image(table, self.descriptions, tokenizer)
         if not self.rows:
             wanted = f"{config.subject} {config.aspect}"
@@ -221,7 +223,7 @@ class CaptionDataset(torch.utils.data.Dataset):
         return sorted(told)
 
     def _caption(self, description, ids: list[int], text: str, mirrored: bool) -> tuple[list[int], int]:
-        prefix = prefix_ids(self.tokenizer, *description) if len(self.descriptions) > 1 else []
+        prefix = self.prefixes[description]
         if mirrored and ids:
             ids = self.tokenizer.encode(mirror_words(text), add_special_tokens=False)
         return caption_ids(self.tokenizer, ids, prefix, self.config.num_max_bpe_tokens), len(prefix)

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from beit3lib.linear import linear, linears
 from beit3lib.packages import import_torchscale
+from beit3lib.packed import Grid, grid_of, packed_attention
 
 IMAGE, TEXT = "A", "B"  # torchscale's names for the two sets of weights in every layer
 
@@ -246,7 +247,10 @@ class Captioner(nn.Module):
             positions = torch.arange(text_ids.shape[1], device=text_ids.device)
         encoder = self.beit3.encoder
         x = self.beit3.text_embed(text_ids) + F.embedding(positions + 2, encoder.embed_positions.B.weight)  # (B, T, D)
-        mask = attention_mask(text_ids, segments, self.config.image_tokens)
+        packed = segments is not None and positions.ndim == 2 and record is None
+        mask = grid_of(segments, positions) if packed else None
+        if mask is None:
+            mask = attention_mask(text_ids, segments, self.config.image_tokens)
         for number, layer in enumerate(encoder.layers):
             kv, path = (memory.keys[number], memory.values[number]), _at(memory.paths, number)
             x = self._run(_text_layer, layer, x, *kv, mask, path, record)
@@ -298,7 +302,7 @@ class Captioner(nn.Module):
     def _run(self, function, *args):
         """A layer, or the same recomputed in the backward pass where activations are to be saved."""
         if self.config.checkpoint_activations and self.training and torch.is_grad_enabled():
-            return checkpoint(function, *args, use_reentrant=False)
+            return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)  # layers draw nothing
         return function(*args)
 
 
@@ -340,11 +344,14 @@ def _text_layer(
     x: Tensor,
     image_keys: Tensor,
     image_values: Tensor,
-    mask: Tensor,
+    mask: Tensor | Grid,
     path: Tensor | None,
     record: list[Tensor] | None,
 ) -> Tensor:
     q, k, v = (part.transpose(1, 2) for part in project(layer.self_attn, TEXT, layer.self_attn_layer_norm.B(x)))
+    if isinstance(mask, Grid):
+        attended = packed_attention(q, k, v, image_keys, image_values, mask)
+        return finish(layer, TEXT, x, attended.transpose(1, 2).flatten(2), path)
     k, v = torch.cat([image_keys, k], dim=2), torch.cat([image_values, v], dim=2)  # (B, H, N + T, d)
     if record is None:
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections import deque
@@ -26,16 +25,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils._pytree import tree_map_only
-from torch.utils.checkpoint import checkpoint
 
-import beit3lib
 from beit3lib.artefacts import (
     atomic_folder,
     in_one_sentence,
@@ -49,16 +44,16 @@ from beit3lib.artefacts import (
 from beit3lib.checkpoint import META_NAME, WEIGHTS_NAME, load_pretrained, write_captioner
 from beit3lib.dataset import Batch, CaptionDataset
 from beit3lib.index import INDEX_NAME, read_index
-from beit3lib.linear import linear
+from beit3lib.log import LOG_NAME, Log, read_log
+from beit3lib.loss import LossModel, drop_worst
 from beit3lib.manifest import load_manifest
 from beit3lib.model import Captioner, choose_device, choose_precision, initialise, model_config
 from beit3lib.options import OptionError
-from beit3lib.recipe import TrainConfig, as_flag, exit_with_help, parse_command
+from beit3lib.processes import RESULTS_NAME, gathered, refuse_strategies, spread
+from beit3lib.recipe import TrainConfig, exit_with_help, parse_command
 from beit3lib.tokenizer import UNUSED_ROWS, load_tokenizer
 
-LOG_NAME, STATE_NAME, OPTIMIZER_NAME = "log.jsonl", "state.json", "optimizer.pt"
-RESULTS_NAME, VALIDATION_NAME = "results.json", "validation.json"
-HEAD_CHUNK = 1024  # positions whose logits over the vocabulary exist at once
+STATE_NAME, OPTIMIZER_NAME, VALIDATION_NAME = "state.json", "optimizer.pt", "validation.json"
 LOG_EVERY = 10  # steps between lines of the log
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 NEEDED = {
@@ -74,72 +69,6 @@ OF_A_SESSION = {  # options that may differ from one start of a run to the next 
 
 class TrainingStopped(RuntimeError):
     """Training cannot go on; the last good state is saved."""
-
-
-# --- loss -----------------------------------------------------------------------------------------------------------
-
-
-def smoothed_losses(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """KL(q || p) per position, q = 1 - ε on the target and ε / (V - 1) elsewhere; (n, V), (n,) to (n,), float32.
-
-    In closed form, so that neither q nor log p is ever made: Σ q log q + lse(z) - (1 - ε) z_t - ε / (V - 1) Σ_{i≠t} z_i.
-    Source: the label-smoothed loss of the public captioning recipe.
-    """
-    return SmoothedLoss.apply(logits.float(), targets, smoothing)
-
-
-class SmoothedLoss(torch.autograd.Function):
-    """`smoothed_losses` of float32 logits; its gradient, p - q, is made in one copy of them instead of five."""
-
-    @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        """(n, V), (n,) to (n,)."""
-        rest = smoothing / (logits.shape[1] - 1)
-        true, normaliser = logits.gather(1, targets[:, None])[:, 0], logits.logsumexp(1)
-        ctx.save_for_backward(logits, targets, normaliser)
-        ctx.smoothing = smoothing
-        entropy = sum(p * n * math.log(p) for p, n in ((1 - smoothing, 1), (rest, logits.shape[1] - 1)) if p > 0)
-        return entropy + normaliser - (1 - smoothing) * true - rest * (logits.sum(1) - true)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """Of the logits."""
-        logits, targets, normaliser = ctx.saved_tensors
-        rest = ctx.smoothing / (logits.shape[1] - 1)
-        wrong = logits.sub(normaliser[:, None]).exp_().sub_(rest)  # p - ε / (V - 1)
-        wrong.scatter_add_(1, targets[:, None], wrong.new_full((len(targets), 1), rest - (1 - ctx.smoothing)))
-        return wrong.mul_(gradient[:, None]), None, None
-
-
-def head_losses(head: nn.Linear, states: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Losses (n,) of states (n, D), `HEAD_CHUNK` positions at a time; logits are made again in the backward pass."""
-
-    def part(some: Tensor, wanted: Tensor) -> Tensor:
-        return smoothed_losses(linear(head, some), wanted, smoothing)
-
-    parts = zip(states.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True)
-    if not torch.is_grad_enabled() or len(states) <= HEAD_CHUNK:
-        return torch.cat([part(some, wanted) for some, wanted in parts])
-    return torch.cat([checkpoint(part, some, wanted, use_reentrant=False) for some, wanted in parts])
-
-
-def drop_worst(losses: Tensor, ratio: float) -> Tensor:
-    """The losses without the worst `ratio` of them."""
-    keep = max(1, int(len(losses) * (1 - ratio)))
-    return losses.topk(keep, largest=False).values
-
-
-class LossModel(nn.Module):
-    """The captioner with its loss inside, so that DistributedDataParallel sees one forward."""
-
-    def __init__(self, model: Captioner, smoothing: float) -> None:
-        super().__init__()
-        self.model, self.smoothing = model, smoothing
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Loss of every chosen position, (n,)."""
-        states = self.model(batch.images, batch.ids, batch.positions, batch.segments, batch.places, head=False)
-        return head_losses(self.model.mlm_head, states, batch.targets.flatten()[batch.places], self.smoothing)
 
 
 # --- optimiser and schedule -----------------------------------------------------------------------------------------
@@ -274,7 +203,7 @@ class Trainer:
         if not torch.distributed.is_initialized():  # else a second run in one kernel could not change precision or device
             AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=self.precision)
-        _refuse_strategies(self.accelerator)
+        refuse_strategies(self.accelerator)
         self.say(f"precision: {self.precision if self.precision != 'no' else 'fp32'} ({self.reason})")
         keeps_log = self.accelerator.is_main_process and not config.eval
         self.log = Log(Path(config.log_dir or config.output_dir) / LOG_NAME, keeps_log)
@@ -758,80 +687,11 @@ class Trainer:
         }
 
 
-def _refuse_strategies(accelerator) -> None:
-    """accelerate's ways to spread a model that this training loop does not know: it would fail after an epoch."""
-    kind = accelerator.distributed_type
-    old_fsdp = kind == DistributedType.FSDP and not accelerator.is_fsdp2
-    if old_fsdp or kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise OptionError(f"accelerate is set to {kind.value}; expected none, several GPUs, or FSDP with fsdp_version: 2")
-
-
 def _changed(folder: Path, config: TrainConfig) -> str:
     """Options that are not those with which `folder` was trained, as they are told."""
     before, now = read_json(folder / META_NAME)["options"], json.loads(json.dumps(asdict(config)))
     names = [name for name in now if name not in OF_A_SESSION and now[name] != before.get(name)]
     return "".join(f"; {name} is now {now[name]}, not {before.get(name)}" for name in names)
-
-
-def gathered(tree: Any) -> Any:
-    """What FSDP has spread over processes, whole, and on the CPU; everything else as it is. All processes must ask."""
-    return tree_map_only(DTensor, lambda value: value.full_tensor().cpu(), tree)
-
-
-def spread(values: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The opposite of `gathered`: this process's share of each value whose counterpart in `like` FSDP has spread."""
-
-    def share(value: Tensor, other: Tensor) -> Tensor:
-        if not isinstance(other, DTensor) or value.shape != other.shape:
-            return value
-        return distribute_tensor(value.to(other.device), other.device_mesh, other.placements)
-
-    return {name: share(value, like[name]) for name, value in values.items()}
-
-
-class Log:
-    """`log.jsonl`: a line per event, what depends on the clock under `timing`.
-
-    The first line takes the place of an earlier log, unless that was `cut`: a run is looked at without harm to the one before.
-    """
-
-    def __init__(self, path: Path, active: bool) -> None:
-        self.path, self.active, self.new = path, active, True
-        if active:
-            sweep_up(path)
-
-    def cut(self, step: int, due: bool) -> None:
-        """Forget what came after a step that is gone back to; its validation too, where that is `due`."""
-        self.new = False
-        if self.active:
-            events = read_log(self.path)
-            kept = [e for e in events if e["step"] < step or (e["step"] == step and not (due and e["event"] == "validation"))]
-            write_text(self.path, "".join(json.dumps(event) + "\n" for event in kept))
-
-    def write(self, event: str, **values: Any) -> None:
-        """One event."""
-        if not self.active:
-            return
-        line = json.dumps({"event": event, **values}, ensure_ascii=False) + "\n"
-        if self.new:
-            write_text(self.path, line)
-        else:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(line)
-        self.new = False
-
-
-def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The events of a log; a last line that a killed run left half is dropped."""
-    path = Path(path)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    events = []
-    for line in lines:
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return events
 
 
 def keep_freed_memory() -> None:
@@ -868,35 +728,6 @@ def overfit(trainer: Trainer, samples: list, steps: int, lr: float = 1e-3) -> li
         optimizer.zero_grad()
         losses.append(loss.item())
     return losses
-
-
-def launch(config: TrainConfig, num_gpus: int) -> dict[str, Any]:
-    """Fine-tune on several GPUs as a child process, `accelerate launch … -m beit3lib.train`; never by forking.
-
-    A child that fails is a RuntimeError with its last lines. Returns the results it left in results.json.
-    """
-    flags = [part for name, value in asdict(config).items() for part in as_flag(name, value)]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(num_gpus), "--main_process_port", "0"]
-    command += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    here = str(Path(beit3lib.__file__).parents[1])  # a notebook may have found the package where no installation tells of it
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
-    child = subprocess.Popen(
-        [*command, "-m", "beit3lib.train", *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-    )
-    last: deque[str] = deque(maxlen=20)
-    of_children = True  # once one has failed, the launcher has fifty lines of its own to say
-    for line in child.stdout:
-        print(line, end="", flush=True)
-        of_children &= "torch/distributed/elastic" not in line
-        if of_children:
-            last.append(line)
-    if child.wait():
-        raise RuntimeError(f"training on {num_gpus} processes failed with exit status {child.returncode}:\n{''.join(last)}")
-    return read_json(Path(config.output_dir) / RESULTS_NAME)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -36,4 +36,5 @@ def test_a_study_of_flips_on_a_few_drawings(tmp_path, capsys):
     told = json.loads((tmp_path / "a.json").read_text())
     assert [way["way"] for way in told["ways"]] == ["swap", "recipe", "none"] and len(told["rows"]) == 3
     assert all(0 <= row["right"] <= 1 and row["score"] >= 0 and row["seconds"] > 0 for row in told["rows"])
-    assert "recipe, seed 0 recipe position:" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "recipe, seed 0 recipe position:" in said and "disagree" in said and (tmp_path / "a.png").stat().st_size > 10_000

@@ -11,9 +11,9 @@ from beit3lib import bench, sample
 from beit3lib.checkpoint import load_pretrained
 from beit3lib.dataset import to_tensor
 from beit3lib.decode import generate
+from beit3lib.loss import LossModel
 from beit3lib.model import Captioner, model_config
 from beit3lib.tokenizer import load_tokenizer
-from beit3lib.train import LossModel
 
 TINY = "beit3_tiny_patch8_64"
 

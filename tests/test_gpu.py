@@ -7,6 +7,7 @@ from test_train import quick, weights
 
 from beit3lib import bench, train
 from beit3lib.decode import generate
+from beit3lib.loss import LossModel
 from beit3lib.model import Captioner, model_config
 
 pytestmark = [
@@ -42,7 +43,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_usual_tolerance(tmp_p
 def test_base_at_224_with_batch_32_trains_in_the_memory_of_a_t4():
     """One caption per image as in the recipe, fp16 as on a T4, activations recomputed as in the seed's command."""
     config = model_config("beit3_base_patch16_224", checkpoint_activations=True)
-    loss_model = train.LossModel(Captioner(config).to("cuda").train(), 0.1)
+    loss_model = LossModel(Captioner(config).to("cuda").train(), 0.1)
     optimizer = torch.optim.AdamW([p for p in loss_model.parameters() if p.requires_grad], fused=True)
     batch, _ = bench.make_batch(loss_model.model, 32, 1)
     torch.cuda.reset_peak_memory_stats()

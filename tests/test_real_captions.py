@@ -7,6 +7,7 @@ import pytest
 import sentencepiece
 
 from beit3lib import steps, train
+from beit3lib.log import read_log
 from beit3lib.recipe import TrainConfig
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -53,7 +54,7 @@ def test_the_base_model_learns_eight_real_captions_word_for_word(tmp_path):
     trainer = train.Trainer(config)
     while trainer.step < trainer.total_steps:
         trainer._train_epoch(trainer._epoch())
-    losses = [event["loss"] for event in train.read_log(tmp_path / "log.jsonl") if event["event"] == "step"]
+    losses = [event["loss"] for event in read_log(tmp_path / "log.jsonl") if event["event"] == "step"]
     assert losses[-1] < 0.05 < 4 < losses[0], losses  # its floor is 0
     found = trainer.validate(0)
     assert [said for _, _, said, meant in found["samples"] if said != meant] == [] and len(found["samples"]) == 10, found

@@ -19,10 +19,11 @@ from conftest import draw_run
 from safetensors.torch import load_file
 from test_model import TINY, make
 
-from beit3lib import sample, train, validation
+from beit3lib import loss, processes, sample, train, validation
 from beit3lib.checkpoint import load_captioner, save_public
 from beit3lib.dataset import CaptionDataset
 from beit3lib.index import read_index
+from beit3lib.log import read_log
 from beit3lib.manifest import load_manifest
 from beit3lib.model import Captioner, model_config
 from beit3lib.options import OptionError
@@ -84,7 +85,7 @@ def same(a, b):
 
 
 def without_clock(path):
-    return [{k: v for k, v in event.items() if k != "timing"} for event in train.read_log(path)]
+    return [{k: v for k, v in event.items() if k != "timing"} for event in read_log(path)]
 
 
 # --- loss ----------------------------------------------------------------------------------------------------------
@@ -105,7 +106,7 @@ def numpy_kl(logits, targets, smoothing):
 def test_loss_is_the_divergence_from_the_smoothed_target(smoothing):
     rng = np.random.default_rng(0)
     logits, targets = rng.normal(size=(7, 11)).astype(np.float32) * 4, rng.integers(0, 11, 7)
-    found = train.smoothed_losses(torch.from_numpy(logits), torch.from_numpy(targets), smoothing)
+    found = loss.smoothed_losses(torch.from_numpy(logits), torch.from_numpy(targets), smoothing)
     np.testing.assert_allclose(found.numpy(), numpy_kl(logits, targets, smoothing), rtol=1e-5, atol=1e-5)
 
 
@@ -117,7 +118,7 @@ def test_the_gradient_of_the_loss_is_that_of_the_divergence(smoothing, dtype):
     q = torch.full((5, 11), smoothing / 10).scatter_(1, targets[:, None], 1 - smoothing)
     expected = torch.nn.functional.kl_div(logits.float().log_softmax(1), q, reduction="none").sum(1)
     wanted = torch.autograd.grad((weights * expected).sum(), logits)[0]
-    found = torch.autograd.grad((weights * train.smoothed_losses(logits, targets, smoothing)).sum(), logits)[0]
+    found = torch.autograd.grad((weights * loss.smoothed_losses(logits, targets, smoothing)).sum(), logits)[0]
     assert found.dtype == dtype and torch.allclose(found, wanted, atol=1e-6 if dtype == torch.float32 else 1e-2)
 
 
@@ -125,16 +126,16 @@ def test_loss_has_its_floor_at_zero():
     """The target distribution itself has no loss, which plain cross-entropy with smoothing does not give."""
     q = torch.full((1, 5), 0.1 / 4)
     q[0, 2] = 0.9
-    assert abs(train.smoothed_losses(q.log(), torch.tensor([2]), 0.1).item()) < 1e-6
+    assert abs(loss.smoothed_losses(q.log(), torch.tensor([2]), 0.1).item()) < 1e-6
 
 
 def test_loss_in_parts_is_the_loss_at_once(monkeypatch):
-    monkeypatch.setattr(train, "HEAD_CHUNK", 3)
+    monkeypatch.setattr(loss, "HEAD_CHUNK", 3)
     head, states = torch.nn.Linear(6, 20), torch.randn(10, 6, requires_grad=True)
     targets = torch.randint(0, 20, (10,))
-    whole = train.smoothed_losses(head(states), targets, 0.1)
+    whole = loss.smoothed_losses(head(states), targets, 0.1)
     wanted = torch.autograd.grad(whole.sum(), [states, head.weight])
-    parts = train.head_losses(head, states, targets, 0.1)
+    parts = loss.head_losses(head, states, targets, 0.1)
     assert torch.allclose(parts, whole, atol=1e-6)
     for a, b in zip(torch.autograd.grad(parts.sum(), [states, head.weight]), wanted, strict=True):
         assert torch.allclose(a, b, atol=1e-6)
@@ -142,8 +143,8 @@ def test_loss_in_parts_is_the_loss_at_once(monkeypatch):
 
 def test_the_worst_positions_are_left_out():
     losses = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0])
-    assert sorted(train.drop_worst(losses, 0.2).tolist()) == [1, 2, 3, 4]
-    assert train.drop_worst(torch.tensor([7.0]), 0.9).tolist() == [7.0]
+    assert sorted(loss.drop_worst(losses, 0.2).tolist()) == [1, 2, 3, 4]
+    assert loss.drop_worst(torch.tensor([7.0]), 0.9).tolist() == [7.0]
 
 
 def test_packed_captions_have_the_losses_of_captions_one_by_one(drawn):
@@ -152,7 +153,7 @@ def test_packed_captions_have_the_losses_of_captions_one_by_one(drawn):
     table = read_index(drawn / "coco_captioning.train.jsonl")
     rows = CaptionDataset(table, drawn, tokenizer, 64, TrainConfig(flip="none"), False)
     torch.manual_seed(0)
-    model = train.LossModel(Captioner(model_config(sample.MODEL)), 0.1).eval()
+    model = loss.LossModel(Captioner(model_config(sample.MODEL)), 0.1).eval()
     picture, row, name = rows[0]
     packed = model(rows.collate([(picture, row, name)]))
     separate = []
@@ -302,7 +303,7 @@ def test_steps_that_a_scaler_skips_are_counted_and_told(drawn, tmp_path, capsys)
     trainer.total_steps = 20
     found = trainer.run()
     assert 1 <= found["skipped_steps"] < 20 and scaler.get_scale() == 2.0 ** (127 - found["skipped_steps"])
-    log = [event["skipped"] for event in train.read_log(tmp_path / "log.jsonl") if event["event"] == "step"]
+    log = [event["skipped"] for event in read_log(tmp_path / "log.jsonl") if event["event"] == "step"]
     assert log[-1] == found["skipped_steps"] and not same(before, weights_of(trainer.model))
     assert f"{log[-1]} steps skipped" in capsys.readouterr().out
 
@@ -382,7 +383,7 @@ def test_a_wrong_flag_ends_the_command_with_a_sentence_and_help_lists_all():
 def test_a_run_leaves_best_last_and_a_log(drawn, tmp_path):
     results = train.finetune(quick(drawn, tmp_path, save_ckpt_freq=1))
     assert results["steps"] == 4 and results["stopped"] == "finished" and results["skipped_steps"] == 0
-    events = train.read_log(tmp_path / "log.jsonl")
+    events = read_log(tmp_path / "log.jsonl")
     validations = [event for event in events if event["event"] == "validation"]
     assert len(validations) == 2 and {"score", "distinct", "copied", "by_description", "samples"} <= set(validations[0])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "checkpoint-1", "last", "log.jsonl"]
@@ -406,7 +407,7 @@ def test_seconds_per_step_are_those_of_steps_whatever_lies_between_epochs(drawn,
     trainer = train.Trainer(quick(drawn, tmp_path, epochs=6))
     monkeypatch.setattr(trainer, "validate", lambda epoch: time.sleep(0.5))
     trainer.run()
-    timing = [event["timing"]["seconds_per_step"] for event in train.read_log(tmp_path / "log.jsonl") if event["step"] > 1]
+    timing = [event["timing"]["seconds_per_step"] for event in read_log(tmp_path / "log.jsonl") if event["step"] > 1]
     assert len(timing) == 2 and all(0.05 <= seconds < 0.3 for seconds in timing), timing
 
 
@@ -485,7 +486,7 @@ def test_a_run_goes_on_in_another_folder_with_what_lies_beside_its_last(drawn, t
     monkeypatch.setattr(again, "validate", lambda epoch: {"score": -1.0})
     again.run()
     assert same(weights(tmp_path / "first" / "best"), weights(tmp_path / "second" / "best"))
-    steps = [event["step"] for event in train.read_log(tmp_path / "second" / "log.jsonl") if event["event"] == "step"]
+    steps = [event["step"] for event in read_log(tmp_path / "second" / "log.jsonl") if event["event"] == "step"]
     assert steps == [1, 2, 4] and json.loads((tmp_path / "second" / "last" / "state.json").read_text())["step"] == 4
 
 
@@ -511,10 +512,10 @@ def test_ways_to_spread_a_model_that_training_does_not_know_are_refused(monkeypa
     from types import SimpleNamespace
 
     for kind, told in (("DEEPSPEED", "DEEPSPEED"), ("MEGATRON_LM", "MEGATRON_LM"), ("FSDP", "FSDP")):
-        unknown = SimpleNamespace(distributed_type=train.DistributedType[kind], is_fsdp2=False)
+        unknown = SimpleNamespace(distributed_type=processes.DistributedType[kind], is_fsdp2=False)
         with pytest.raises(OptionError, match=f"accelerate is set to {told}; expected none, several GPUs, or FSDP"):
-            train._refuse_strategies(unknown)
-    train._refuse_strategies(SimpleNamespace(distributed_type=train.DistributedType.FSDP, is_fsdp2=True))
+            processes.refuse_strategies(unknown)
+    processes.refuse_strategies(SimpleNamespace(distributed_type=processes.DistributedType.FSDP, is_fsdp2=True))
 
 
 def test_indexes_of_two_kinds_are_refused(drawn, tmp_path):
@@ -559,13 +560,13 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_state_before_it_is_sa
     trainer = train.Trainer(quick(drawn, tmp_path, epochs=3))
     trainer._train_epoch(0)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    smoothed, calls = train.smoothed_losses, []
+    smoothed, calls = loss.smoothed_losses, []
 
     def spoilt(*arguments):
         calls.append(1)
         return smoothed(*arguments) * (torch.nan if len(calls) == 1 else 1.0)
 
-    monkeypatch.setattr(train, "smoothed_losses", spoilt)
+    monkeypatch.setattr(loss, "smoothed_losses", spoilt)
     trainer.total_steps = 3  # the bad step is the last: what is saved is what was there before it
     with pytest.raises(train.TrainingStopped, match="step 3: the loss is nan; .*changed no weight: the last good"):
         trainer.run()
@@ -643,7 +644,7 @@ def test_two_processes_are_one_with_the_doubled_batch(drawn, tmp_path):
     plain = {"subject": "all", "aspect": "all", "val_images": 3, "num_max_bpe_tokens": 8}
     alone = train.finetune(quick(drawn, tmp_path / "one", batch_size=4, **plain))
     config = quick(drawn, tmp_path / "two", batch_size=2, **plain)
-    together = train.launch(config, 2)
+    together = processes.launch(config, 2)
     assert together["steps"] == alone["steps"] == 4
     one, two = (without_clock(tmp_path / name / "log.jsonl") for name in ("one", "two"))
     assert [e["event"] for e in one] == [e["event"] for e in two]
@@ -659,7 +660,7 @@ def test_two_processes_are_one_with_the_doubled_batch(drawn, tmp_path):
 @pytest.mark.slow
 def test_a_child_that_fails_fails_the_caller_with_its_last_lines(drawn, tmp_path):
     with pytest.raises(RuntimeError, match="(?s)exit status.*no_such.pth: expected a checkpoint here"):
-        train.launch(quick(drawn, tmp_path, finetune=str(tmp_path / "no_such.pth")), 2)
+        processes.launch(quick(drawn, tmp_path, finetune=str(tmp_path / "no_such.pth")), 2)
 
 
 SHARDED = """
@@ -712,7 +713,7 @@ def test_weights_spread_by_fsdp_train_are_saved_and_resumed_as_whole_ones(drawn,
 KILLED = """
 import os, random, signal, sys
 import safetensors.torch, torch
-from beit3lib import artefacts, checkpoint, train, validation
+from beit3lib import artefacts, checkpoint, loss, train, validation
 torch.set_num_threads(1)
 at, arguments = int(sys.argv[1]), sys.argv[2:]
 count = 0
@@ -732,7 +733,7 @@ def watch(module, name, half=False):
         return inner(*args, **kwargs)
     setattr(module, name, watched)
 
-watch(train, "train_step"); watch(train, "smoothed_losses")
+watch(train, "train_step"); watch(loss, "smoothed_losses")
 watch(checkpoint, "save_file", half=True); watch(torch, "save", half=True)
 watch(artefacts.os, "replace"); watch(artefacts.shutil, "rmtree")
 watch(validation, "generate"); watch(validation, "_scores")
@@ -850,7 +851,7 @@ def test_the_seeds_command_runs_two_steps_and_leaves_a_checkpoint_that_captions(
     done = run_command([*words, "--max_steps", "2"])
     assert done.returncode == 0, done.stderr
     assert "no CUDA GPU here" in done.stdout and "2 images, 2 steps of 2" in done.stdout
-    assert [e["event"] for e in train.read_log(tmp_path / "log" / "log.jsonl")] == ["step", "step"]
+    assert [e["event"] for e in read_log(tmp_path / "log" / "log.jsonl")] == ["step", "step"]
     model = load_captioner(tmp_path / "out" / "best", "cpu")
     said = model.caption(next((tmp_path / "run" / "images").iterdir()), "vehicle", "road", num_beams=1, max_tokens=4)
     assert isinstance(said, str) and len(model.descriptions) == 10
