@@ -6,10 +6,12 @@
     python -m beit3lib.ablation joint --seeds 3 --epochs 6 --run runs/ablation --out ablation.json
 
 Every run starts from the sample's checkpoint, sees the same pictures for as many epochs, and captions all held-out pictures
-in the end. `score`: mean official score; `right`: share of captions that state every attribute as the reference does.
+in the end. `score`: mean official score; `right`: share of captions that state every attribute as the reference does; `side`:
+of positions, share that state the side as the reference does.
 """
 
 import argparse
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +21,7 @@ import pandas as pd
 
 from beit3lib import figures, sample, steps
 from beit3lib.artefacts import write_json
+from beit3lib.index import INDEX_NAME, read_index
 from beit3lib.metrics import score_pairs
 from beit3lib.recipe import ASPECTS, SUBJECTS, TrainConfig
 
@@ -35,9 +38,9 @@ def runs_of(study: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def measure(config: TrainConfig) -> tuple[dict[str, float], pd.DataFrame]:
-    """Fine-tune and caption every held-out picture: seconds of training, score and share of right captions; the captions.
+    """Fine-tune and caption every held-out picture: seconds of training, score, shares of right captions; the captions.
 
-    Both are means over the descriptions, of the captions that have a reference.
+    Means over the descriptions, of the captions that have a reference.
     """
     from beit3lib.train import Trainer
 
@@ -50,19 +53,17 @@ def measure(config: TrainConfig) -> tuple[dict[str, float], pd.DataFrame]:
     table = pd.DataFrame(said, columns=["image", "description", "caption", "reference"])
     table = table[table["reference"] != ""]  # what is left unsaid is no sample of a model of one description
     table["score"] = score_pairs(table["caption"].tolist(), table["reference"].tolist(), jobs=1)["score"].to_numpy()
-    table["right"] = [_states_the_same(row) for row in table.itertuples()]
-    means = table.groupby("description")[["score", "right"]].mean().mean()
-    return {"seconds": seconds, "score": float(means["score"]), "right": float(means["right"])}, table
-
-
-def _states_the_same(row) -> bool:
-    said, meant = (sample.read_attributes(text, *row.description.split()) for text in (row.caption, row.reference))
-    return said == meant
+    read = [[sample.read_attributes(text, *row[1].split()) for text in row[2:4]] for row in table.itertuples(index=False)]
+    table["right"] = [float(said == meant) for said, meant in read]
+    table["side"] = [float(said["side"] == meant["side"]) if "side" in meant else math.nan for said, meant in read]
+    means = table.groupby("description")[["score", "right", "side"]].mean().mean()
+    return {"seconds": seconds, **means.astype(float).to_dict()}, table
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of (way, seed, seconds, score, right) to a row per way: means over seeds, and the spread between the seeds."""
-    by_seed = rows.groupby(["way", "seed"], sort=False).agg({"seconds": "sum", "score": "mean", "right": "mean"})
+    """Rows of (way, seed, seconds, score, right, side) to a row per way: means over seeds, the scores' spread between seeds."""
+    means = dict.fromkeys(("score", "right", "side"), "mean")
+    by_seed = rows.groupby(["way", "seed"], sort=False).agg({"seconds": "sum", **means})
     by_way = by_seed.groupby("way", sort=False)
     spread = by_way["score"].max() - by_way["score"].min()
     return by_way.mean().assign(score_spread=spread, seeds=by_way.size())
@@ -81,19 +82,21 @@ def study(name: str, run: Path, seeds: int, epochs: int, batch_size: int, scenar
             found, captions = measure(replace(config, output_dir=str(out)))
             rows.append({"way": way, "seed": seed, **options, **found})
             said.append(captions.assign(way=way, seed=seed))
-            told = f"{found['seconds']:.0f} s, score {found['score']:.2f}, right {found['right']:.1%}"
+            told = f"{found['seconds']:.0f} s, score {found['score']:.2f}, right {found['right']:.1%}, side {found['side']:.1%}"
             print(f"{way}, seed {seed} {' '.join(options.values())}: {told}", flush=True)
     return pd.DataFrame(rows), pd.concat(said, ignore_index=True)
 
 
 def disputed(said: pd.DataFrame, run: Path, pictures: int = 3):
-    """A figure of held-out pictures on which the ways of the first seed disagree most, with what each says of them."""
-    first = said[said["seed"] == 0]
-    agreed = first.groupby("image")["right"].mean()
-    chosen = agreed.where(agreed > 0, 2).sort_values(kind="stable").index[:pictures]  # what all get wrong tells nothing
-    shown = first[first["image"].isin(chosen)].copy()
-    shown[["subject", "aspect"]] = shown["description"].str.split(" ", n=1, expand=True)
-    shown["aspect"] += ", flip " + shown["way"]
+    """A figure of held-out pictures, one a scenario, on whose side the ways of the first seed disagree most."""
+    index = read_index(run / INDEX_NAME.format(split="val")).drop_duplicates("image_path")
+    first = said[(said["seed"] == 0) & said["description"].str.startswith("vehicle")]
+    first = first.merge(index[["image_path", "scenario", "view", "label"]], left_on="image", right_on="image_path")
+    agreed = first.groupby("image")["side"].mean()
+    agreed = agreed.where(agreed > 0, 2)  # what all get wrong tells nothing
+    order = first.assign(agreed=first["image"].map(agreed)).sort_values("agreed", kind="stable")
+    chosen = order.drop_duplicates("scenario")["image"].head(pictures)
+    shown = first[first["image"].isin(chosen)].assign(subject="vehicle", aspect="flip " + first["way"])
     return figures.caption_pairs(shown, run, pictures=pictures, title="What mirroring teaches about left and right")
 
 

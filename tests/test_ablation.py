@@ -1,6 +1,7 @@
 """Studies: which fine-tunings belong to one, how their figures are put together, and a short one run whole."""
 
 import json
+import math
 
 import pandas as pd
 import pytest
@@ -18,10 +19,12 @@ def test_ten_models_stand_beside_one_and_each_flip_beside_the_others():
 
 
 def test_seconds_add_up_within_a_seed_and_scores_are_means_over_seeds():
-    rows = [("one", 0, 9.0, 90.0, 0.9), ("one", 1, 11.0, 94.0, 1.0)]
-    rows += [("ten", 0, 5.0, 80.0, 0.5), ("ten", 0, 6.0, 100.0, 1.0), ("ten", 1, 4.0, 90.0, 0.8)]
-    table = ablation.summarise(pd.DataFrame(rows, columns=["way", "seed", "seconds", "score", "right"]))
-    assert table.loc["one"].to_dict() == {"seconds": 10.0, "score": 92.0, "right": 0.95, "score_spread": 4.0, "seeds": 2}
+    rows = [("one", 0, 9.0, 90.0, 0.9, 0.5), ("one", 1, 11.0, 94.0, 1.0, 1.0)]
+    rows += [("ten", 0, 5.0, 80.0, 0.5, 0.4), ("ten", 0, 6.0, 100.0, 1.0, math.nan), ("ten", 1, 4.0, 90.0, 0.8, math.nan)]
+    table = ablation.summarise(pd.DataFrame(rows, columns=["way", "seed", "seconds", "score", "right", "side"]))
+    means = {"seconds": 10.0, "score": 92.0, "right": 0.95, "side": 0.75}
+    assert table.loc["one"].to_dict() == {**means, "score_spread": 4.0, "seeds": 2}
+    assert table.loc["ten", "side"] == 0.4  # of what states a side
     assert table.loc["ten", "seconds"] == 7.5 and table.loc["ten", "score"] == 90.0
     assert table.loc["ten", "right"] == pytest.approx(0.775)
 
