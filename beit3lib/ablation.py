@@ -82,7 +82,8 @@ def study(name: str, run: Path, seeds: int, epochs: int, batch_size: int, scenar
             found, captions = measure(replace(config, output_dir=str(out)))
             rows.append({"way": way, "seed": seed, **options, **found})
             said.append(captions.assign(way=way, seed=seed))
-            told = f"{found['seconds']:.0f} s, score {found['score']:.2f}, right {found['right']:.1%}, side {found['side']:.1%}"
+            told = f"{found['seconds']:.0f} s, score {found['score']:.2f}, right {found['right']:.1%}"
+            told += "" if math.isnan(found["side"]) else f", side {found['side']:.1%}"
             print(f"{way}, seed {seed} {' '.join(options.values())}: {told}", flush=True)
     return pd.DataFrame(rows), pd.concat(said, ignore_index=True)
 
@@ -91,7 +92,7 @@ def disputed(said: pd.DataFrame, run: Path, pictures: int = 3):
     """A figure of held-out pictures, one a scenario, on whose side the ways of the first seed disagree most."""
     index = read_index(run / INDEX_NAME.format(split="val")).drop_duplicates("image_path")
     first = said[(said["seed"] == 0) & said["description"].str.startswith("vehicle")]
-    first = first.merge(index[["image_path", "scenario", "view", "label"]], left_on="image", right_on="image_path")
+    first = first.merge(index[["image_path", "scenario", "view", "label", "phase"]], left_on="image", right_on="image_path")
     agreed = first.groupby("image")["side"].mean()
     agreed = agreed.where(agreed > 0, 2)  # what all get wrong tells nothing
     order = first.assign(agreed=first["image"].map(agreed)).sort_values("agreed", kind="stable")

@@ -1,6 +1,6 @@
 """The pictures of the README, from a finished run: small, and real output.
 
-    python docs/pictures.py runs/demo [bench.json]
+    python docs/pictures.py runs/demo [bench.json] [ablation.png of a study of flips]
 
 Chromium with its driver takes the gallery's picture (Debian: chromium, chromium-driver).
 """
@@ -67,7 +67,7 @@ def take_storyboard(run: Path) -> Image.Image:
         return Image.open(file.name).copy()
 
 
-def main(run: Path, bench: Path | None) -> None:
+def main(run: Path, bench: Path | None = None, flips: Path | None = None) -> None:
     """All of them."""
     save(take_storyboard(run), "storyboard.png")
     for name in ("learning_curve", "attributes", "attention-1"):
@@ -78,7 +78,9 @@ def main(run: Path, bench: Path | None) -> None:
         with tempfile.NamedTemporaryFile(suffix=".png") as file:
             figures.speed_bars(rows).savefig(file.name, dpi=110)
             save(Image.open(file.name), "bench.png")
+    if flips is not None:
+        save(Image.open(flips), "flip.png")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    main(*map(Path, sys.argv[1:]))
