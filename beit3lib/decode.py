@@ -47,7 +47,7 @@ def generate(
 
     `descriptions`: default those the model was taught. `vocabulary`: ids that may be said, "training" for
     those of the training captions; the head then runs over these alone, and probabilities are among them. So a caption may
-    change where another is as likely but for a hundredth: one of a thousand did on the sample.
+    change where another is almost as likely: one or two of a thousand did on the sample.
     """
     tokenizer = tokenizer or model.tokenizer
     if descriptions is None:

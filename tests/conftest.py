@@ -51,13 +51,14 @@ def drawn(tmp_path_factory):
     return folder
 
 
-def forced_score(model, memory, tokenizer, ids, prefix=()):
-    """Σ log p / (words + 2)^0.6 of a caption and its end, over all ids, each word behind those before it and a mask."""
+def forced_score(model, memory, tokenizer, ids, prefix=(), allowed=None):
+    """Σ log p / (words + 2)^0.6 of a caption and its end, each word behind those before it and a mask; p over `allowed` ids."""
     total, words = 0.0, [*ids, tokenizer.eos_token_id]
     for place, word in enumerate(words):
         text = torch.tensor([[tokenizer.bos_token_id, *prefix, *words[:place], tokenizer.mask_token_id]])
         with torch.inference_mode():
-            total += model.mlm_head(model.encode_text(memory, text))[0, -1].log_softmax(0)[word].item()
+            logits = model.mlm_head(model.encode_text(memory, text))[0, -1]
+            total += (logits[word] - (logits if allowed is None else logits[allowed]).logsumexp(0)).item()
     return total / (len(words) + 1) ** 0.6
 
 
