@@ -24,7 +24,7 @@ demo: $(READY)
 	@for name in $(NOTEBOOKS); do \
 		echo "== $$name"; \
 		.venv/bin/papermill --no-progress-bar --log-level ERROR --stdout-file /dev/stdout --kernel python3 \
-			notebooks/$$name.ipynb $(RUN)/$$name.ipynb | cat; \
+			notebooks/$$name.ipynb $(RUN)/$$name.ipynb 2>&1 | sed -u '/Kernel is running over TCP/d'; \
 	done
 	@$(PY) -m beit3lib.steps $(RUN)
 

@@ -84,7 +84,7 @@ class TrainConfig:
     max_minutes: float = option(0.0, "stop in time, with everything saved; 0: no limit")
     max_steps: int = option(0, "steps at most, for a quick look; 0: all")
     val_images: int = option(100, "pictures captioned in validation; 0: all")
-    samples: int = option(3, "held-out pictures whose captions are logged after each epoch")
+    samples: int = option(3, "held-out pictures, spread over all, whose captions are logged after each epoch")
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -25,6 +25,7 @@ def caption_and_score(
     """
     started = time.monotonic()
     numbers = _chosen(len(held_out), config.val_images)
+    followed = [numbers[place] for place in _chosen(len(numbers), config.samples)] if config.samples else []
     processes = accelerator.num_processes if config.dist_eval else 1
     mine = numbers[accelerator.process_index % processes :: processes]
     said = _caption(model, held_out, mine, config, accelerator)
@@ -43,7 +44,7 @@ def caption_and_score(
         "by_description": _means(said, scores),
         **_variety([(description, caption) for _, _, description, caption, _ in said], taught),
         "of_references": _variety([(description, reference) for _, _, description, _, reference in said], taught),
-        "samples": [list(row[1:]) for row in said if row[0] in numbers[: config.samples]],
+        "samples": [list(row[1:]) for row in said if row[0] in followed],
     }
     result |= {"seconds": round(time.monotonic() - started, 1)}
     return broadcast_object_list([result])[0]  # what is decided by the score is decided alike everywhere

@@ -1,6 +1,6 @@
 """The pictures of the README, from a finished run: small, and real output.
 
-    python docs/pictures.py runs/demo [bench.json] [ablation.png of a study of flips]
+    python docs/pictures.py runs/demo [bench.json] [ablation.png, of a study of flips]
 
 Chromium with its driver takes the gallery's picture (Debian: chromium, chromium-driver).
 """
@@ -67,18 +67,18 @@ def take_storyboard(run: Path) -> Image.Image:
         return Image.open(file.name).copy()
 
 
-def main(run: Path, bench: Path | None = None, flips: Path | None = None) -> None:
-    """All of them."""
+def main(run: Path, *measured: Path) -> None:
+    """All of them; of what was measured those that are given."""
     save(take_storyboard(run), "storyboard.png")
     for name in ("learning_curve", "attributes", "attention-1"):
         save(Image.open(run / f"{name}.png"), f"{name}.png", None)
     save(take_gallery(run / "gallery.html"), "gallery.png")
-    if bench is not None:
+    for bench in (path for path in measured if path.suffix == ".json"):
         rows = json.loads(bench.read_text())["rows"]
         with tempfile.NamedTemporaryFile(suffix=".png") as file:
             figures.speed_bars(rows).savefig(file.name, dpi=110)
             save(Image.open(file.name), "bench.png")
-    if flips is not None:
+    for flips in (path for path in measured if path.suffix == ".png"):
         save(Image.open(flips), "flip.png")
 
 
