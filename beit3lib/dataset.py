@@ -180,9 +180,7 @@ class CaptionDataset(torch.utils.data.Dataset):
     def order(self, epoch: int, batch: int) -> list[list[int]]:
         """Batches of sample numbers for an epoch: shuffled, and within `POOL` batches grouped by length of text."""
         rng = np.random.default_rng((self.config.seed, epoch))
-        shuffled = rng.permutation(len(self))[
-            : len(self) // batch * batch
-        ]  # what is left over is left to chance, not to length
+        shuffled = rng.permutation(len(self))[: len(self) // batch * batch]  # who is left out is left to chance, not to length
         pools = [shuffled[i : i + POOL * batch] for i in range(0, len(shuffled), POOL * batch)]
         by_length = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
         batches = [by_length[i : i + batch].tolist() for i in range(0, len(by_length), batch)]

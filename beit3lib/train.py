@@ -607,12 +607,14 @@ class Trainer:
             self.ema = spread({name: value.to(self.accelerator.device, copy=True) for name, value in averages.items()}, own)
         self.step = self.first_step = state["step"]
         if self.config.eval:
+            self.say(f"validates {folder}, step {self.step}")
             return
         self._take_up(folder, state, saved)
 
     def _place_to_go_on_from(self) -> Path | None:
         """The `last/` that was asked for, or None; the same for all processes, or an error."""
-        place = self.config.resume or (str(self.output / "last") if self.config.auto_resume else "")
+        named = self.config.eval and self.config.finetune  # weights to validate that are not those of the run
+        place = self.config.resume or (str(self.output / "last") if self.config.auto_resume and not named else "")
         if place and self.accelerator.is_main_process:
             recover_folder(place)
             sweep_up(Path(place) / STATE_NAME)

@@ -428,6 +428,8 @@ def test_eval_only_validates(drawn, tmp_path):
     assert found["validation"]["captions"] == 2 and same(before, weights(tmp_path / "last"))
     again = train.finetune(quick(drawn, tmp_path, eval=True, finetune=str(tmp_path / "last")))  # our folder, as any checkpoint
     assert again["validation"]["by_description"] == found["validation"]["by_description"]
+    named = train.Trainer(quick(drawn, tmp_path, eval=True, auto_resume=True, finetune=str(sample.CHECKPOINT_PATH)))
+    assert not same(weights_of(named.model), before)  # the weights that are named, whatever lies in last/
     assert (tmp_path / "log.jsonl").read_text() == log
     with pytest.raises(OptionError, match="--eval: expected weights, found none"):
         train.finetune(quick(drawn, tmp_path, eval=True))
