@@ -86,8 +86,11 @@ def _load_tensors(path: Path):
         wanted = "Unsupported global" in str(error) or "GLOBAL" in str(error)
         why = "it asks to run code or build objects" if wanted else "it is no PyTorch file, or was cut off"
         raise CheckpointError(f"{path}: refused, {why}; expected tensors only, as public BEiT-3 checkpoints are") from None
+    except CheckpointError:
+        raise
     except Exception as error:  # torch.load raises what it meets in a file of another kind: EOFError, KeyError, RuntimeError
-        reason = str(error).splitlines()[0] if str(error) else "it is empty"
+        told = isinstance(error, (RuntimeError, OSError)) and str(error)
+        reason = str(error).splitlines()[0] if told else "it is no PyTorch file, or was cut off"
         raise CheckpointError(f"{path}: expected a PyTorch checkpoint, found a file that cannot be read: {reason}") from None
 
 

@@ -164,6 +164,8 @@ class CaptionDataset(torch.utils.data.Dataset):
         if not self.rows:
             wanted = f"{config.subject} {config.aspect}"
             raise ValueError(f"{root}: expected lines of {wanted} in the index, found none; see what notebook 2 listed")
+        if table["subject"].notna().any():  # else the words are known by their ids alone
+            _check_tokenizer(self.rows, tokenizer, self.root)
         self.lengths = np.array([sum(len(ids) + 2 for _, ids, _ in row["captions"]) for row in self.rows])
         self.augment = Augmentation(size, config) if train else None
         self._pictures: dict[int, Image.Image] = {}
@@ -268,6 +270,17 @@ def _rows_by_image(table: pd.DataFrame, descriptions, tokenizer) -> list[dict]:
         if wanted:
             rows.append(_row(image, [(d, *told.get(d, ([], ""))) for d in wanted]))
     return rows
+
+
+def _check_tokenizer(rows: list[dict], tokenizer, root: Path) -> None:
+    """Ids of another tokenizer are other words, and would be learnt without a complaint."""
+    for row in rows[:: max(1, len(rows) // 5)]:
+        for _, ids, text in row["captions"]:
+            if ids and ids != tokenizer.encode(text, add_special_tokens=False):
+                raise ValueError(
+                    f"{root}: the index was made with another tokenizer, which has other ids for {text[:60]!r}; give the one "
+                    "it was made with, or make the index again with the one that belongs to the weights (notebook 2, tokenizer)"
+                )
 
 
 def _row(image: str, captions: list) -> dict:

@@ -440,7 +440,7 @@ def score_submission(predictions: dict | str | Path, ground_truth_dir: str | Pat
         found = ", ".join(map(str, list(predictions)[:3])) or "no key"
         raise ValueError(
             f"{where}: expected {{scenario: [segments]}} with scenarios of {ground_truth_dir}, such as {next(iter(truth))[0]}; "
-            f"found {found}. Give submission.json, and the captions of the same split"
+            f"found {found}. Give the submission and the captions of the same split: notebook 5's submission.val.json, and val"
         )
     return score_segments(predictions, truth, problems)
 

@@ -148,6 +148,9 @@ def parse_command(arguments: list[str]) -> TrainConfig:
         _refuse(name, fields)
         positive = name.removeprefix("no_") if name not in fields else name
         if hints[positive] is bool:
+            word = given or (left[0] if left else "")
+            if word.lower() in ("true", "false"):
+                raise OptionError(f"--{name}: expected no value, found {word!r}; --{positive} turns it on, --no_{positive} off")
             values[positive] = name == positive
             continue
         wanted = 2 if typing.get_origin(hints[positive]) is tuple else 1
@@ -200,8 +203,13 @@ def as_flag(name: str, value: Any) -> list[str]:
 
 def help_text() -> str:
     """All options with default and meaning, a line each."""
-    lines = [f"  --{f.name:<24}{f.metadata['help']} [{f.default}]" for f in dataclasses.fields(TrainConfig)]
-    return "options, as in the public recipe, and ours from --subject on:\n" + "\n".join(lines)
+    hints, lines = typing.get_type_hints(TrainConfig), []
+    for field in dataclasses.fields(TrainConfig):
+        choices = typing.get_args(hints[field.name]) if typing.get_origin(hints[field.name]) is Literal else ()
+        told = f" ({', '.join(choices)})" if len(choices) > 1 else ""
+        lines.append(f"  --{field.name:<24}{field.metadata['help']}{told} [{field.default}]")
+    head = "options, as in the public recipe, and ours from --subject on; --no_x turns a switch off that is [True]:\n"
+    return head + "\n".join(lines)
 
 
 def exit_with_help() -> None:

@@ -561,7 +561,7 @@ def score(run: Path, split: str = "val") -> dict[str, Any]:
 
     Returns {name: metrics.Scores} for `model`, the same on images of other scenarios (`shuffled`), the `most frequent`
     training captions and those of the `nearest` training image; and under `chosen`, `ways`, `submission` how views were
-    chosen and what came of it. Writes scores.json.
+    chosen and what came of it. Writes scores.json and `submission.<split>.json`.
     """
     from beit3lib import submission
     from beit3lib.gallery import read_predictions
@@ -585,6 +585,7 @@ def score(run: Path, split: str = "val") -> dict[str, Any]:
         }
         scores = {name: score_segments(said, truth) for name, said in candidates.items()}
     write_json(run / SCORES_NAME, {name: found.as_dict() for name, found in scores.items()})
+    write_json(run / f"submission.{split}.json", built)  # what the official script scores, with the captions of that split
     finals = {name: round(found.final, 2) for name, found in scores.items()}
     add_summary(run, "score", summary | {"split": split, "segments": len(truth), **finals})
     return {**scores, "chosen": options, "ways": ways, "submission": built}

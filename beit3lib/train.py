@@ -61,6 +61,7 @@ NEEDED = {
     "data_path": "the folder of the index files that notebook 2 makes",
     "output_dir": "the folder for best/, last/ and log.jsonl",
 }
+OF_WEIGHTS = ("width", "layers", "heads", "image_size", "patch_size", "vocab_size")  # what makes weights fit a model
 OF_A_SESSION = {  # options that may differ from one start of a run to the next without a word
     *("resume", "auto_resume", "eval", "output_dir", "data_path", "log_dir", "sentencepiece_model", "finetune", "device"),
     *("max_minutes", "max_steps", "num_workers", "pin_mem", "dist_eval", "eval_batch_size", "batch_size", "update_freq"),
@@ -196,6 +197,7 @@ class Trainer:
                 raise OptionError(f"--{name}: expected {what}, found none given")
         self.started = time.monotonic()
         self.output = Path(config.output_dir)
+        self.output.mkdir(parents=True, exist_ok=True)  # a place that cannot be written to is known before an epoch is done
         device = choose_device(config.device)
         if device.type == "cpu":
             keep_freed_memory()
@@ -429,7 +431,7 @@ class Trainer:
         last = self.output / "last"
         if all(bool(value.isfinite().all()) for value in gathered(self.model.state_dict()).values()):
             self._save("last")
-            return f"That step changed no weight: the last good state is saved in {last}, and --auto_resume goes on behind it"
+            return f"That step changed no weight: the last good state is saved in {last}; the same started again goes on there"
         return f"The last good state is in {last}, as of its last save" if last.exists() else "No good state was saved before"
 
     def _end_epoch(self, epoch: int) -> None:
@@ -466,7 +468,9 @@ class Trainer:
             self._save("best")
         if self.saved != self.step:
             self._save("last")
-        self.say(f"stopped after {self.config.max_minutes} minutes with everything saved; --auto_resume goes on")
+        self.say(
+            f"stopped after {self.config.max_minutes} minutes, all is saved; the same again goes on (notebook 3: resume = True)"
+        )
         return "out of time"
 
     def _no_better(self) -> str:
@@ -563,9 +567,10 @@ class Trainer:
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
+            before = "the checkpoint that was there before is whole" if folder.exists() else "there was none before"
             raise TrainingStopped(
-                f"{folder}: saving failed ({error}); the checkpoint that was there before is whole. "
-                "Free some space and start again with --auto_resume"
+                f"{folder}: saving failed ({error}); {before}. Free some space, if that is what is missing, and start the "
+                "same again (in notebook 3: resume = True)"
             ) from error
 
     def _best(self) -> float | None:
@@ -599,6 +604,12 @@ class Trainer:
                 raise OptionError("--eval: expected weights, found none; give --finetune, --resume or --auto_resume")
             return
         state = read_json(folder / STATE_NAME)
+        theirs, ours = read_json(folder / META_NAME)["model"], self.model.meta()
+        other = [f"{name} {theirs[name]}" for name in ours if name in OF_WEIGHTS and theirs[name] != ours[name]]
+        if other:
+            raise ValueError(
+                f"{folder}: holds another model ({', '.join(other)}); give another output_dir, or --no_auto_resume"
+            )
         own = self.model.state_dict()
         self.model.load_state_dict(spread(load_file(folder / WEIGHTS_NAME), own))
         saved = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
@@ -614,11 +625,14 @@ class Trainer:
     def _place_to_go_on_from(self) -> Path | None:
         """The `last/` that was asked for, or None; the same for all processes, or an error."""
         named = self.config.eval and self.config.finetune  # weights to validate that are not those of the run
-        place = self.config.resume or (str(self.output / "last") if self.config.auto_resume and not named else "")
-        if place and self.accelerator.is_main_process:
-            recover_folder(place)
-            sweep_up(Path(place) / STATE_NAME)
+        own = str(self.output / "last") if self.config.auto_resume and not named else ""
+        if self.accelerator.is_main_process:
+            for place in filter(None, (self.config.resume, own)):
+                recover_folder(place)
+                sweep_up(Path(place) / STATE_NAME)
         self.accelerator.wait_for_everyone()
+        again = 0 <= _step_of(self.config.resume) < _step_of(own)  # the same command, started again
+        place = own if again else self.config.resume or own
         found = bool(place) and (Path(place) / STATE_NAME).is_file()
         everywhere = self.accelerator.reduce(torch.full((), float(found), device=self.accelerator.device), "sum")
         if found and int(everywhere) == self.accelerator.num_processes:
@@ -687,6 +701,12 @@ class Trainer:
             "skipped_steps": int(self.skipped),
             "best": str(self.output / "best"),
         }
+
+
+def _step_of(place: str) -> int:
+    """How far a `last/` is; -1 where there is none."""
+    path = Path(place) / STATE_NAME
+    return read_json(path)["step"] if place and path.is_file() else -1
 
 
 def _changed(folder: Path, config: TrainConfig) -> str:

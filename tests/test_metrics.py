@@ -353,7 +353,9 @@ def test_perfect_predictions_score_100(tree):
 
 def test_a_submission_for_other_scenarios_is_refused(tree):
     for other, found in (({}, "no key"), ({"meta": {}, "predictions": []}, "meta, predictions")):
-        with pytest.raises(ValueError, match=f"such as .*; found {found}. Give submission.json"):
+        with pytest.raises(
+            ValueError, match=f"such as .*; found {found}. Give the submission and the captions of the same split"
+        ):
             metrics.score_submission(other, tree)
 
 

@@ -44,7 +44,7 @@ def clone(tmp_path_factory):
     (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
     save_captioner(Captioner(model_config(sample.MODEL)), folder / "runs" / "mine" / "best", sample.SPM_PATH)
     said = {"labels": ["0"], "caption_pedestrian": "The pedestrian stands.", "caption_vehicle": "The vehicle turns."}
-    write_json(folder / "runs" / "mine" / "submission.json", {"20230707_1_SN1_T1": [said]})
+    write_json(folder / "runs" / "mine" / "submission.val.json", {"20230707_1_SN1_T1": [said]})
     truth = folder / "data" / "wts" / "annotations" / "caption" / "val" / "20230707_1_SN1_T1_caption.json"
     write_json(truth, {"event_phase": [said]})
     prediction = {"image": "a.jpg", "subject": "vehicle", "aspect": "moving", "caption": "The vehicle turns."}

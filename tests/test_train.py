@@ -355,6 +355,7 @@ def test_options_of_other_tasks_are_refused_by_name_with_a_reason(name):
         ("--crop_area 0", "crop_area: expected a share above 0"),
         ("--device cuda:1", "device: expected one of auto, cuda, cpu"),
         ("--no_save_ckpt", "--no_save_ckpt is not for captioning"),
+        ("--randaug False", "--randaug: expected no value, found 'False'; --randaug turns it on, --no_randaug off"),
     ],
 )
 def test_a_wrong_flag_is_named(command, told):
@@ -488,6 +489,8 @@ def test_a_run_goes_on_in_another_folder_with_what_lies_beside_its_last(drawn, t
     monkeypatch.setattr(again, "validate", lambda epoch: {"score": -1.0})
     again.run()
     assert same(weights(tmp_path / "first" / "best"), weights(tmp_path / "second" / "best"))
+    same_command = quick(drawn, tmp_path / "second", resume=str(tmp_path / "first" / "last"), auto_resume=True)
+    assert train.Trainer(same_command).step == 4  # what was done here since is not done again
     steps = [event["step"] for event in read_log(tmp_path / "second" / "log.jsonl") if event["event"] == "step"]
     assert steps == [1, 2, 4] and json.loads((tmp_path / "second" / "last" / "state.json").read_text())["step"] == 4
 
@@ -503,6 +506,31 @@ def test_options_changed_on_resuming_hold_and_are_told(drawn, tmp_path, capsys):
     assert "weight_decay is now 0.3, not 0.05; lr" not in said and "epochs is now 2, not 1" in said
     with pytest.raises(ValueError, match="was trained with another layer_decay"):
         train.Trainer(quick(drawn, tmp_path, auto_resume=True, layer_decay=1.0))
+
+
+def test_a_last_of_another_model_is_refused_in_one_sentence(drawn, tmp_path):
+    train.finetune(quick(drawn, tmp_path, epochs=1))
+    with pytest.raises(ValueError, match=r"last: holds another model \(image_size 64\); give another output_dir"):
+        train.Trainer(quick(drawn, tmp_path, input_size=32, auto_resume=True))
+
+
+def test_an_index_of_another_tokenizer_is_refused(drawn, tmp_path):
+    """Its ids mean other words, and training would not notice."""
+    from sentencepiece import sentencepiece_model_pb2 as proto
+
+    model = proto.ModelProto()
+    model.ParseFromString(sample.SPM_PATH.read_bytes())
+    for number in range(3, len(model.pieces) - 1, 2):  # each piece in the place of its neighbour
+        model.pieces[number].piece, model.pieces[number + 1].piece = model.pieces[number + 1].piece, model.pieces[number].piece
+    (tmp_path / "other.spm").write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match="the index was made with another tokenizer, which has other ids for 'The road"):
+        train.Trainer(quick(drawn, tmp_path, sentencepiece_model=str(tmp_path / "other.spm")))
+
+
+def test_a_place_that_cannot_be_written_to_is_known_before_training(drawn, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        train.Trainer(quick(drawn, tmp_path / "file"))
 
 
 def test_fewer_pictures_than_a_step_needs_are_refused(drawn, tmp_path):
