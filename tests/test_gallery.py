@@ -473,6 +473,7 @@ def test_score_filters_and_sorts(browser, large_gallery):
 
 def test_a_click_and_the_keyboard_open_the_large_view(browser, large_gallery):
     from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
 
     path, _, predictions = large_gallery
     show(browser, path)
@@ -497,7 +498,9 @@ def test_a_click_and_the_keyboard_open_the_large_view(browser, large_gallery):
     assert browser.execute_script("return document.activeElement.dataset.phase") == "3"
     press(browser, Keys.ENTER)
     assert large.is_displayed()
-    press(browser, Keys.ESCAPE, "/")
+    press(browser, Keys.ESCAPE)
+    WebDriverWait(browser, 5).until(lambda _: not large.is_displayed())  # keys go to a dialog until it has closed
+    press(browser, "/")
     press(browser, "violet j")
     assert browser.find_element("id", "q").get_attribute("value") == "violet j"
     assert console(browser) == []
