@@ -493,9 +493,10 @@ def test_a_click_and_the_keyboard_open_the_large_view(browser, large_gallery):
     press(browser, Keys.ARROW_RIGHT)
     assert "phase 2" in title.text
     press(browser, Keys.ESCAPE)
-    assert not large.is_displayed()
+    focused = "return document.activeElement.dataset.phase"
+    WebDriverWait(browser, 5).until(lambda _: not large.is_displayed() and browser.execute_script(focused) == "2")
     press(browser, "j", "j", "k")
-    assert browser.execute_script("return document.activeElement.dataset.phase") == "3"
+    assert browser.execute_script(focused) == "3"
     press(browser, Keys.ENTER)
     assert large.is_displayed()
     press(browser, Keys.ESCAPE)
