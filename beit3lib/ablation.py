@@ -53,7 +53,10 @@ def measure(config: TrainConfig) -> tuple[dict[str, float], pd.DataFrame]:
     table = pd.DataFrame(said, columns=["image", "description", "caption", "reference"])
     table = table[table["reference"] != ""]  # what is left unsaid is no sample of a model of one description
     table["score"] = score_pairs(table["caption"].tolist(), table["reference"].tolist(), jobs=1)["score"].to_numpy()
-    read = [[sample.read_attributes(text, *row[1].split()) for text in row[2:4]] for row in table.itertuples(index=False)]
+    read = [
+        [sample.read_attributes(text, *row.description.split()) for text in (row.caption, row.reference)]
+        for row in table.itertuples()
+    ]
     table["right"] = [float(said == meant) for said, meant in read]
     table["side"] = [float(said["side"] == meant["side"]) if "side" in meant else math.nan for said, meant in read]
     means = table.groupby("description")[["score", "right", "side"]].mean().mean()

@@ -550,7 +550,8 @@ class Bench:
         """
         optimizer = make_optimizer(parameter_groups(self.model, TrainConfig()), self.device, lr=0.0)
         loss_model, count = LossModel(self.model, 0.1).train(), 2 if self.options.quick else 32
-        plain = self.model.config
+        plain, precision = self.model.config, self.lower_name if self.lower else "fp32"
+        ways = {f"{way} {precision}": again for way, again in FIT_WAYS.items()}
         for captions in (1, 10):
             packed = make_batch(self.model, count, captions)[0]
 
@@ -562,7 +563,6 @@ class Bench:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
-            ways = {f"{way} {self.lower_name if self.lower else 'fp32'}": again for way, again in FIT_WAYS.items()}
             seconds = take_turns({way: partial(step, again) for way, again in ways.items()}, 1, self.device)
             for row in rows_of(f"step of {count} images x {captions}", seconds, next(iter(ways))):
                 peak = peak_mb_of(partial(step, ways[row["way"]]), self.device, warm=False)

@@ -4,8 +4,8 @@
         --sentencepiece_model data/beit3.spm --finetune data/beit3_base_patch16_224.pth --epochs 10
     accelerate launch --num_processes 2 -m beit3lib.train …            several GPUs or machines, as accelerate is set up
 
-Every random choice follows from (seed, epoch, sample) or (seed, step): a run that was killed and started again with
-`--auto_resume` ends with the weights of one that was not. `log.jsonl` has a line per event.
+Every random choice follows from (seed, epoch, sample) or (seed, step): a run that was killed and started again ends
+with the weights of one that was not. `log.jsonl` has a line per event.
 """
 
 import copy
@@ -153,21 +153,22 @@ def train_step(loss_model: nn.Module, batches: list[Batch], optimizer, accelerat
     mean = accelerator.reduce(total, "mean")
     skipped = torch.zeros_like(mean, dtype=torch.bool)
     if not isinstance(loss_model, FSDPModule):
-        norm = _norm(optimizer, accelerator) if norm is None else norm
+        inner = getattr(optimizer, "optimizer", optimizer)
+        norm = _norm(inner, accelerator.scaler) if norm is None else norm
         skipped = ~(norm.isfinite() & mean.isfinite())
         if (
             accelerator.scaler is None
-        ):  # the fused AdamW passes over the step, as for a scaler: the device decides, nobody waits
-            getattr(optimizer, "optimizer", optimizer).found_inf = skipped.float()
+        ):  # as for a scaler, the fused AdamW passes over the step: the device decides, nobody waits
+            inner.found_inf = skipped.float()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return Step(mean, norm, skipped)
 
 
-def _norm(optimizer, accelerator) -> Tensor:
+def _norm(optimizer: torch.optim.Optimizer, scaler) -> Tensor:
     """Of the whole gradient, freed of the scaler's factor."""
-    if accelerator.scaler is not None:
-        accelerator.scaler.unscale_(getattr(optimizer, "optimizer", optimizer))
+    if scaler is not None:
+        scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
@@ -612,7 +613,8 @@ class Trainer:
             )
         own = self.model.state_dict()
         self.model.load_state_dict(spread(load_file(folder / WEIGHTS_NAME), own))
-        saved = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        wanted = self.ema is not None or not self.config.eval  # twice the size of the weights
+        saved = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True) if wanted else {}
         if self.ema is not None:  # without one in the folder it begins with these weights
             averages = saved["ema"] or gathered(self.model.state_dict())
             self.ema = spread({name: value.to(self.accelerator.device, copy=True) for name, value in averages.items()}, own)
@@ -633,7 +635,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         again = 0 <= _step_of(self.config.resume) < _step_of(own)  # the same command, started again
         place = own if again else self.config.resume or own
-        found = bool(place) and (Path(place) / STATE_NAME).is_file()
+        found = _step_of(place) >= 0
         everywhere = self.accelerator.reduce(torch.full((), float(found), device=self.accelerator.device), "sum")
         if found and int(everywhere) == self.accelerator.num_processes:
             return Path(place)
