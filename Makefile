@@ -12,11 +12,11 @@ SHELL := /bin/bash
 
 .PHONY: demo test quick long lint kaggle
 
-$(READY): requirements.txt pyproject.toml beit3lib/packages.py
+$(READY): requirements.txt pyproject.toml beit3lib/pipeline/packages.py
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet -e ".[test]"
-	$(PY) -m beit3lib.packages
+	$(PY) -m beit3lib.pipeline.packages
 	touch $@
 
 demo: $(READY)
@@ -26,7 +26,7 @@ demo: $(READY)
 		.venv/bin/papermill --no-progress-bar --log-level ERROR --stdout-file /dev/stdout --kernel python3 \
 			notebooks/$$name.ipynb $(RUN)/$$name.ipynb 2>&1 | sed -u '/Kernel is running over TCP/d'; \
 	done
-	@$(PY) -m beit3lib.steps $(RUN)
+	@$(PY) -m beit3lib.pipeline.steps $(RUN)
 
 test: $(READY) lint
 	$(PY) -m pytest
@@ -42,4 +42,4 @@ lint: $(READY)
 	.venv/bin/ruff format --check .
 
 kaggle: $(READY)
-	$(PY) -m beit3lib.kaggle runs/kaggle --owner "$(KAGGLE_OWNER)" --attach $(KAGGLE_DATA)
+	$(PY) -m beit3lib.pipeline.kaggle runs/kaggle --owner "$(KAGGLE_OWNER)" --attach $(KAGGLE_DATA)

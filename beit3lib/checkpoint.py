@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from beit3lib.artefacts import atomic_folder, atomic_path, in_one_sentence, read_json, readable_folder, write_json
+from beit3lib.files import atomic_folder, atomic_path, in_one_sentence, read_json, readable_folder, write_json
 from beit3lib.model import Captioner, ModelConfig, choose_device
 from beit3lib.tokenizer import SPM_NAME, load_tokenizer
 

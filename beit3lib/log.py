@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from beit3lib.artefacts import sweep_up, write_text
+from beit3lib.files import sweep_up, write_text
 
 LOG_NAME = "log.jsonl"
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from beit3lib.linear import linear, linears
-from beit3lib.packages import import_torchscale
 from beit3lib.packed import Grid, grid_of, packed_attention
+from beit3lib.pipeline.packages import import_torchscale
 
 IMAGE, TEXT = "A", "B"  # torchscale's names for the two sets of weights in every layer
 

@@ -14,9 +14,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
 import beit3lib
-from beit3lib.artefacts import read_json
-from beit3lib.options import OptionError
-from beit3lib.recipe import TrainConfig, as_flag
+from beit3lib.config import TrainConfig, as_flag
+from beit3lib.files import read_json
+from beit3lib.pipeline.settings import OptionError
 
 RESULTS_NAME = "results.json"
 

@@ -31,7 +31,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from beit3lib.artefacts import (
+from beit3lib.checkpoint import META_NAME, WEIGHTS_NAME, load_pretrained, write_captioner
+from beit3lib.config import TrainConfig, exit_with_help, parse_command
+from beit3lib.data.index import INDEX_NAME, read_index
+from beit3lib.dataset import Batch, CaptionDataset
+from beit3lib.files import (
     atomic_folder,
     in_one_sentence,
     read_json,
@@ -41,16 +45,12 @@ from beit3lib.artefacts import (
     write_json,
     write_text,
 )
-from beit3lib.checkpoint import META_NAME, WEIGHTS_NAME, load_pretrained, write_captioner
-from beit3lib.dataset import Batch, CaptionDataset
-from beit3lib.index import INDEX_NAME, read_index
 from beit3lib.log import LOG_NAME, Log, read_log
 from beit3lib.loss import LossModel, drop_worst
-from beit3lib.manifest import load_manifest
 from beit3lib.model import Captioner, choose_device, choose_precision, initialise, model_config
-from beit3lib.options import OptionError
+from beit3lib.pipeline.manifest import load_manifest
+from beit3lib.pipeline.settings import OptionError
 from beit3lib.processes import RESULTS_NAME, gathered, refuse_strategies, spread
-from beit3lib.recipe import TrainConfig, exit_with_help, parse_command
 from beit3lib.tokenizer import UNUSED_ROWS, load_tokenizer
 
 STATE_NAME, OPTIMIZER_NAME, VALIDATION_NAME = "state.json", "optimizer.pt", "validation.json"
@@ -496,7 +496,7 @@ class Trainer:
         """Caption held-out pictures and score them; logged, and the same on every process."""
         if self.val_set is None:
             return None
-        from beit3lib.validation import caption_and_score
+        from beit3lib.evaluate import caption_and_score
 
         self.model.eval()
         with self._averaged(), self._unsharded():

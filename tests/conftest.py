@@ -15,9 +15,10 @@ import pandas as pd
 import pytest
 import torch
 
-from beit3lib import kaggle, sample
-from beit3lib.aspects import SUBJECTS, write_caption_files
-from beit3lib.index import build_index
+from beit3lib.data.aspects import SUBJECTS, write_caption_files
+from beit3lib.data.index import build_index
+from beit3lib.pipeline import kaggle
+from beit3lib.sample import draw as sample
 from beit3lib.tokenizer import load_tokenizer
 
 

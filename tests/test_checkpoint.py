@@ -12,8 +12,6 @@ import pytest
 import torch
 from test_model import TINY, inputs, make
 
-from beit3lib import sample
-from beit3lib.artefacts import recover_folder
 from beit3lib.checkpoint import (
     IMAGE_POSITIONS,
     CheckpointError,
@@ -23,7 +21,9 @@ from beit3lib.checkpoint import (
     save_captioner,
     save_public,
 )
+from beit3lib.files import recover_folder
 from beit3lib.model import MODELS, Captioner, ModelConfig
+from beit3lib.sample import draw as sample
 
 
 def config(**changes):

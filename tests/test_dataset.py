@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from beit3lib import sample
-from beit3lib.aspects import ASPECTS
+from beit3lib.config import TrainConfig
+from beit3lib.data.aspects import ASPECTS
+from beit3lib.data.index import read_index
 from beit3lib.dataset import (
     Augmentation,
     CaptionDataset,
@@ -21,9 +22,8 @@ from beit3lib.dataset import (
     to_picture,
     to_tensor,
 )
-from beit3lib.index import read_index
-from beit3lib.options import OptionError
-from beit3lib.recipe import TrainConfig
+from beit3lib.pipeline.settings import OptionError
+from beit3lib.sample import draw as sample
 from beit3lib.tokenizer import load_tokenizer
 
 MASK, WORDS = 99, 99

@@ -6,9 +6,9 @@ import pytest
 import torch
 from test_model import TINY, make, torchscale_logits
 
-from beit3lib import sample
 from beit3lib.decode import CACHE_BYTES, generate, images_at_once, shared_attention, word_probs
 from beit3lib.model import model_config
+from beit3lib.sample import draw as sample
 from beit3lib.tokenizer import load_tokenizer
 
 MAX_LEN = 12

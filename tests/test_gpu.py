@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from benchmarks import speed as bench
 from conftest import draw_run
 from test_train import quick, weights
 
-from beit3lib import bench, train
+from beit3lib import train
 from beit3lib.decode import generate
 from beit3lib.loss import LossModel
 from beit3lib.model import Captioner, model_config

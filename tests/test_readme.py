@@ -11,11 +11,11 @@ import pytest
 import torch
 from conftest import draw_run
 
-from beit3lib import sample
-from beit3lib.artefacts import write_json
 from beit3lib.checkpoint import save_captioner
+from beit3lib.config import parse_command
+from beit3lib.files import write_json
 from beit3lib.model import Captioner, model_config
-from beit3lib.recipe import parse_command
+from beit3lib.sample import draw as sample
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from beit3lib import steps, train
+from beit3lib import train
+from beit3lib.config import TrainConfig
 from beit3lib.log import read_log
-from beit3lib.recipe import TrainConfig
+from beit3lib.pipeline import steps
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 SCENARIO = SHARED / "wts_real"

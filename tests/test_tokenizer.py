@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import sentencepiece.sentencepiece_model_pb2 as spm_format
 
-from beit3lib import sample
+from beit3lib.sample import draw as sample
 from beit3lib.tokenizer import TokenizerError, load_tokenizer, prefix_ids
 
 GOLDEN = Path(__file__).parents[2] / "shared/data/tokenizer"

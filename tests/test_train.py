@@ -19,15 +19,17 @@ from conftest import draw_run
 from safetensors.torch import load_file
 from test_model import TINY, make
 
-from beit3lib import loss, processes, sample, train, validation
+from beit3lib import evaluate as validation
+from beit3lib import loss, processes, train
 from beit3lib.checkpoint import load_captioner, save_public
+from beit3lib.config import OTHER_TASKS, TrainConfig, as_flag, parse_command
+from beit3lib.data.index import read_index
 from beit3lib.dataset import CaptionDataset
-from beit3lib.index import read_index
 from beit3lib.log import read_log
-from beit3lib.manifest import load_manifest
 from beit3lib.model import Captioner, model_config
-from beit3lib.options import OptionError
-from beit3lib.recipe import OTHER_TASKS, TrainConfig, as_flag, parse_command
+from beit3lib.pipeline.manifest import load_manifest
+from beit3lib.pipeline.settings import OptionError
+from beit3lib.sample import draw as sample
 from beit3lib.tokenizer import load_tokenizer
 
 SEEDS_COMMAND = (
@@ -743,7 +745,7 @@ def test_weights_spread_by_fsdp_train_are_saved_and_resumed_as_whole_ones(drawn,
 KILLED = """
 import os, random, signal, sys
 import safetensors.torch, torch
-from beit3lib import artefacts, checkpoint, loss, train, validation
+from beit3lib import files as artefacts, checkpoint, loss, train, evaluate as validation
 torch.set_num_threads(1)
 at, arguments = int(sys.argv[1]), sys.argv[2:]
 count = 0

@@ -1,0 +1,1 @@
+"""Read WTS data, without torch: videos and captions in, images, caption files and index out."""

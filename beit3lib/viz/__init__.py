@@ -1,0 +1,1 @@
+"""Look at captions: the gallery, charts and attention maps."""
