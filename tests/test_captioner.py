@@ -10,7 +10,7 @@ from test_model import TINY, make_model
 from beit3lib.captioner import Captioner
 from beit3lib.decode import generate
 from beit3lib.device import inference_precision
-from beit3lib.sample import draw
+from beit3lib.sample import SPM_PATH
 from beit3lib.tokenizer import load_tokenizer, prompt_ids
 from beit3lib.transforms import to_tensor
 
@@ -19,7 +19,7 @@ TYPES = [("vehicle", "road"), ("pedestrian", "moving"), ("pedestrian", "road")]
 
 @pytest.fixture(scope="module")
 def make():
-    tokenizer = load_tokenizer(draw.SPM_PATH)
+    tokenizer = load_tokenizer(SPM_PATH)
     model = make_model(replace(TINY, vocab_size=len(tokenizer) + 8)).eval()
     with torch.no_grad():
         model.mlm_head.weight.mul_(20)

@@ -29,7 +29,7 @@ from beit3lib.checkpoint import (
     save_public,
 )
 from beit3lib.model import MODELS, CaptionModel
-from beit3lib.sample import draw
+from beit3lib.sample import SPM_PATH
 from beit3lib.tokenizer import UNUSED_ROWS, load_tokenizer
 
 
@@ -289,10 +289,10 @@ def test_a_missing_file_is_named(tmp_path, target):
 
 @pytest.fixture
 def saved(tmp_path):
-    tokenizer = load_tokenizer(draw.SPM_PATH)
+    tokenizer = load_tokenizer(SPM_PATH)
     model = make_model(replace(TINY, vocab_size=len(tokenizer) + UNUSED_ROWS, drop_path=0.1))
     captioner = Captioner(model, tokenizer, [("vehicle", "road"), ("pedestrian", "moving")], 20, 0.9)
-    return captioner, save_captioner(captioner, tmp_path / "best", draw.SPM_PATH, {"score": 12.5})
+    return captioner, save_captioner(captioner, tmp_path / "best", SPM_PATH, {"score": 12.5})
 
 
 def test_a_checkpoint_folder_loads_as_it_was_saved(saved):
