@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from beit3lib.data.wts import AttrList, video_stem
+from beit3lib.data.wts import video_stem
 from beit3lib.files import Problem, atomic_path
 
 WEIGHTS = ("linear", "equal")
@@ -398,7 +398,7 @@ def blur_table(
     out = rows[rows["image"].isin(there)].reset_index(drop=True)
     found = sum(result.found for result in results)
     problems += [problem for result in results for problem in result.problems]
-    out.attrs["problems"] = AttrList(sorted(problems))
+    out.attrs["problems"] = list(sorted(problems))
     counts = {"videos": len(work), "rows": len(table), "made": len(out) - found, "found": found}
     out.attrs["counts"] = counts | {"left_out": len(table) - len(out)}
     return out
