@@ -23,18 +23,18 @@ from beit3lib.files import exit_on_error, read_text
 from beit3lib.pipeline.mounts import folders_in, kaggle_inputs, kaggle_root
 
 NAME = "data_manifest.yaml"
-MAX_BYTES = 1_000_000
+MAX_BYTES, MAX_DEPTH = 1_000_000, 20
 WEIGHT_SUFFIXES = (".pth", ".zip", ".pt", "", ".safetensors")
 
 
-def _find_download(folder: Path) -> Path | None:
+def find_download(folder: Path) -> Path | None:
     """The WTS download that the reader finds at `folder`, but not the drawn sample, which has the same structure."""
     found = find_wts(folder)
     is_sample = found is not None and any((inside / "drawn.json").exists() for inside in folders_in(found, 3))
     return None if is_sample else found
 
 
-READERS: dict[str, Callable[[Path], Path | None]] = {"wts": _find_download, "prepared": find_prepared}
+READERS: dict[str, Callable[[Path], Path | None]] = {"wts": find_download, "prepared": find_prepared}
 
 
 class ManifestError(ValueError):
@@ -154,19 +154,28 @@ def load_manifest(path: str | Path | None = None, here: Path | None = None) -> M
     path = Path(path) if path else next((p for p in own if p.is_file()), own[0])
     text = read_text(path, MAX_BYTES)
     try:
-        # References (&, *) are refused: a few lines of them can stand for gigabytes.
-        if any(isinstance(token, (yaml.AliasToken, yaml.AnchorToken)) for token in yaml.scan(text, yaml.SafeLoader)):
-            raise ManifestError(f"{path}: expected YAML without references, found & or *. Write the values out.")
+        _refuse_bombs(path, text)
         content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
-        if isinstance(error, ManifestError):
-            raise
+    except ManifestError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ManifestError(f"{path}: expected YAML, found text that is not ({reason}). Correct the file.") from None
     entries = content.get("entries") if isinstance(content, dict) else None
     if not isinstance(entries, dict):
         raise ManifestError(f"{path}: expected a mapping with `version` and `entries`. Correct the file.")
     return Manifest(path, dict(_checked(path, entries)), here or Path.cwd())
+
+
+def _refuse_bombs(path: Path, text: str) -> None:
+    """Raise `ManifestError` for YAML of a few lines that would take gigabytes or hours to read."""
+    depth = 0
+    for token in yaml.scan(text, yaml.SafeLoader):
+        kind = type(token).__name__
+        depth += ("Start" in kind) - ("End" in kind)  # StreamStart, BlockMappingStart, FlowSequenceStart, … and their ends
+        if kind in ("AnchorToken", "AliasToken") or depth > MAX_DEPTH:
+            problem = f"more than {MAX_DEPTH} levels" if depth > MAX_DEPTH else "& or *"
+            raise ManifestError(f"{path}: expected plain YAML, found {problem}. Correct the file.")
 
 
 def _checked(path: Path, entries: dict) -> Iterator[tuple[str, Entry]]:
@@ -176,11 +185,9 @@ def _checked(path: Path, entries: dict) -> Iterator[tuple[str, Entry]]:
             entry = Entry.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(map(str, first["loc"][:2]))
-            text = first["msg"].removeprefix("Value error, ")
-            raise ManifestError(
-                f"{path}, entry {str(name)[:50]}: {key + ': ' if key else ''}{text}. Correct the file."
-            ) from None
+            where = ", ".join([f"{path}, entry {str(name)[:50]}", *(f"key {part}" for part in first["loc"][:1])])
+            problem = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+            raise ManifestError(f"{where}: {problem}. Correct the file.") from None
         if entry.models is None:
             yield str(name), entry
         for model, checkpoints in (entry.models or {}).items():

@@ -40,7 +40,7 @@ STAGES = {
     "index": Stage((PHASES_NAME, "images", "captions"), ("coco_captioning.*.jsonl", SPM_NAME), "prepare"),
     "finetune": Stage(("coco_captioning.train.jsonl", "coco_captioning.val.jsonl", SPM_NAME), ("best",), "index"),
     "caption": Stage(("best", "coco_captioning.val.jsonl", "coco_captioning.test.jsonl"), (PREDICTIONS_NAME,), "finetune"),
-    "score": Stage((PREDICTIONS_NAME, SEGMENTS_NAME), (SCORES_NAME, "submission.val.json"), "caption"),
+    "score": Stage((PREDICTIONS_NAME, SEGMENTS_NAME), (SCORES_NAME, "submission.*.json"), "caption"),
     "submit": Stage((PREDICTIONS_NAME, SEGMENTS_NAME), (SUBMISSION_NAME,), "caption"),
 }
 
@@ -129,6 +129,11 @@ def _fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
+def has_outputs(run: Path, stage: str) -> bool:
+    """Whether there is at least one output of every kind, made by this stage or put there by hand."""
+    return all(any(run.glob(name)) for name in STAGES[stage].outputs)
+
+
 def stale(run: Path, stage: str) -> str:
     """Why the outputs of a stage are not up to date; "" if they are."""
     record = read_record(run, stage)
@@ -148,7 +153,8 @@ def stale(run: Path, stage: str) -> str:
 def record_stage(run: Path, stage: str, options: dict[str, Any], lock: bool = True) -> Iterator[dict[str, Any]]:
     """Run a stage: hold the lock of the run, and write the record of the stage and its section of summary.json at the end.
 
-    Yields the section, a dict to be filled; `seconds` is added. `lock=False` is for stages that lock the run themselves.
+    Yields the section, a dict to be filled; `seconds` is added. With `unfinished` in it the stage counts as interrupted.
+    `lock=False` is for stages that lock the run themselves.
     """
     if lock:
         with lock_folder(run, stage), record_stage(run, stage, options, lock=False) as section:
@@ -162,9 +168,10 @@ def record_stage(run: Path, stage: str, options: dict[str, Any], lock: bool = Tr
     yield section
     finished = time.time()
     section["seconds"] = round(finished - started, 1)
-    outputs = fingerprints(run, STAGES[stage].outputs)
     add_summary(run, stage, section)
-    write_json(path, {**record, "outputs": outputs, "finished": round(finished, 3), "versions": versions()})
+    if not section.get("unfinished"):
+        outputs = fingerprints(run, STAGES[stage].outputs)
+        write_json(path, {**record, "outputs": outputs, "finished": round(finished, 3), "versions": versions()})
 
 
 def _sweep(run: Path) -> None:
