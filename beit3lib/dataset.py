@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from beit3lib.tokenizer import prefix_ids as prompt_ids
+from beit3lib.tokenizer import prompt_ids
 from beit3lib.transforms import Augmentation, can_swap, swap_left_right, to_tensor
 
 FIRST_RANDOM_ID = 3  # random replacements are drawn from `<unk>` up, never `<s>`, `<pad>` or `</s>`; as the recipe does
