@@ -106,16 +106,5 @@ def main() -> None:
     print(f"installed {', '.join(installed)}" if installed else "nothing is missing")
 
 
-def import_torchscale():
-    """Moves to model.py."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Importing from timm.models.layers", category=FutureWarning)
-        from torchscale.architecture.config import EncoderConfig
-        from torchscale.model.BEiT3 import BEiT3
-    return BEiT3, EncoderConfig
-
-
 if __name__ == "__main__":
     main()
