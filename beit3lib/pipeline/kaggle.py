@@ -80,7 +80,7 @@ def stage(out: str | Path, owner: str, attach: Sequence[str] = (), python: str =
     known = [name for name, entry in manifest.entries.items() if entry.kaggle]
     if unknown := [name for name in attach if name not in known]:
         raise KaggleError(f"--attach: expected some of {', '.join(known)} ({MANIFEST_NAME}), got {', '.join(unknown)}.")
-    wheels = fetch_wheels(out / "wheels", python)
+    wheels = fetch_wheels(out / f"wheels-{python}", python)
     folders = [out / PACKAGE_SLUG, *(out / name for name in NOTEBOOKS)]
     with atomic_folder(folders[0]) as new:
         shutil.copytree(BESIDE / "beit3lib", new / "beit3lib", ignore=shutil.ignore_patterns("__pycache__"))
@@ -104,15 +104,16 @@ def fetch_wheels(folder: Path, python: str = PYTHON) -> list[Path]:
     for path in folder.glob("*.whl"):
         if not zipfile.is_zipfile(path):  # an empty or cut download
             path.unlink()
-    pins = BESIDE / "constraints.txt"
-    for package in BINARY_WHEELS:
-        if not any(folder.glob(f"{package}-*-cp{python.replace('.', '')}-*.whl")):
-            platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
-            options = ["--only-binary=:all:", "--python-version", python, *platforms]
-            run_pip("download", "--no-deps", *options, "--constraint", pins, "--dest", folder, package)
-    for package in PURE_WHEELS:
-        if not any(folder.glob(f"{package.split('==')[0].replace('-', '_')}-*.whl")):
-            run_pip("wheel", "--no-deps", "--constraint", pins, "--wheel-dir", folder, package)
+    platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
+    for package in (*BINARY_WHEELS, *PURE_WHEELS):
+        if any(folder.glob(f"{package.split('==')[0].replace('-', '_')}-*.whl")):
+            continue
+        options = ["--no-deps", "--constraint", BESIDE / "constraints.txt"]
+        if package in BINARY_WHEELS:
+            options += ["--only-binary=:all:", "--python-version", python, *platforms, "--dest", folder]
+            run_pip("download", *options, package)
+        else:
+            run_pip("wheel", *options, "--wheel-dir", folder, package)
     return sorted(folder.glob("*.whl"))
 
 

@@ -10,19 +10,20 @@ import argparse
 import dataclasses
 import difflib
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import filelock
 import pandas as pd
 
+from beit3lib import sample
 from beit3lib.data.aspects import SUBJECTS, write_caption_files
 from beit3lib.data.index import INDEX_NAME, IndexReport, build_index, index_images, read_index, read_table, write_table
 from beit3lib.data.predictions import PREDICTIONS_NAME, read_predictions
 from beit3lib.data.prepared import find_prepared, import_prepared
 from beit3lib.data.wts import list_segments, read_wts, split_by_group
-from beit3lib.files import FolderInUse, Problem, atomic_folder, atomic_path, exit_on_error, lock_folder, read_json, write_json
+from beit3lib.files import Problem, atomic_folder, atomic_path, exit_on_error, lock_folder, read_json, write_json
 from beit3lib.pipeline.manifest import find_download, load_manifest
 from beit3lib.pipeline.run_folder import (
     PHASES_NAME,
@@ -78,9 +79,7 @@ def ensure(run: Path, stage: str) -> None:
 
 def is_sample(run: Path) -> bool:
     """Whether the data of a run are the drawn sample."""
-    from beit3lib.sample.draw import DRAWN_NAME
-
-    return (run / DRAWN_NAME).is_file()
+    return (run / sample.DRAWN_NAME).is_file()
 
 
 # --- 1: prepare ----------------------------------------------------------------------------------------------------
@@ -118,22 +117,13 @@ def find_data(dataset: str = "auto", root: str | Path = "") -> tuple[str, Path]:
 
 
 def _draw_sample(folder: Path) -> Path:
-    """Draw the sample, or wait for another process that draws it."""
+    """Draw the sample, or wait for another process that does."""
     from beit3lib.sample.draw import write_sample
 
-    told = False
-    while True:
-        try:
-            with lock_folder(folder.parent, "drawing the sample"):
-                found = load_manifest().find("sample")
-                if found is None:
-                    print(f"data: drawing the sample into {folder} (half a minute)")
-                return found or write_sample(folder)
-        except FolderInUse as error:
-            if not told:
-                print(f"waiting for the sample: {error}")
-            told = True
-            time.sleep(1)
+    print(f"data: drawing the sample into {folder} (half a minute)")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder.parent / ".sample.lock"):
+        return load_manifest().find("sample") or write_sample(folder)
 
 
 def prepare(
@@ -151,8 +141,6 @@ def prepare(
     Images that are already there and were made with the same options are kept; all others, and the caption files of earlier
     data, are removed. `jobs` 0 means one process per core, `max_scenarios` 0 all scenarios of each split.
     """
-    from beit3lib.sample.draw import DRAWN_NAME
-
     kind, root = find_data(dataset, root)
     options = {"dataset": kind, "root": str(root), "views": views, "image_size": image_size, "weights": weights}
     options |= {"max_scenarios": max_scenarios}
@@ -168,9 +156,9 @@ def prepare(
                 path.unlink()
         write_table(segments, run / SEGMENTS_NAME)
         write_table(phases, run / PHASES_NAME)
-        (run / DRAWN_NAME).unlink(missing_ok=True)
+        (run / sample.DRAWN_NAME).unlink(missing_ok=True)
         if kind == "sample":
-            shutil.copyfile(root / DRAWN_NAME, run / DRAWN_NAME)
+            shutil.copyfile(root / sample.DRAWN_NAME, run / sample.DRAWN_NAME)
         section |= options | {
             "phases_read": read,
             "images": len(phases),
@@ -224,11 +212,9 @@ def find_tokenizer(run: Path, tokenizer: str = "auto") -> Path:
     Raises `MissingInput` with the source of `beit3.spm` if real data have none: with the sample's 168 pieces captions would
     be cut in half, and public weights need `beit3.spm`.
     """
-    from beit3lib.sample.draw import SPM_PATH
-
     if tokenizer != "auto":
         return Path(tokenizer).expanduser()
-    return SPM_PATH if is_sample(run) else load_manifest().locate("tokenizer")
+    return sample.SPM_PATH if is_sample(run) else load_manifest().locate("tokenizer")
 
 
 def index(run: Path, tokenizer: str = "auto", max_tokens: int = 64) -> dict[str, IndexReport]:
@@ -310,6 +296,8 @@ def training_config(run: Path, **options: Any):
     An option that is None keeps that value. Raises `MissingInput` if the weights of the model are not found; `finetune=""`
     starts from random weights.
     """
+    import torch
+
     from beit3lib.config import TrainConfig
 
     known = [field.name for field in dataclasses.fields(TrainConfig)]
@@ -320,8 +308,9 @@ def training_config(run: Path, **options: Any):
     values = values | {name: value for name, value in options.items() if value is not None}
     if values.get("finetune") is None:
         values["finetune"] = find_checkpoint(run, values["model"])
-    if "checkpoint_activations" not in values and not is_sample(run):
-        values["checkpoint_activations"] = _needs_checkpointing()
+    if torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory < 20e9 and not is_sample(run):
+        if values.setdefault("checkpoint_activations", True):  # a T4 has 16 GB
+            print("checkpoint_activations: activations are recomputed, because this GPU has less than 20 GB")
     paths = {"data_path": str(run), "output_dir": str(run), "sentencepiece_model": str(run / SPM_NAME)}
     return TrainConfig(**paths, **values)
 
@@ -329,31 +318,20 @@ def training_config(run: Path, **options: Any):
 def find_checkpoint(run: Path, model: str) -> str:
     """Return the pretrained checkpoint of a model: the sample's own for its tiny model, else what the manifest finds."""
     from beit3lib.model import MODELS
-    from beit3lib.sample import draw
 
     if model not in MODELS:
         close = difflib.get_close_matches(model, MODELS, n=1)
         raise ValueError(f"model: expected one of {', '.join(MODELS)}, got {model!r}.{_did_you_mean(close)}")
-    if model != draw.MODEL:
+    if model != sample.MODEL:
         return str(load_manifest().locate(model))
-    if (run / SPM_NAME).read_bytes() == draw.SPM_PATH.read_bytes():
-        return str(draw.CHECKPOINT_PATH)
+    if (run / SPM_NAME).read_bytes() == sample.SPM_PATH.read_bytes():
+        return str(sample.CHECKPOINT_PATH)
     print(f"checkpoint: {model} is pretrained with the sample's tokenizer only, so it starts from random weights")
     return ""
 
 
 def _did_you_mean(close: list[str]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
-
-
-def _needs_checkpointing() -> bool:
-    """Whether the GPU has less than 20 GB, such as the 16 GB of a T4: activations are recomputed then instead of kept."""
-    import torch
-
-    small = torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory < 20e9
-    if small:
-        print("checkpoint_activations: on, because this GPU has less than 20 GB")
-    return small
 
 
 def changed_options(config) -> pd.DataFrame:
@@ -491,10 +469,10 @@ def score(run: Path, split: str = "val", fill_missing: bool = False) -> Scored:
         built = submission.build_submission(chosen, **options)
         scores = {"model": score_segments(built, truth)}
         if scores["model"].missing and not fill_missing:
-            listed = "; ".join(scores["model"].missing[:5])
+            missing = scores["model"].missing
             raise submission.SubmissionError(
-                f"{run / PREDICTIONS_NAME}: expected captions of {len(truth)} segments of split {split}, "
-                f"{len(scores['model'].missing)} are missing: {listed} …. Run notebook 4, or set fill_missing to count them as 0."
+                f"{run / PREDICTIONS_NAME}: expected captions of all {len(truth)} segments of split {split}, found "
+                f"{len(missing)} holes: {'; '.join(missing[:5])}. Run notebook 4, or set fill_missing to score them as 0."
             )
         segments = phases[phases["split"] == split]
         scores["shuffled"] = score_segments(_shuffled(built), truth)
@@ -522,15 +500,11 @@ def _references(run: Path, split: str) -> dict[tuple[str, str], dict[str, str]]:
 
 def _shuffled(built: dict[str, list[dict]]) -> dict[str, list[dict]]:
     """Give every segment the captions of a segment of another scenario."""
-    names = sorted(built)
-    others = dict(zip(names, names[1:] + names[:1], strict=True))
-    return {
-        name: [
-            {**built[others[name]][i % len(built[others[name]])], "labels": entry["labels"]}
-            for i, entry in enumerate(built[name])
-        ]
-        for name in names
-    }
+    names, exchanged = sorted(built), {}
+    for name, other in zip(names, names[1:] + names[:1], strict=True):
+        entries = built[other]
+        exchanged[name] = [{**entries[i % len(entries)], "labels": e["labels"]} for i, e in enumerate(built[name])]
+    return exchanged
 
 
 def submit(run: Path, options: dict[str, Any], fill_missing: bool = False) -> submission.Written:
