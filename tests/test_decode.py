@@ -12,11 +12,11 @@ from test_model import TINY, make_model
 
 from beit3lib.decode import Caption, cache_bytes_per_image, generate, shared_attention, word_probs
 from beit3lib.model import model_config
-from beit3lib.sample import draw
+from beit3lib.sample import SPM_PATH
 from beit3lib.tokenizer import load_tokenizer, prompt_ids
 
 MAX_TOKENS = 12
-TOKENIZER = load_tokenizer(draw.SPM_PATH)
+TOKENIZER = load_tokenizer(SPM_PATH)
 CAPTION_TYPES = [(s, a) for s in ("vehicle", "pedestrian") for a in ("moving", "pedestrian_description", "road", "weather")]
 
 
