@@ -11,6 +11,7 @@ Okabe and Ito, which color-blind readers can tell apart. Images with captions ar
 
 import io
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from pandas.io.formats.style import Styler
 from PIL import Image
@@ -56,13 +56,12 @@ class Chart(Figure):
         super().__init__(figsize=(WIDTH_IN, height_in), dpi=DPI, facecolor="white", layout="constrained")
         FigureCanvasAgg(self)
         self.panels = self.subplots(rows, columns, squeeze=False, **options)
-        self.suptitle(title, x=0.01, ha="left", size=13, weight="bold", wrap=True)
+        # matplotlib's own wrapping would parse the text as math.
+        self.suptitle(textwrap.fill(title, 78), x=0.01, ha="left", size=13, weight="bold")
 
     def draw(self, renderer) -> None:
-        """Draw without mathtext, including tick labels, which matplotlib creates only now."""
+        """Draw in the same style: matplotlib creates tick labels only now."""
         with rc_context(STYLE):
-            for text in self.findobj(Text):
-                text.set_parse_math(False)
             super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
@@ -229,7 +228,7 @@ def attention_map(image: Image.Image | str | Path, weights: np.ndarray, word: st
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     shown = chart.panels[0, 1].imshow(weights / weights.mean(), extent=extent, cmap=HEAT, vmin=0, interpolation="nearest")
     chart.colorbar(shown, ax=chart.panels[0, 1], shrink=0.8, label="multiple of an even distribution")
-    chart.supxlabel(label, size=10, wrap=True)
+    chart.supxlabel(textwrap.fill(label, 110), size=10)
     return chart
 
 
@@ -250,7 +249,8 @@ def confusion(pairs: Iterable[tuple[object, object]], attribute: str) -> Styler:
     bold = table.apply(lambda row: ["font-weight: bold" if row.name == name else "" for name in table.columns], axis=1)
     bold = pd.DataFrame(bold.tolist(), table.index, table.columns)
     caption = f"{_spaced(attribute).capitalize()}: {right} of {len(names)} as drawn"
-    return _left(styled.apply(lambda _: bold, axis=None).set_caption(caption))
+    styled = styled.apply(lambda _: bold, axis=None).format_index(escape="html").format_index(escape="html", axis=1)
+    return _left(styled.set_caption(caption))
 
 
 def reading_table(table: pd.DataFrame, empty: str = "No rows.") -> Styler | Html:

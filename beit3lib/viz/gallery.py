@@ -27,7 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import lru_cache
 from itertools import groupby
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -38,7 +38,7 @@ from PIL import Image
 
 from beit3lib.data.aspects import SUBJECTS
 from beit3lib.data.images import open_image
-from beit3lib.data.predictions import read_predictions
+from beit3lib.data.predictions import is_inside, read_meta, read_predictions
 from beit3lib.data.wts import PHASES
 from beit3lib.files import exit_on_error, finite, printable, write_text
 
@@ -234,8 +234,7 @@ def _image_entry(record: dict[str, Any], root: Path, page_folder: Path | None, e
     """
     entry = {name: record[name] for name in ("image", *ABOUT_IMAGE)}
     entry |= {"about": phase_name(record["phase"], record["label"]), "boxes": record["boxes"]}
-    pure = PureWindowsPath(record["image"])  # its rules cover those of POSIX
-    if pure.drive or pure.root or ".." in pure.parts:
+    if not is_inside(record["image"]):
         return entry | {"problem": "image path outside image_root"}
     path = root / record["image"]
     if not path.is_file():
@@ -424,22 +423,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--compare_with", nargs="+", default=[], metavar="NAME=FILE", help="predictions.json of other runs")
     parser.add_argument("--out", type=Path, help="HTML file to write [gallery.html beside predictions.json]")
     parser.add_argument("--title", help="[Captions of run 'NAME OF THE FOLDER']")
-    parser.add_argument("--no_wordnet", action="store_true", help="the scores were computed by METEOR without WordNet")
     options = parser.parse_args(arguments)
     folder = options.predictions.resolve().parent
     if options.image_root and not options.image_root.is_dir():
         raise NotADirectoryError(f"{options.image_root}: expected a folder, found none. Pass the folder of the images.")
-    others = {}
+    files = {folder.name: options.predictions}
     for item in options.compare_with:
         name, equals, file = item.rpartition("=")
-        others[name if equals else Path(file).resolve().parent.name] = read_predictions(file)
+        name = name if equals else Path(file).resolve().parent.name
+        if name in files:
+            raise ValueError(f"--compare_with {item}: expected a name other than {', '.join(files)}. Pass NAME=FILE.")
+        files[name] = Path(file)
+    runs = {name: read_predictions(file) for name, file in files.items()}
     path = write_gallery(
-        read_predictions(options.predictions),
+        runs.pop(folder.name),
         options.out or options.predictions.parent / "gallery.html",
         options.image_root or options.predictions.parent,
         options.title or f"Captions of run '{folder.name}'",
-        others,
-        official=not options.no_wordnet,
+        runs,
+        official=all(read_meta(file).get("comparable", True) for file in files.values()),
         name=folder.name,
     )
     print(path)

@@ -324,15 +324,18 @@ def test_the_command_writes_the_page_of_write_gallery(tmp_path, capsys):
     run = tmp_path / "demo"
     predictions = make_predictions(run, 2)
     for name, table in (("predictions", predictions), ("first", predictions[::2])):
-        records = json.loads(table.to_json(orient="records"))
-        (run / f"{name}.json").write_text(json.dumps({"meta": {}, "predictions": records}))
-    gallery.main([str(run / "predictions.json"), "--compare_with", f"epoch 1={run / 'first.json'}"])
+        records = json.loads(table.to_json(orient="records", double_precision=15))
+        (run / f"{name}.json").write_text(json.dumps({"meta": {"comparable": False}, "predictions": records}))
+    command = [str(run / "predictions.json"), "--compare_with", f"epoch 1={run / 'first.json'}"]
+    gallery.main(command)
     assert capsys.readouterr().out.strip() == str(run / "gallery.html")
-    expected = tmp_path / "demo" / "expected.html"
-    write_gallery(predictions, expected, run, "Captions of run 'demo'", {"epoch 1": predictions[::2]}, name="demo")
-    assert (run / "gallery.html").read_text() == expected.read_text()
+    others = {"epoch 1": predictions[::2]}
+    write_gallery(predictions, run / "expected.html", run, "Captions of run 'demo'", others, official=False, name="demo")
+    assert (run / "gallery.html").read_text() == (run / "expected.html").read_text()
     with pytest.raises(SystemExit, match="nowhere: expected a folder"):
-        gallery.main([str(run / "predictions.json"), "--image_root", "nowhere"])
+        gallery.main([*command, "--image_root", "nowhere"])
+    with pytest.raises(SystemExit, match="expected a name other than demo"):
+        gallery.main([*command[:2], str(run / "first.json")])
 
 
 # --- fragments for notebooks
