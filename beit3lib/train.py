@@ -42,14 +42,15 @@ from accelerate.utils import DistributedType, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 
 import beit3lib
 from beit3lib.captioner import Captioner
 from beit3lib.checkpoint import WEIGHTS_NAME, load_pretrained, save_captioner, write_captioner_files
 from beit3lib.config import OptionError, TrainConfig, parse_arguments
+from beit3lib.data.images import open_image
 from beit3lib.data.index import INDEX_NAME, read_index
-from beit3lib.dataset import Batch, CaptionDataset
+from beit3lib.dataset import Batch, CaptionDataset, num_workers
 from beit3lib.device import choose_device, choose_precision
 from beit3lib.evaluate import validate
 from beit3lib.files import (
@@ -61,12 +62,13 @@ from beit3lib.files import (
     lock_folder,
     previous_folder,
     read_json,
+    readable_folder,
     versions,
     write_json,
     write_text,
 )
 from beit3lib.loss import LossModel, drop_worst
-from beit3lib.model import CaptionModel, initialize_weights, model_config
+from beit3lib.model import CaptionModel, model_config
 from beit3lib.tokenizer import UNUSED_ROWS, load_tokenizer
 
 LOG_NAME, RESULTS_NAME, VALIDATION_NAME = "log.jsonl", "results.json", "validation.json"
@@ -81,8 +83,19 @@ SESSION_OPTIONS = {  # options that do not change the result of a run, so that a
 }
 
 
+REQUIRED = {
+    "sentencepiece_model": "the path of beit3.spm",
+    "data_path": "the folder of the index files",
+    "output_dir": "the folder for best/ and last/",
+}
+
+
 class TrainingStopped(RuntimeError):
     """Training cannot continue; the message says why and which saved state is good."""
+
+
+class Interrupted(BaseException):
+    """Raised by a signal in a validation, which may take longer than a host waits."""
 
 
 class ResumeError(ValueError):
@@ -255,8 +268,7 @@ class Trainer:
     """Model, data and optimizer of a run; `run` trains until it is finished, out of time, out of patience or interrupted."""
 
     def __init__(self, config: TrainConfig) -> None:
-        for name, what in (("sentencepiece_model", "the path of beit3.spm"), ("data_path", "the folder of the index files"),
-                           ("output_dir", "the folder for best/ and last/")):  # fmt: skip
+        for name, what in REQUIRED.items():
             if not getattr(config, name):
                 raise OptionError(f"--{name}: expected {what}, found nothing")
         self.config, self.output, self.started = config, Path(config.output_dir).expanduser(), time.monotonic()
@@ -267,18 +279,18 @@ class Trainer:
         if not torch.distributed.is_initialized():  # accelerate keeps precision and device of an earlier run in this process
             AcceleratorState._reset_state(reset_partial_state=True)
         tracker = tracker_name(config)
+        project_dir = (config.log_dir or config.output_dir) if tracker else None
         self.accelerator = Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision=self.precision,
-            log_with=tracker,
-            project_dir=(config.log_dir or config.output_dir) if tracker else None,
+            cpu=device.type == "cpu", mixed_precision=self.precision, log_with=tracker, project_dir=project_dir
         )
         if self.accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
             kind = self.accelerator.distributed_type.value
-            raise OptionError(f"accelerate is set to {kind}: expected one process or plain data parallelism")
+            raise OptionError(
+                f"accelerate is set to {kind}: expected one process or data parallelism. Run `accelerate config`."
+            )
         self.print(f"precision: {self.precision if self.precision != 'no' else 'fp32'} ({self.reason})")
         self.step, self.validated, self.best_score, self.stale, self.skipped = 0, 0, None, 0, 0
-        self.signal, self.may_raise = 0, False
+        self.signal, self.in_validation, self.ema = 0, False, None
         self.build_model()
         self.build_data()
         if not config.eval:
@@ -295,7 +307,8 @@ class Trainer:
         rows = config.vocab_size or (named.vocab_size if config.finetune else None)
         self.tokenizer = load_tokenizer(config.sentencepiece_model, rows)
         torch.manual_seed(config.seed)
-        self.model = CaptionModel(
+        make = CaptionModel.empty if config.finetune or config.eval else CaptionModel
+        self.model = make(
             model_config(
                 config.model,
                 vocab_size=rows or len(self.tokenizer) + UNUSED_ROWS,
@@ -309,59 +322,61 @@ class Trainer:
             self.print(f"{config.finetune}: {report}")
 
     def build_data(self) -> None:
-        """Training and validation sets; only validation needs no training index."""
+        """Training and validation sets, and the numbers of steps that follow from their sizes."""
         config, root = self.config, Path(self.config.data_path).expanduser()
 
-        def dataset(split: str, train: bool, needed: bool) -> CaptionDataset | None:
+        def dataset(split: str, needed: bool) -> CaptionDataset | None:
             path = root / INDEX_NAME.format(split=split)
             if not needed and not path.is_file():
                 return None
-            return CaptionDataset(read_index(path), root, self.tokenizer, self.model.config.image_size, config, train)
+            size = self.model.config.image_size
+            return CaptionDataset(read_index(path), root, self.tokenizer, size, config, train=split == "train")
 
-        self.index = index_hashes(root)
-        self.train_set = dataset("train", train=True, needed=not config.eval)
-        self.val_set = dataset("val", train=False, needed=config.eval)
-        self.caption_types = (self.train_set or self.val_set).caption_types
+        self.train_set, self.val_set = dataset("train", not config.eval), dataset("val", config.eval)
+        self.caption_types, self.index = (self.train_set or self.val_set).caption_types, index_hashes(root)
         if self.val_set is not None and self.val_set.caption_types != self.caption_types:
             raise ValueError(f"{root}: expected subject and aspect in both index files or in neither. Make both again.")
         if config.eval:
             return
-        self.update_freq, world = config.update_freq, self.accelerator.num_processes
-        self.micro_batch = min(config.batch_size, len(self.train_set) // (world * config.update_freq))
+        parts = self.accelerator.num_processes * config.update_freq
+        self.micro_batch, self.update_freq = min(config.batch_size, len(self.train_set) // parts), config.update_freq
         if not self.micro_batch:
-            needed = world * config.update_freq
-            raise OptionError(f"--update_freq: expected at least {needed} training images, found {len(self.train_set)}")
-        self.global_batch = self.micro_batch * world * config.update_freq
+            raise OptionError(f"--update_freq: expected at least {parts} training images, found {len(self.train_set)}")
+        self.global_batch = self.micro_batch * parts
         self.steps_per_epoch = len(self.train_set) // self.global_batch
         self.total_steps = self.steps_per_epoch * config.epochs
         self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
+        # The recipe also warms up by epochs with --warmup_steps 0.
+        self.warmup = config.warmup_steps if config.warmup_steps > 0 else config.warmup_epochs * self.steps_per_epoch
 
     def build_optimizer(self) -> None:
-        """AdamW, the schedule's warm-up, the moving average, and their preparation for devices and processes."""
+        """AdamW and the moving average, on the device and for all processes."""
         config, device = self.config, self.accelerator.device
         groups = parameter_groups(self.model, config)
         optimizer = make_optimizer(groups, device, lr=config.lr, betas=tuple(config.opt_betas), eps=config.opt_eps)
-        self.loss_model = LossModel(self.model, config.label_smoothing)
-        self.loss_model, self.optimizer = self.accelerator.prepare(self.loss_model, optimizer)
-        self.ema = ModelEmaV3(self.model, decay=config.model_ema_decay) if config.model_ema else None
-        # The recipe ignores warmup_steps 0, too, and warms up by epochs then.
-        self.warmup = config.warmup_steps if config.warmup_steps > 0 else config.warmup_epochs * self.steps_per_epoch
+        loss_model = LossModel(self.model, config.label_smoothing)
+        self.loss_model, self.optimizer = self.accelerator.prepare(loss_model, optimizer)
+        if config.model_ema:
+            self.ema = ModelEmaV3(self.model, decay=config.model_ema_decay)
 
     # --- training ---
 
     def run(self) -> dict[str, Any]:
-        """Train, or with --eval validate, and return the results, which are also in results.json or validation.json.
+        """Train and return the results, which are also in results.json; with --eval only validate.
 
         SIGTERM and SIGINT end the process with status 143 and 130 after the current step, with last/ saved.
         """
         if self.config.eval:
             return self.validate_only()
-        main, self.started = self.accelerator.is_main_process, time.monotonic()
-        with lock_folder(self.output, "training") if main else nullcontext(), on_signals(self.receive):
+        self.started = time.monotonic()
+        with (
+            lock_folder(self.output, "training") if self.accelerator.is_main_process else nullcontext(),
+            on_signals(self.receive),
+        ):
             self.load()
             if self.accelerator.device.type == "cuda":  # a CPU has no out-of-memory error that could be caught
                 self.fit_batch()
-            self.start()
+            self.start_log()
             stopped = self.end_epoch() if self.validation_is_due() else ""
             while self.step < self.last_step and not stopped:
                 epoch, first = divmod(self.step, self.steps_per_epoch)
@@ -376,53 +391,28 @@ class Trainer:
                         self.ema.update(self.model)
                     self.step += 1
                     self.log_step(done, epoch, lr, batches, time.monotonic() - clock)
-                    stopped, save = self.agree()
-                    if save and not stopped:
-                        self.save()
+                    stopped, save_now = self.agree()
                     if stopped or self.step == self.last_step:
                         break
+                    if save_now:
+                        self.save()
                     clock = time.monotonic()
                 self.save()
                 if self.validation_is_due() and not stopped:
                     stopped = self.end_epoch()
             return self.finish(stopped or "finished")
 
-    def start(self) -> None:
-        """Print what will be trained and start the tracker."""
-        there = [f"{name}/" for name in ("last", "best") if (self.output / name).exists()]
-        if there and not self.step:
-            self.print(f"{self.output}: starting from scratch; {' and '.join(there)} of an earlier run will be replaced")
-        self.print(
-            f"{len(self.train_set)} images, {self.total_steps} steps of {self.global_batch}, "
-            f"{len(self.caption_types)} caption types; on {self.accelerator.device}"
-        )
-        if self.val_set is None:
-            self.print("no validation split: best/ is the latest state")
-        if self.step >= self.last_step:
-            self.print("all steps are done; --no_auto_resume starts from scratch")
-        if self.accelerator.is_main_process and not self.step:
-            write_text(self.output / LOG_NAME, "")
-        options = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in dataclasses.asdict(self.config).items()}
-        self.accelerator.init_trackers("beit3lib", options, {"tensorboard": {"purge_step": self.step + 1}})
-        self.saved_at = self.started
-
     def batches(self, epoch: int, first: int) -> Iterator[list[Batch]]:
         """The micro-batches of each step of an epoch for this process, from step `first` of the epoch on."""
-        config, world, rank, size = (
-            self.config,
-            self.accelerator.num_processes,
-            self.accelerator.process_index,
-            self.micro_batch,
-        )
+        world, rank, size = self.accelerator.num_processes, self.accelerator.process_index, self.micro_batch
         order = self.train_set.epoch_batches(epoch, self.global_batch)[first : self.steps_per_epoch]
         mine = [whole[(part * world + rank) * size :][:size] for whole in order for part in range(self.update_freq)]
-        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         loader = torch.utils.data.DataLoader(
             self.train_set.at_epoch(epoch),
             batch_sampler=mine,
-            num_workers=min(config.num_workers, max(1, cores), shared_memory_workers(size * self.train_set[0][0].nbytes)),
+            num_workers=num_workers(self.config.num_workers, size * self.train_set[0][0].nbytes),
             collate_fn=self.train_set.collate,
-            pin_memory=config.pin_mem and self.accelerator.device.type == "cuda",
+            pin_memory=self.config.pin_mem and self.accelerator.device.type == "cuda",
             worker_init_fn=ignore_signals,
         )
         loaded = iter(loader)
@@ -432,8 +422,8 @@ class Trainer:
     def fit_batch(self) -> None:
         """Reduce the micro-batch until the images with the longest captions fit in memory; the global batch stays.
 
-        Before the first step and without communication, because a process that runs out of memory in a step would leave
-        the others waiting for its gradients.
+        This runs before the first step and without communication, because a process that runs out of memory in a step would
+        leave the others waiting for its gradients.
         """
         size, longest = self.micro_batch, np.argsort(-self.train_set.lengths, kind="stable")
         while not self.fits([self.train_set[i] for i in longest[:size]]):
@@ -443,14 +433,14 @@ class Trainer:
         size = min(gather_object([size]))
         if size < self.micro_batch:
             self.update_freq *= self.micro_batch // size
-            self.print(f"out of memory with batch_size {self.micro_batch}: now {size}, with update_freq {self.update_freq}")
+            self.print(f"out of memory with batch_size {self.micro_batch}: using {size}, with update_freq {self.update_freq}")
             self.micro_batch = size
 
     def fits(self, samples: list) -> bool:
         """Whether forward and backward of these samples fit in memory, beside the two moments that AdamW keeps."""
         try:
-            batch = self.train_set.collate(samples).to(self.accelerator.device)
             moments = [] if self.optimizer.state else [torch.empty_like(p) for p in self.model.parameters() for _ in range(2)]
+            batch = self.train_set.collate(samples).to(self.accelerator.device)
             with self.accelerator.autocast(), self.accelerator.no_sync(self.loss_model):
                 self.loss_model.train()(batch).mean().backward()
             del moments
@@ -461,50 +451,51 @@ class Trainer:
         return True
 
     def receive(self, number: int) -> None:
-        """Note a signal; the current step is finished first, but a validation, after which last/ is saved, is ended."""
+        """Note a signal for `agree` after the current step; a validation is ended at once, because last/ is saved before it."""
         self.signal = number
-        if self.may_raise:
-            raise SystemExit(128 + number)
+        if self.in_validation:
+            raise Interrupted
 
     def agree(self) -> tuple[str, bool]:
         """Why to stop after this step ("" to continue) and whether to save, the same answer in every process."""
         now, limit, every = time.monotonic(), 60 * self.config.max_minutes, 60 * self.config.save_every_minutes
-        late = bool(limit) and now - self.started > 0.9 * limit  # a tenth is for saving
-        wishes = [
-            self.signal == signal.SIGTERM,
-            self.signal == signal.SIGINT,
-            late,
-            bool(every) and now - self.saved_at > every,
-        ]
+        late = bool(limit) and now - self.started > 0.9 * limit  # the last tenth is for saving
+        wishes = [self.signal == signal.SIGTERM, self.signal == signal.SIGINT, late, bool(every) and now - self.saved > every]
         if self.accelerator.num_processes > 1:
-            wishes = self.accelerator.reduce(torch.tensor(wishes, device=self.accelerator.device).float(), "sum").tolist()
-        reasons = [reason for reason, wish in zip(("SIGTERM", "SIGINT", "out of time"), wishes, strict=False) if wish]
-        return (reasons or [""])[0], bool(wishes[-1])
+            wishes = torch.tensor(wishes, dtype=torch.float, device=self.accelerator.device)
+            wishes = self.accelerator.reduce(wishes, "sum").tolist()
+        reasons = [reason for reason, wish in zip(("SIGTERM", "SIGINT", "out of time"), wishes[:3], strict=True) if wish]
+        return (reasons or [""])[0], bool(wishes[3])
 
     def validation_is_due(self) -> bool:
-        """Whether an epoch, or the run, has ended without its validation."""
+        """Whether an epoch or the run has ended without its validation."""
         ended = self.step % self.steps_per_epoch == 0 or self.step == self.last_step
         return self.step > 0 and ended and self.validated != self.step
 
     def end_epoch(self) -> str:
         """Validate, keep the best captioner, and note in last/ that this is done; returns why to stop, or ""."""
-        epoch = (self.step - 1) // self.steps_per_epoch
-        event, score = None, None
+        epoch, score, result = (self.step - 1) // self.steps_per_epoch, None, None
         if self.val_set is not None:
-            self.may_raise = True
-            result = validate(self.captioner(), self.val_set, self.train_set, self.config, self.accelerator)
-            self.may_raise = False
-            score, timing = result["score"], {"seconds": result.pop("seconds", None)}
-            event = {"event": "validation", "step": self.step, "epoch": epoch, "timing": timing, **result}
+            self.in_validation = True
+            try:
+                if self.signal:
+                    raise Interrupted
+                result = validate(self.captioner(), self.val_set, self.train_set, self.config, self.accelerator)
+            except Interrupted:
+                return signal.Signals(self.signal).name
+            finally:
+                self.in_validation = False
+            score = result["score"]
             self.print(f"epoch {epoch + 1}: {summary(result)}")
         self.stale = 0 if score is None or self.best_score is None or score > self.best_score else self.stale + 1
         if not self.stale:
             self.best_score = score
-            self.save_best("best")
+            self.save_captioner("best")
         if self.step % (self.steps_per_epoch * self.config.save_ckpt_freq) == 0 and self.step < self.total_steps:
-            self.save_best(f"checkpoint-{epoch + 1}")
-        if event:
-            self.log(event)
+            self.save_captioner(f"checkpoint-{epoch + 1}")
+        if result is not None:
+            seconds = result.pop("seconds")
+            self.log({"event": "validation", "step": self.step, "epoch": epoch, "timing": {"seconds": seconds}, **result})
         self.validated = self.step
         if self.accelerator.is_main_process:
             self.write_state(self.output / "last")
@@ -515,21 +506,19 @@ class Trainer:
         return ""
 
     def finish(self, stopped: str) -> dict[str, Any]:
-        """Write results.json, or leave the process with the status of the signal that stopped the run."""
+        """Write results.json; or exit with the status of the signal that stopped the run."""
         self.accelerator.end_training()
-        last = self.output / "last"
+        rerun = f"stopped after step {self.step}, saved in {self.output / 'last'}. Rerun the same command to resume."
         if stopped in ("SIGTERM", "SIGINT"):
-            self.print(f"{stopped}: stopped after step {self.step}, saved in {last}. Rerun the same command to resume.")
+            self.print(f"{stopped}: {rerun}")
             sys.exit(128 + signal.Signals[stopped])
         if stopped == "out of time":
-            if not self.validated:
-                self.save_best("best")  # no epoch is done, but there should be something to caption with
-            self.print(f"stopped before {self.config.max_minutes} minutes, saved in {last}. Rerun the same command to resume.")
-        elif self.accelerator.is_main_process:
-            read_run_state(last)
-            shutil.rmtree(previous_folder(last), ignore_errors=True)
-        events = read_log(self.output / LOG_NAME) if self.accelerator.is_main_process else []
-        losses = [event["loss"] for event in events if event["event"] == "step"]
+            self.print(f"{self.config.max_minutes} minutes: {rerun}")
+        if stopped == "out of time" and not self.validated:
+            self.save_captioner("best")  # no epoch is done, but there should be something to caption with
+        if not self.accelerator.is_main_process:
+            return {}
+        losses = [event["loss"] for event in read_log(self.output / LOG_NAME) if event["event"] == "step"]
         results = {
             "steps": self.step,
             "stopped": stopped,
@@ -543,19 +532,18 @@ class Trainer:
             "skipped_steps": self.skipped,
             "best": str(self.output / "best"),
         }
-        if self.accelerator.is_main_process:
-            write_json(self.output / RESULTS_NAME, results)
+        delete_previous(self.output / "last")
+        write_json(self.output / RESULTS_NAME, results)
         return results
 
     def validate_only(self) -> dict[str, Any]:
-        """Validate the weights of --finetune, or else those of last/."""
+        """Validate the weights of --finetune, or else those of last/; also writes validation.json."""
+        source = self.config.finetune or self.config.resume or str(self.output / "last")
         if not self.config.finetune:
-            folder = Path(self.config.resume or self.output / "last")
-            read_run_state(folder)
-            self.model.load_state_dict(load_file(folder / WEIGHTS_NAME))
-        self.model.to(self.accelerator.device)
+            load_pretrained(self.model, source)
+        self.model.to(self.accelerator.device).eval()
         result = validate(self.captioner(), self.val_set, self.train_set, self.config, self.accelerator)
-        self.print(f"{self.config.finetune or folder}: {summary(result)}")
+        self.print(f"{source}: {summary(result)}")
         if self.accelerator.is_main_process:
             write_json(self.output / VALIDATION_NAME, {"validation": result})
         return {"validation": result}
@@ -563,19 +551,17 @@ class Trainer:
     # --- saving and resuming ---
 
     def captioner(self) -> Captioner:
-        """The network (its moving average, if there is one) with tokenizer and decoding options."""
-        return Captioner(
-            model=self.ema.module if getattr(self, "ema", None) is not None else self.model,
-            tokenizer=self.tokenizer,
-            caption_types=self.caption_types,
-            max_tokens=self.config.num_max_bpe_tokens,
-            length_penalty=self.config.length_penalty,
-            meta=self.meta(),
-        )
+        """The network, or its moving average, with tokenizer and decoding options."""
+        model = (self.model if self.ema is None else self.ema.module).eval()
+        tokens, penalty = self.config.num_max_bpe_tokens, self.config.length_penalty
+        return Captioner(model, self.tokenizer, self.caption_types, tokens, penalty, self.meta())
 
     def meta(self) -> dict[str, Any]:
-        """What meta.json says about where weights come from."""
+        """What meta.json says about how to caption with the weights and where they come from."""
         return {
+            "caption_types": self.caption_types,
+            "max_tokens": self.config.num_max_bpe_tokens,
+            "length_penalty": self.config.length_penalty,
             "subject": self.config.subject,
             "aspect": self.config.aspect,
             "options": dataclasses.asdict(self.config),
@@ -589,8 +575,8 @@ class Trainer:
             "versions": versions(),
         }
 
-    def save_best(self, name: str) -> None:
-        """Save a captioner to load and caption with."""
+    def save_captioner(self, name: str) -> None:
+        """Save a folder to caption with."""
         if self.accelerator.is_main_process:
             with disk_errors(self.output / name):
                 save_captioner(self.captioner(), self.output / name, self.config.sentencepiece_model, self.meta())
@@ -599,78 +585,71 @@ class Trainer:
         """Save last/, from which training resumes; the state before it stays beside it until this one is known to be whole."""
         last = self.output / "last"
         if self.accelerator.is_main_process:
-            with suppress(OSError, ValueError):  # two states are on the disk, never three
-                read_run_state(last)
-                shutil.rmtree(previous_folder(last), ignore_errors=True)
+            delete_previous(last)  # so that two states are on the disk and never three
+            tensors = {"optimizer": self.optimizer.state_dict()}
+            tensors |= {"ema": self.ema.module.state_dict()} if self.ema is not None else {}
+            tensors |= {"scaler": self.accelerator.scaler.state_dict()} if self.accelerator.scaler is not None else {}
             with disk_errors(last), atomic_folder(last, keep_previous=True) as new:
-                weights, spm = self.model.state_dict(), self.config.sentencepiece_model
+                spm, weights = self.config.sentencepiece_model, self.model.state_dict()
                 write_captioner_files(new, weights, self.model.config, spm, self.meta())
-                scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
-                ema = self.ema.module.state_dict() if self.ema is not None else None
-                torch.save({"optimizer": self.optimizer.state_dict(), "ema": ema, "scaler": scaler}, new / OPTIMIZER_NAME)
+                torch.save(tensors, new / OPTIMIZER_NAME)
                 self.write_state(new)
         self.accelerator.wait_for_everyone()
-        self.saved_at = time.monotonic()
+        self.saved = time.monotonic()
 
     def write_state(self, folder: Path) -> None:
-        """Write `State` last, when the sizes of the other files are known."""
+        """Write `State`, after the other files because it lists their sizes."""
         files = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != STATE_NAME}
-        state = State(
-            self.step, self.validated, self.best_score, self.stale, self.skipped, self.global_batch,
-            dataclasses.asdict(self.config), self.index, files,
-        )  # fmt: skip
+        numbers = (self.step, self.validated, self.best_score, self.stale, self.skipped, self.global_batch)
+        state = State(*numbers, options=dataclasses.asdict(self.config), index=self.index, files=files)
         write_json(folder / STATE_NAME, dataclasses.asdict(state))
 
     def load(self) -> None:
-        """Resume from output_dir/last, else from --resume; a broken last/ falls back to the state saved before it."""
-        own = self.output / "last"
-        folders = [own, previous_folder(own)] if self.config.auto_resume else []
-        if self.config.resume:
-            folders += [Path(self.config.resume), previous_folder(self.config.resume)]
+        """Resume from last/ if there is one; a broken one falls back to the state saved before it."""
+        last, main = self.output / "last", self.accelerator.is_main_process
+        if self.config.resume and main and not readable_folder(last).exists():
+            copy_run(Path(self.config.resume).parent, self.output)
+        self.accelerator.wait_for_everyone()
         source, broken = None, []
+        folders = [last, previous_folder(last)] if self.config.auto_resume or self.config.resume else []
         for folder in filter(Path.exists, folders):
             try:
                 self.load_from(folder)
                 source = folder
                 break
             except (OSError, FileError, SafetensorError) as error:
-                broken.append(f"{error}")
+                broken.append(folder)
                 self.print(str(error))
         if len(set(gather_object([self.step]))) > 1:
-            raise ResumeError(f"{own}: some processes found it and others did not. Use an output_dir that all machines share.")
-        if source is None:
-            if broken:
-                raise ResumeError(f"{own}: no complete state to resume from. Start from scratch with --no_auto_resume.")
-            if self.config.resume:
-                raise FileNotFoundError(
-                    f"{self.config.resume}: expected the folder last/ of a run, found none. Leave --resume out."
-                )
-            return
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            if source == previous_folder(own):  # the broken last/ must not push the good state out at the next save
-                shutil.rmtree(own, ignore_errors=True)
-                os.replace(source, own)
-            elif source not in folders[:2] or not self.config.auto_resume:
-                self.copy_run(source)
+            raise ResumeError(f"{last}: some processes found it and others did not. Use an output_dir that all machines share.")
+        if source is None and broken:
+            raise ResumeError(f"{last}: no complete state to resume from. Start from scratch with --no_auto_resume.")
+        if source is not None and main:
+            if broken:  # it must not push the good state out at the next save
+                shutil.rmtree(last)
+            if source != last:
+                os.replace(source, last.resolve())
             log = [e for e in read_log(self.output / LOG_NAME) if e["step"] < self.step or self.is_done(e)]
-            write_text(self.output / LOG_NAME, "".join(as_line(event) for event in log))
-        self.print(f"resumed from {source} after step {self.step}" + (", an older state" if broken else ""))
+            write_text(self.output / LOG_NAME, "".join(map(as_line, log)))
+        if source is not None:
+            self.print(
+                f"resumed from {source} after step {self.step}" + (", the state before the broken one" if broken else "")
+            )
 
     def is_done(self, event: dict[str, Any]) -> bool:
-        """Whether an event of the log at the resumed step is part of the resumed state."""
+        """Whether an event of the log is of the resumed step, and not a validation that has to be repeated."""
         return event["step"] == self.step and (event["event"] == "step" or self.validated == self.step)
 
     def load_from(self, folder: Path) -> None:
-        """Load one state folder; `FileError` if a file is missing or damaged, `ResumeError` if it is of another run."""
+        """Load one saved state; `FileError` if a file is missing or damaged, `ResumeError` if it is of another run."""
         state = read_run_state(folder)
         different = differences(state, self.config)
         if state.global_batch != self.global_batch:
-            different.append(f"global batch {state.global_batch} (now {self.global_batch})")
+            different.append(f"a global batch of {state.global_batch} (now {self.global_batch})")
         if different:
             raise ResumeError(
-                f"{folder}: expected the state of a run with the same options and data, found {', '.join(different)}. Use the "
-                "same, or start from scratch with --no_auto_resume, for example from its weights with --finetune."
+                f"{folder}: expected a run with the same options and data, found {', '.join(different)}. Use the same, or start "
+                f"from scratch with --no_auto_resume (from these weights with --finetune {folder})."
             )
         if state.step > self.total_steps:
             raise FileError(f"{folder / STATE_NAME}: expected at most step {self.total_steps}, found {state.step}")
@@ -680,56 +659,75 @@ class Trainer:
             self.optimizer.load_state_dict(tensors["optimizer"])
             if self.ema is not None:
                 self.ema.module.load_state_dict(tensors["ema"])
-            if self.accelerator.scaler is not None and tensors["scaler"]:
+            if self.accelerator.scaler is not None and "scaler" in tensors:  # absent if the precision was another one
                 self.accelerator.scaler.load_state_dict(tensors["scaler"])
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise FileError(
-                f"{folder}: expected weights and optimizer state of this run, found other content ({reason})"
+                f"{folder}: expected the weights and optimizer of this run, found other content ({reason})"
             ) from None
         self.step, self.validated, self.skipped = state.step, state.validated, state.skipped
         self.best_score, self.stale = state.best_score, state.stale
 
-    def copy_run(self, last: Path) -> None:
-        """Bring best/ and the log of another run along, so that a session resumed elsewhere has them too."""
-        if (last.parent / "best").is_dir():
-            with atomic_folder(self.output / "best") as new:
-                shutil.copytree(last.parent / "best", new, dirs_exist_ok=True)
-        if (last.parent / LOG_NAME).is_file():
-            write_text(self.output / LOG_NAME, "".join(map(as_line, read_log(last.parent / LOG_NAME))))
-
     # --- log ---
+
+    def start_log(self) -> None:
+        """Print what will be trained, and start log.jsonl and the tracker."""
+        there = [f"{name}/" for name in ("last", "best") if (self.output / name).exists()]
+        if there and not self.step:
+            self.print(f"{self.output}: starting from scratch; {' and '.join(there)} of an earlier run will be replaced")
+        images, kinds = len(self.train_set), len(self.caption_types)
+        steps = f"{self.total_steps} steps of {self.global_batch}"
+        self.print(f"{images} images, {steps}, {kinds} caption types; on {self.accelerator.device}")
+        if self.val_set is None:
+            self.print("no validation split: best/ is the latest state")
+        if self.step >= self.last_step:
+            self.print("all steps are done; --no_auto_resume starts from scratch")
+        if self.accelerator.is_main_process and not self.step:
+            write_text(self.output / LOG_NAME, "")
+        options = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in dataclasses.asdict(self.config).items()}
+        self.accelerator.init_trackers("beit3lib", options, {"tensorboard": {"purge_step": self.step + 1}})
+        self.saved = self.started
 
     def log_step(self, done: Step, epoch: int, lr: float, batches: list[Batch], seconds: float) -> None:
         """A line of log.jsonl for every step, and one on the screen every few."""
         self.skipped += done.skipped
         if done.skipped and self.accelerator.scaler.get_scale() < SMALLEST_SCALE:
             raise TrainingStopped(
-                f"step {self.step}: gradients overflow fp16 at any scale. Try a lower --lr or --precision fp32."
+                f"step {self.step}: gradients overflow fp16 at any scale. Use a lower --lr or --precision fp32."
             )
         rate = sum(batch.num_tokens for batch in batches) * self.accelerator.num_processes / max(seconds, 1e-6)
-        left = (self.total_steps - self.step) * seconds / 60
-        values = {"loss": done.loss, "grad_norm": done.grad_norm if math.isfinite(done.grad_norm) else None, "lr": lr}
+        norm = done.grad_norm if math.isfinite(done.grad_norm) else None
         timing = {"seconds_per_step": round(seconds, 3), "tokens_per_s": round(rate), "peak_mb": peak_mb()}
-        self.log({"event": "step", "step": self.step, "epoch": epoch, **values, "skipped": self.skipped, "timing": timing})
+        event = {"event": "step", "step": self.step, "epoch": epoch, "loss": done.loss, "grad_norm": norm, "lr": lr}
+        self.log({**event, "skipped": self.skipped, "timing": timing})
         if self.step % PRINT_EVERY == 0 or self.step in (1, self.last_step):
+            left = (self.last_step - self.step) * seconds / 60
             self.print(
                 f"step {self.step}/{self.total_steps}  epoch {epoch + 1}  loss {done.loss:.3f}  {rate:.0f} tokens/s  "
                 f"{left:.1f} min left" + (f"  {self.skipped} steps skipped" if self.skipped else "")
             )
 
     def log(self, event: dict[str, Any]) -> None:
-        """Append one event to log.jsonl and send its numbers to the tracker."""
+        """Append one event to log.jsonl and send it to the tracker."""
         if not self.accelerator.is_main_process:
             return
         with (self.output / LOG_NAME).open("a", encoding="utf-8") as file:
             file.write(as_line(event))
-        numbers = {**event, **event["timing"]}
-        prefix = "train" if event["event"] == "step" else "validation"
-        flat = {f"{prefix}/{name}": value for name, value in numbers.items() if isinstance(value, (int, float))}
-        for name, score in event.get("by_caption_type", {}).items():
-            flat[f"{prefix}/score/{name}"] = score
-        self.accelerator.log(flat, step=event["step"])
+        if not self.accelerator.trackers:
+            return
+        kind, samples = event["event"], event.get("samples", [])
+        numbers = {**event, **event["timing"], **{f"score {k}": v for k, v in event.get("by_caption_type", {}).items()}}
+        values = {f"{kind}/{name}": value for name, value in numbers.items() if isinstance(value, (int, float))}
+        lines = [f"{s['image']}, {s['caption_type']}: {s['caption']}" for s in samples]
+        self.accelerator.log({**values, **({f"{kind}/captions": "\n\n".join(lines)} if lines else {})}, step=event["step"])
+        paths = dict.fromkeys(self.val_set.root / sample["image"] for sample in samples)
+        size = (self.model.config.image_size,) * 2
+        images = [np.asarray(open_image(path).resize(size)) for path in paths]
+        for tracker in self.accelerator.trackers:
+            if images and hasattr(tracker, "log_images"):
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({f"{kind}/images": np.stack(images)}, step=event["step"], **layout)
 
 
 def as_line(event: dict[str, Any]) -> str:
@@ -740,10 +738,32 @@ def as_line(event: dict[str, Any]) -> str:
 def summary(result: dict[str, Any]) -> str:
     """One line about a validation."""
     score = "no score" if result["score"] is None else f"score {result['score']:.1f}"
-    return f"{score} on {result['captions']} captions, {result['distinct']:.0%} distinct, {result['copied']:.0%} copied from training"
+    of_references = f"({result['references']['distinct']:.0%} of the references)"
+    distinct = f"{result['distinct']:.0%} distinct {of_references}"
+    return f"{score} on {result['captions']} captions, {distinct}, {result['copied']:.0%} equal to a training caption"
 
 
 # --- around the run ------------------------------------------------------------------------------------------------
+
+
+def delete_previous(last: Path) -> None:
+    """Delete the state before `last` if that one is known to be whole."""
+    with suppress(OSError, ValueError):
+        read_run_state(last)
+        shutil.rmtree(previous_folder(last))
+
+
+def copy_run(source: Path, output: Path) -> None:
+    """Copy last/, best/ and the log of another run, for example from a read-only mount, to resume it in `output`."""
+    if not (source / "last").is_dir():
+        raise FileNotFoundError(f"{source / 'last'}: expected the folder last/ of a run, found none. Leave --resume out.")
+    for name in ("best", "last"):  # last/ comes last: where it is, the copy is complete
+        if (source / name).is_dir():
+            with atomic_folder(output / name) as new:
+                for file in (source / name).iterdir():
+                    shutil.copyfile(file, new / file.name)
+        if name == "best" and (source / LOG_NAME).is_file():
+            write_text(output / LOG_NAME, "".join(map(as_line, read_log(source / LOG_NAME))))
 
 
 @contextmanager
@@ -762,27 +782,20 @@ def on_signals(handle: Callable[[int], None]) -> Iterator[None]:
 
 
 def ignore_signals(_: int) -> None:
-    """Let loader workers outlive a Ctrl-C, which reaches the whole process group: the step still needs its images."""
+    """Let a loader worker outlive Ctrl-C, which reaches the whole process group: the current step still needs its images."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def shared_memory_workers(batch_bytes: int) -> int:
-    """How many loader workers /dev/shm has room for, each with two batches; with too little they would hang."""
-    if not Path("/dev/shm").is_dir():
-        return sys.maxsize
-    return int(shutil.disk_usage("/dev/shm").free // (3 * batch_bytes))
-
-
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Each library has its own exception for a full disk: name the folder and what is still there."""
+    """Name the folder that could not be written: each library has its own exception for a full disk."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         raise TrainingStopped(
-            f"{folder}: saving failed ({error}). The state saved before is still there. Free some space, if that is what is "
-            "missing, and rerun the same command."
+            f"{folder}: saving failed ({error}). The state saved before is still there. If the disk is full, free some space, "
+            "and rerun the same command."
         ) from error
 
 
