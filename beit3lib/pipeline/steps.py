@@ -21,10 +21,10 @@ from beit3lib import sample
 from beit3lib.data.aspects import SUBJECTS, write_caption_files
 from beit3lib.data.index import INDEX_NAME, IndexReport, build_index, index_images, read_table, write_table
 from beit3lib.data.predictions import PREDICTIONS_NAME, read_predictions
-from beit3lib.data.prepared import find_prepared, import_prepared
+from beit3lib.data.prepared import find_prepared, import_prepared, list_test_segments
 from beit3lib.data.wts import list_segments, read_wts, split_by_group
 from beit3lib.files import Problem, atomic_folder, atomic_path, exit_on_error, read_json, readable_folder, write_json
-from beit3lib.pipeline.manifest import find_download, load_manifest
+from beit3lib.pipeline.manifest import READERS, load_manifest
 from beit3lib.pipeline.run_folder import (
     PHASES_NAME,
     SCORES_NAME,
@@ -102,15 +102,15 @@ def find_data(dataset: str = "auto", root: str | Path = "") -> tuple[str, Path]:
     if dataset not in DATASETS:
         raise ValueError(f"dataset: expected one of {', '.join(DATASETS)}, got {dataset!r}.")
     manifest, given = load_manifest(), Path(root).expanduser() if root else None
-    for kind, finder in (("wts", find_download), ("prepared", find_prepared)):
+    for kind, finder in READERS.items():
         found = (finder(given) if given else manifest.find(kind)) if dataset in ("auto", kind) else None
         if found is not None:
             print(f"data: {manifest.entries[kind].what}, in {found}")
             return kind, found
-    if dataset in ("wts", "prepared") and given is None:
+    if dataset in READERS and given is None:
         manifest.locate(dataset)  # raises MissingInput
     if dataset != "sample" and given is not None:
-        wanted = " or ".join(manifest.entries[kind].what for kind in ("wts", "prepared") if dataset in ("auto", kind))
+        wanted = " or ".join(manifest.entries[kind].what for kind in READERS if dataset in ("auto", kind))
         raise FileNotFoundError(f"{given}: expected {wanted}, found {'something else' if given.exists() else 'nothing'}.")
     found = given if given and given.is_dir() else manifest.find("sample") or _draw_sample(project_folder() / "data" / "sample")
     print(f"data: {manifest.entries['sample'].what}, in {found}")
@@ -147,7 +147,7 @@ def prepare(
     options |= {"max_scenarios": max_scenarios}
     with record_stage(run, "prepare", options) as section:
         if kind == "prepared":
-            prepared, segments, read = import_prepared(root, run)  # adapted when the data room lands
+            prepared, segments, read = _prepare_images(run, root)
         else:
             prepared, segments, read = _prepare_videos(run, root, kind, options, jobs)
         phases, problems, _ = prepared
@@ -200,6 +200,14 @@ def _prepare_videos(run: Path, root: Path, kind: str, options: dict[str, Any], j
             write_caption_files(part, new / str(split))
     prepared = Prepared(blurred.phases, sorted({*problems, *blurred.problems}), pd.DataFrame(choices))
     return prepared, pd.concat(segments, ignore_index=True), sum(map(len, tables))
+
+
+def _prepare_images(run: Path, root: Path) -> tuple[Prepared, pd.DataFrame, int]:
+    """Copy images and caption files that exist already; returns what `_prepare_videos` does."""
+    source = find_prepared(root)
+    phases, problems = import_prepared(source, run)
+    segments = [list_segments(phases[phases["split"] != "test"]), list_test_segments(source)]
+    return Prepared(phases, problems, pd.DataFrame()), pd.concat(segments, ignore_index=True), len(phases)
 
 
 def _first_scenarios(table: pd.DataFrame, count: int) -> pd.DataFrame:
