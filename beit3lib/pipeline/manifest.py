@@ -154,8 +154,8 @@ def _count(folder: Path, pattern: str, enough: int) -> int:
 
 
 def load_manifest(path: str | Path | None = None, here: Path | None = None) -> Manifest:
-    """Read a manifest; by default the project's own, which is beside the package or in the working folder."""
-    own = [Path(__file__).parents[2] / NAME, Path.cwd() / NAME]
+    """Read a manifest; by default the project's own, which is beside the package, in the working folder, or installed."""
+    own = [Path(__file__).parents[2] / NAME, Path.cwd() / NAME, Path(sys.prefix) / "share" / "beit3lib" / NAME]
     path = Path(path) if path else next((p for p in own if p.is_file()), own[0])
     text = read_text(path, MAX_BYTES)
     try:
