@@ -317,7 +317,7 @@ def blur_table(
         path, names = str(Path(path).resolve()) if path else "", rows["phase"].astype(str).tolist()
         work.append(_Job(video, path, spans_s, names, images, image_size, weights, 1 if processes > 1 else 0))
     there, made = set(), 0
-    with tqdm(total=len(work), desc="motion blur", unit=" videos") as bar:
+    with tqdm(total=len(work), desc="motion blur", unit=" video") as bar:
         for done in _run(work, processes):
             there.update(done.images)
             made += done.made
