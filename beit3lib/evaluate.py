@@ -479,7 +479,7 @@ def caption_run(
     found = choose_device(device)
     if found.type == "cuda":
         found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    captioner = load_captioner(folder, found).to_inference_precision()
+    captioner = load_captioner(folder, found)
     images = images_to_caption(run, splits, captioner, max_images)
     meta = {"checkpoint": checkpoint, "checkpoint_sha256": file_hash(folder / WEIGHTS_NAME), "splits": list(splits)}
     if int(os.environ.get("RANK", 0)) == 0:
