@@ -92,16 +92,14 @@ WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "vehicle_motion": {
         "stopped": (
             "The vehicle has stopped and its speed is 0 km/h.",
+            "The vehicle has stopped at 0 km/h.",
             "The vehicle has stopped.",
-            "The vehicle is standing still at 0 km/h.",
-            "The speed of the vehicle is 0 km/h, it has stopped.",
         ),
         **{
             value: (
                 f"The vehicle is going straight ahead {speed} at a speed of {km_h} km/h.",
-                f"The vehicle is going straight ahead at {km_h} km/h.",
-                f"The vehicle is going {speed} with a speed of {km_h} km/h.",
-                f"The speed of the vehicle is {km_h} km/h, it is going {speed}.",
+                f"The vehicle is going {speed} at {km_h} km/h.",
+                f"The vehicle is going {speed} straight ahead.",
             )
             for value, (speed, km_h) in SPEEDS.items()
         },
@@ -109,27 +107,26 @@ WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "pedestrian_motion": {
         "standing": (
             "The pedestrian is standing still and looking at the vehicle.",
-            "The pedestrian has stopped and is looking at the vehicle.",
+            "The pedestrian is standing still and looking ahead.",
             "The pedestrian is standing still.",
         ),
         "walking": (
             "The pedestrian is walking slowly towards the vehicle.",
-            "The pedestrian is going slowly towards the vehicle.",
-            "The pedestrian is walking straight ahead.",
+            "The pedestrian is walking slowly straight ahead.",
+            "The pedestrian is walking slowly.",
         ),
         "rushing": (
             "The pedestrian is rushing out towards the vehicle.",
-            "The pedestrian is rushing straight ahead.",
-            "The pedestrian is rushing out fast.",
+            "The pedestrian is rushing out straight ahead.",
+            "The pedestrian is rushing out.",
         ),
     },
     "clothes": {
         "": (
             "The pedestrian wears a {upper} jacket and {lower} slacks.",
             "The pedestrian wears {lower} slacks and a {upper} jacket.",
-            "The jacket of the pedestrian is {upper} and the slacks are {lower}.",
+            "The pedestrian has a {upper} jacket and {lower} slacks.",
             "The pedestrian wears a {upper} jacket.",
-            "The jacket of the pedestrian is {upper}.",
         ),
     },
     "position_vehicle": {
@@ -152,7 +149,6 @@ WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
         "": (
             "The road is a {lanes} residential road with {surface} surface.",
             "There is a {lanes} residential road with {surface} surface.",
-            "It is a {lanes} road with {surface} surface.",
             "The {lanes} residential road has {surface} surface.",
         ),
     },
@@ -160,12 +156,12 @@ WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
         "both": (
             "There are sidewalks on both sides.",
             "The road has sidewalks on both sides.",
-            "There is a sidewalk on either side of the road.",
+            "It has sidewalks on both sides.",
         ),
         "no": (
             "There is no sidewalk on either side.",
             "The road has no sidewalk.",
-            "There is no sidewalk on the road.",
+            "It has no sidewalk.",
         ),
     },
     "weather": {
