@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import stat
@@ -112,7 +113,7 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
 
 def printable(text: str) -> str:
     """Replace lone surrogates, which no file can hold as UTF-8, by U+FFFD."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if not text.isascii() else text
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def finite(value: Any) -> float | None:

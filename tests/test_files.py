@@ -1,16 +1,37 @@
-"""Files and folders are whole or absent, whatever happens while they are written."""
+"""Files and folders are complete or absent, reading is bounded, and a folder has one writer."""
 
-import importlib
 import json
-import re
+import os
+import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from beit3lib.files import Problem, atomic_folder, atomic_path, read_json, recover_folder, sweep_up, write_json, write_text
+from beit3lib.files import (
+    FileError,
+    Problem,
+    atomic_folder,
+    atomic_path,
+    file_hash,
+    finite,
+    lock_folder,
+    parse_json,
+    previous_folder,
+    printable,
+    read_json,
+    read_json_lines,
+    read_text,
+    readable_folder,
+    write_json,
+    write_text,
+)
+
+# --- writing -------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_keeps_its_old_content_when_writing_fails(tmp_path):
+def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = write_text(tmp_path / "a.txt", "old")
     with pytest.raises(RuntimeError), atomic_path(path) as temporary:
         temporary.write_text("half")
@@ -18,93 +39,165 @@ def test_a_file_keeps_its_old_content_when_writing_fails(tmp_path):
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_new_file_is_not_there_when_writing_fails(tmp_path):
+def test_an_interrupted_write_leaves_no_file(tmp_path):
     with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "deep" / "a.jpg") as temporary:
+        temporary.write_text("half")
         assert temporary.suffix == ".jpg"
         raise KeyboardInterrupt
     assert list((tmp_path / "deep").iterdir()) == []
 
 
-def test_json_goes_there_and_back_and_nan_is_refused(tmp_path):
-    value = {"é": [1, 2.5, None, "\u2028"]}
-    assert read_json(write_json(tmp_path / "a.json", value)) == value
+def test_the_next_write_replaces_the_temporary_file_of_a_killed_one(tmp_path):
+    kill = "import os, sys, beit3lib.files as f\nwith f.atomic_path(sys.argv[1]) as t: t.write_text('half'); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", kill, tmp_path / "a.txt"]).returncode == 9
+    assert [p.name for p in tmp_path.iterdir()] == [".a.tmp.txt"]
+    write_text(tmp_path / "a.txt", "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_files_get_the_permissions_of_the_umask(tmp_path):
+    path = write_text(tmp_path / "a.txt", "text")
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_folder_is_replaced_completely_or_not_at_all(tmp_path):
+    path = tmp_path / "best"
+    (tmp_path / ".best.new").mkdir()  # left by a killed process
+    for content in ("old", "new"):
+        with atomic_folder(path) as folder:
+            (folder / "weights").write_text(content)
+    with pytest.raises(OSError), atomic_folder(path) as folder:
+        (folder / "weights").write_text("half")
+        raise OSError
+    assert (path / "weights").read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["best"]
+
+
+def test_the_previous_folder_is_kept_on_request(tmp_path):
+    for content in ("1", "2", "3"):
+        with atomic_folder(tmp_path / "last", keep_previous=True) as folder:
+            (folder / "step").write_text(content)
+    assert (tmp_path / "last" / "step").read_text() == "3"
+    assert (previous_folder(tmp_path / "last") / "step").read_text() == "2"
+
+
+def test_a_folder_killed_between_its_two_renames_is_read_from_the_previous_one(tmp_path):
+    with atomic_folder(tmp_path / "best") as folder:
+        (folder / "weights").write_text("old")
+    os.replace(tmp_path / "best", previous_folder(tmp_path / "best"))
+    assert (readable_folder(tmp_path / "best") / "weights").read_text() == "old"
+    with atomic_folder(tmp_path / "best") as folder:
+        (folder / "weights").write_text("new")
+    assert readable_folder(tmp_path / "best") == tmp_path / "best" and [p.name for p in tmp_path.iterdir()] == ["best"]
+
+
+def test_a_folder_may_be_a_link_to_a_larger_disk(tmp_path):
+    disk = tmp_path / "disk" / "last"
+    disk.mkdir(parents=True)
+    link = tmp_path / "run" / "last"
+    link.parent.mkdir()
+    link.symlink_to(disk)
+    with atomic_folder(link, keep_previous=True) as folder:
+        (folder / "step").write_text("1")
+    assert link.is_symlink() and (disk / "step").read_text() == "1"
+    assert previous_folder(link).parent == disk.parent
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text("abc\u2028\u0085"), inner),
+)
+
+
+@given(st.lists(st.dictionaries(st.text("ab\u2028"), JSON), max_size=5))
+def test_json_lines_are_read_back_whatever_they_contain(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("lines") / "rows.jsonl"
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    assert read_json_lines(path) == rows
+
+
+def test_json_may_start_with_a_byte_order_mark_and_nan_is_refused(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "a.json", dict) == {"a": 1}
     with pytest.raises(ValueError, match="(?i)nan|not JSON compliant"):
         write_json(tmp_path / "b.json", float("nan"))
     assert not (tmp_path / "b.json").exists()
+    with pytest.raises(FileError, match="NaN is not a JSON number"):
+        parse_json("[NaN]", "a.json")
 
 
-def test_json_that_is_missing_or_cut_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.json: expected a JSON file"):
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b'{"a": [1, 2', "expected JSON, found text that is not"),
+        (b"\xff\xfe\x00", "expected UTF-8 text, found another encoding"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[1]", r"expected an object \{…\} at the top level, found list"),
+        (b'{"a": 1' + b"0" * 5000 + b"}", "expected JSON, found text that is not"),
+    ],
+)
+def test_a_broken_json_file_is_named_with_the_reason(tmp_path, content, message):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(FileError, match=rf"a\.json: .*{message}"):
+        read_json(tmp_path / "a.json", dict)
+
+
+def test_a_broken_line_is_named_with_its_number(tmp_path):
+    write_text(tmp_path / "a.jsonl", '{"a": 1}\n\n[5]\n')
+    with pytest.raises(FileError, match=r"a\.jsonl, line 3: expected an object"):
+        read_json_lines(tmp_path / "a.jsonl")
+
+
+def test_pipes_devices_folders_and_large_files_are_refused_before_they_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    write_text(tmp_path / "long.txt", "x" * 11)
+    for name, message in (("pipe", "pipe or device"), ("zero", "pipe or device"), (".", "a folder"), ("loop", "found"),
+                          ("long.txt", "expected at most")):  # fmt: skip
+        with pytest.raises(FileError, match=message):
+            read_text(tmp_path / name, max_bytes=10)
+    with pytest.raises(FileNotFoundError, match="none.json: expected a file here, found none"):
         read_json(tmp_path / "none.json")
-    (tmp_path / "cut.json").write_text(json.dumps({"a": [1, 2, 3]})[:-3])
-    with pytest.raises(ValueError, match="cut.json: expected JSON"):
-        read_json(tmp_path / "cut.json")
 
 
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
-    place = tmp_path / "best"
-    (tmp_path / ".best.x1.new").mkdir()  # a killed process left it
-    for content in ("old", "new"):
-        with atomic_folder(place) as folder:
-            (folder / "weights").write_text(content)
-    assert (place / "weights").read_text() == "new"
-    with pytest.raises(OSError), atomic_folder(place) as folder:
-        (folder / "weights").write_text("half")
-        raise OSError
-    assert (place / "weights").read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["best"]
+def test_numbers_that_are_not_finite_become_none():
+    assert [finite(v) for v in ("1.5", 2, None, "x", float("inf"), 10**400, [])] == [1.5, 2.0, None, None, None, None, None]
 
 
-def test_a_folder_killed_between_its_two_steps_comes_back(tmp_path):
-    (tmp_path / ".best.old").mkdir()
-    (tmp_path / ".best.old" / "weights").write_text("old")
-    (tmp_path / ".best.x1.new").mkdir()
-    assert (recover_folder(tmp_path / "best") / "weights").read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["best"]
+def test_lone_surrogates_become_printable():
+    assert printable("a\udce9b\ud800") == "a\ufffdb\ufffd" and printable("é") == "é"
+
+
+def test_the_hash_of_a_file_is_that_of_its_content(tmp_path):
+    write_text(tmp_path / "a", "abc")
+    assert file_hash(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_a_problem_reads_as_a_sentence():
     assert str(Problem("a.mp4", "cut off", "download it again")) == "a.mp4: cut off (download it again)"
 
 
-def test_what_a_killed_write_left_is_swept_up_and_no_more(tmp_path):
-    names = (".log.ab12cd_x.jsonl", ".log.more.ab12cd_x.jsonl", ".log.ab12cd_x.json", "log.jsonl")
-    for name in names:
-        (tmp_path / name).touch()
-    sweep_up(tmp_path / "log.jsonl")
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names[1:])
+# --- locking -------------------------------------------------------------------------------------------------------
 
 
-# --- commands ------------------------------------------------------------------------------------------------------
+def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path):
+    code = "import sys, beit3lib.files as f\nwith f.lock_folder(sys.argv[1], 'preparation'): pass"
+    with lock_folder(tmp_path / "run", "training"):
+        second = subprocess.run([sys.executable, "-c", code, tmp_path / "run"], capture_output=True, text=True)
+        assert f"in use by training (process {os.getpid()} on " in second.stderr
+    assert subprocess.run([sys.executable, "-c", code, tmp_path / "run"]).returncode == 0
 
 
-@pytest.mark.parametrize(
-    "module, arguments, told",
-    [
-        ("checkpoint", "nowhere out.pth", "nowhere: expected a checkpoint folder, found none with model.safetensors"),
-        ("checkpoint", "nowhere .", ".: expected the name of a file to write, found a folder"),
-        ("gallery", "nowhere.json", "nowhere.json: expected a JSON file here, found none"),
-        ("gallery", "other.json", "as notebook 4 writes it; found one with the keys scenario"),
-        ("gallery", "other.json --image-root nowhere", "nowhere: expected the folder that pictures are named from"),
-        ("manifest", "wtss", "no entry 'wtss'; it has sample, wts"),
-        ("metrics", "--predictions_file . --ground_truth full", ".: expected a JSON file, found a folder"),
-        ("metrics", "--predictions_file other.json --ground_truth full", "full: expected caption files (*_caption.json)"),
-        ("metrics", "--predictions_file other.json --ground_truth nowhere", "nowhere: expected a folder of caption files"),
-        ("sample", "full", "full: expected a new folder or an earlier sample, found something else"),
-        ("sample", "other.json", "other.json: expected a new folder or an earlier sample, found something else"),
-        ("steps", "nowhere", "nowhere: expected a run with summary.json, found none"),
-        ("kaggle", "out --owner you --attach wtss", "wtss not among what data_manifest.yaml has for Kaggle"),
-        ("kaggle", "out --owner=", "expected your user name on Kaggle, found ''"),
-        ("train", "--data_path here", "--sentencepiece_model: expected the path of beit3.spm, found none given"),
-        ("train", "--sentencepiece_model a --data_path b --output_dir c", "a: expected the sentencepiece model beit3.spm here"),
-    ],
-)
-def test_a_command_ends_with_one_sentence_where_it_cannot_go_on(tmp_path, monkeypatch, module, arguments, told):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "other.json").write_text('{"scenario": []}')
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "notes.txt").write_text("mine")
-    monkeypatch.setattr(sys, "argv", [module, *arguments.split()])
-    with pytest.raises(SystemExit) as ended:
-        importlib.import_module(f"beit3lib.{module}").main()
-    assert told in str(ended.value) and re.match(r"\w+: ", str(ended.value)), ended.value
-    assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    code = "import os, sys, beit3lib.files as f\nwith f.lock_folder(sys.argv[1], 'training'): os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code, tmp_path]).returncode == 9
+    with lock_folder(tmp_path, "training"):
+        pass
