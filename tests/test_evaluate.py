@@ -141,9 +141,10 @@ def test_running_out_of_memory_halves_the_batch(run, captioner, monkeypatch, uni
 
 
 def test_scores_need_a_reference_and_an_absent_aspect_needs_an_empty_caption():
-    table = pd.DataFrame({"caption": ["a b", "a b", "", "a b", ""], "reference": ["a b", None, "", "", "a b"]}, dtype=object)
+    text = "The road is wide and dry."
+    table = pd.DataFrame({"caption": [text, text, "", text, ""], "reference": [text, None, "", "", text]}, dtype=object)
     scores = score_predictions(table)["official_score"]
-    assert scores[0] > 90 and np.isnan(scores[1]) and scores[2:].tolist() == [100.0, 0.0, 0.0]
+    assert scores[0] > 99 and np.isnan(scores[1]) and scores[2:].tolist() == [100.0, 0.0, 0.0]
 
 
 def test_a_single_caption_type_keeps_images_without_its_reference(run):
@@ -267,13 +268,20 @@ def test_max_minutes_stops_between_batches_and_the_next_start_continues(run, cap
     assert len(caption(captioner, run)) == 12 * 10 and (run / "predictions.json").read_bytes() == uninterrupted
 
 
-def test_a_full_disk_keeps_finished_batches(run, captioner, monkeypatch, uninterrupted):
+@pytest.mark.parametrize("syncs, file", [(1, "predictions.partial.jsonl"), (2, "predictions.json")])
+def test_a_full_disk_keeps_finished_batches(run, captioner, monkeypatch, uninterrupted, syncs, file):
+    """The disk is full after the header is written, or when the result is written."""
+    sync, calls = os.fsync, []
+
     def full(handle):
-        raise OSError(28, "No space left on device")
+        calls.append(handle)
+        if len(calls) > syncs:
+            raise OSError(28, "No space left on device")
+        sync(handle)
 
     with monkeypatch.context() as patch:
-        patch.setattr("beit3lib.data.predictions.os.fsync", full)
-        with pytest.raises(OSError, match="predictions.partial.jsonl: No space left on device. Finished captions are kept"):
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=f"{file}: No space left on device. Finished captions are kept"):
             caption(captioner, run)
     caption(captioner, run)
     assert (run / "predictions.json").read_bytes() == uninterrupted
@@ -318,7 +326,7 @@ def test_batch_size_is_a_power_of_two_that_fits_memory(captioner, monkeypatch):
 def test_the_command_writes_the_file_of_a_run(run, capsys):
     evaluate.main([str(run), "--num_beams", "1", "--batch_size", "2", "--num_workers", "0", "--device", "cpu"])
     table, out = read_predictions(run / "predictions.json"), capsys.readouterr().out
-    assert len(table) == 4 * 10 and list(table)[:-1] == list(COLUMNS) and "100%" in out and "4 images; cpu" in out
+    assert len(table) == 4 * 10 and list(table)[:-1] == list(COLUMNS) and "100%" in out and "4 images on cpu" in out
     assert len(read_meta(run / "predictions.json")["checkpoint_sha256"]) == 64
 
 
@@ -327,6 +335,13 @@ def test_a_quick_look_leaves_the_predictions_alone(run):
     table = caption_run(run, max_images=1, splits=("train", "val"), num_beams=1, device="cpu")
     assert len(table) == 2 * 10 and len(read_predictions(run / "predictions.quick.json")) == 2 * 10
     assert (run / "predictions.json").read_text() == "hours of work"
+
+
+def test_interrupting_the_command_says_how_to_continue(run, stop_after, capsys):
+    stop_after(1)
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([str(run), "--batch_size", "1", "--num_workers", "0", "--device", "cpu"])
+    assert stopped.value.code == 130 and "run the same command again to continue" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["nowhere"], ["RUN", "--checkpoint", "none"], ["RUN", "--splits", "test"]])
