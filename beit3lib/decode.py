@@ -9,11 +9,12 @@ R = S x K rows of the text stream, C slots of the text cache, t slots in use.
 Source: the decoding of the public BEiT-3 captioning recipe.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from beit3lib.model import TEXT, CaptionModel, ImageMemory, ModelConfig, output_and_ffn, project_qkv
 
@@ -74,6 +75,34 @@ def generate(
     """
     if max_tokens < 3:
         raise ValueError(f"max_tokens: expected 3 or more, got {max_tokens}")
+    with linear_weights_in_autocast_precision(model):
+        return _search(model, images_or_memory, tokenizer, prompts, num_beams, max_tokens, length_penalty)
+
+
+@contextmanager
+def linear_weights_in_autocast_precision(model: nn.Module) -> Iterator[None]:
+    """Replace the weights of linear layers by copies in the precision of autocast while the block runs.
+
+    Autocast casts the weights again in every call without gradients, which takes most of the time of a decoding step: on a
+    CPU a product of 48 rows with bf16 weights takes a third to a quarter of the time. Results are exactly the same.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    original = [(layer, layer.weight, layer.bias) for layer in layers]
+    device = layers[0].weight.device.type
+    try:
+        if torch.is_autocast_enabled(device):
+            for layer, *parameters in original:
+                layer.weight, layer.bias = (
+                    nn.Parameter(parameter.detach().to(torch.get_autocast_dtype(device)), requires_grad=False)
+                    for parameter in parameters
+                )
+        yield
+    finally:
+        for layer, weight, bias in original:
+            layer.weight, layer.bias = weight, bias
+
+
+def _search(model, images_or_memory, tokenizer, prompts, num_beams, max_tokens, length_penalty) -> list[Caption]:
     memory = model.encode_image(images_or_memory) if isinstance(images_or_memory, Tensor) else images_or_memory
     starts = [[tokenizer.bos_token_id, *prompt] for prompt in prompts]
     decoder = TextDecoder(model, memory, starts, num_beams, max_tokens, tokenizer.mask_token_id)
