@@ -492,6 +492,7 @@ function boardCell(image, type) {
   const stated = own.flatMap(i => contradictionOf(i) || []);
   return el("td", {}, thumbnail(image),
     ...stated.map(({ value, most }) => el("span", { class: most ? "tag even" : "tag worse" }, most ? value : `⚠ ${value}`)),
+    own.length ? null : el("p", { class: "none" }, "(no caption of this type)"),
     ...own.map(i => el("p", { class: "gen", dir: "auto" }, ...captionWords(run(), i))));
 }
 
