@@ -16,9 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from beit3lib.model import TEXT, CaptionModel, ImageMemory, ModelConfig, output_and_ffn, project_qkv
-
-PROMPT_SLOTS = 8  # more than the tokens of any prompt
+from beit3lib.model import TEXT, CaptionModel, ImageMemory, output_and_ffn, project_qkv
 
 
 class Caption(NamedTuple):
@@ -301,12 +299,3 @@ def word_probs(tokenizer, caption: Caption) -> list[float]:
                     pending, inside = set(), True
                 words[-1].add(index)
     return [float(torch.tensor([caption.log_probs[index] for index in word]).sum().exp()) for word in words]
-
-
-def cache_bytes_per_image(config: ModelConfig, num_prompts: int, num_beams: int, max_tokens: int, bytes_per_value: int) -> int:
-    """Return the memory that `generate` needs per image for keys and values of the text.
-
-    It has two buffers, and a third for a moment when sequences are dropped.
-    """
-    slots, per_slot = max_tokens + PROMPT_SLOTS, config.layers * 2 * config.width * bytes_per_value
-    return 3 * num_prompts * num_beams * slots * per_slot

@@ -12,7 +12,6 @@ from test_model import TINY, make_model
 
 from beit3lib.decode import (
     Caption,
-    cache_bytes_per_image,
     generate,
     linear_weights_in_autocast_precision,
     shared_attention,
@@ -213,9 +212,3 @@ def test_word_probs_has_one_value_per_word_whatever_the_ids(ids):
 def test_word_probs_of_generated_captions_match_their_words(model, tokenizer):
     for caption in generate(model, random_images(model, 32), tokenizer, [[]]):
         assert len(word_probs(tokenizer, caption)) == len(caption.text.split())
-
-
-def test_cache_bytes_per_image_of_the_large_model():
-    """Ten prompts with three beams are 30 rows per image, of 72 slots in 24 layers."""
-    large = model_config("beit3_large_patch16_224")
-    assert cache_bytes_per_image(large, 10, 3, 64, bytes_per_value=4) == 3 * 30 * 72 * 24 * 2 * 1024 * 4
