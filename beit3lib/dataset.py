@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from beit3lib.data.images import open_image
 from beit3lib.tokenizer import prompt_ids
 from beit3lib.transforms import Augmentation, can_swap, swap_left_right, to_tensor
 
@@ -26,24 +27,6 @@ UNNAMED = ("", "")  # the one caption type of an index without subject and aspec
 POOL = 16  # batches that are grouped by length together: less padding, while the order stays random
 CACHE_BYTES = 1_000_000_000  # of decoded images; the sample's 400 images take 0.1 GB
 CaptionType = tuple[str, str]  # (subject, aspect)
-
-
-class ImageError(ValueError):
-    """An image that cannot be opened."""
-
-
-def open_image(image: str | Path | Image.Image) -> Image.Image:
-    """Open an image as RGB."""
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    try:
-        with Image.open(image) as opened:
-            return opened.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ImageError(f"{image}: expected an image, found a file that cannot be opened ({error})") from None
-
-
-load_image = open_image
 
 
 # --- batches -------------------------------------------------------------------------------------------------------
@@ -191,8 +174,12 @@ def group_captions(table: pd.DataFrame, caption_types: Sequence[CaptionType], to
         captions = {(line.subject, line.aspect): (line.text_segment, line.caption) for line in known}
         if len(caption_types) > 1:
             subjects, listed = {subject for subject, _ in captions}, {(line.subject, line.aspect) for line in lines}
-            captions |= {kind: ([], "") for kind in caption_types if kind[0] in subjects and kind not in listed}
-        wanted = {kind: captions[kind] for kind in caption_types if kind in captions}
+            captions |= {
+                caption_type: ([], "")
+                for caption_type in caption_types
+                if caption_type[0] in subjects and caption_type not in listed
+            }
+        wanted = {caption_type: captions[caption_type] for caption_type in caption_types if caption_type in captions}
         if wanted or not captions:  # an image that has only captions of other types is no sample
             samples.append(Sample(image, wanted))
     return samples
@@ -214,7 +201,9 @@ class CaptionDataset(torch.utils.data.Dataset):
         if len(self.caption_types) > 1 and table["subject"].isna().all():
             self.caption_types = [UNNAMED]
         several = len(self.caption_types) > 1
-        self.prompts = {kind: prompt_ids(tokenizer, *kind) if several else [] for kind in self.caption_types}
+        self.prompts = {
+            caption_type: prompt_ids(tokenizer, *caption_type) if several else [] for caption_type in self.caption_types
+        }
         samples = group_captions(table, self.caption_types, tokenizer)
         self.samples = [sample for sample in samples if sample.captions or not train]
         if not self.samples:
@@ -258,15 +247,15 @@ class CaptionDataset(torch.utils.data.Dataset):
             if flip and config.flip == "swap":
                 flip = swap = all(can_swap(text) for _, text in sample.captions.values())
             image = self.augment(image, rng, flip)
-        captions = [self._caption(kind, ids, text, swap) for kind, (ids, text) in sample.captions.items()]
+        captions = [self._caption(caption_type, ids, text, swap) for caption_type, (ids, text) in sample.captions.items()]
         packed = pack(captions, config.captioning_mask_prob, self.tokenizer.mask_token_id, rng)
         return to_tensor(image, self.image_size), packed, sample.image
 
-    def _caption(self, kind: CaptionType, ids: list[int], text: str, swap: bool) -> tuple[list[int], int]:
+    def _caption(self, caption_type: CaptionType, ids: list[int], text: str, swap: bool) -> tuple[list[int], int]:
         """`<s>` prompt caption `</s>` and the length of the prompt, which `num_max_bpe_tokens` does not count."""
         if swap and ids:
             ids = self.tokenizer.encode(swap_left_right(text), add_special_tokens=False)
-        prompt, ids = self.prompts[kind], ids[: self.config.num_max_bpe_tokens - 2]
+        prompt, ids = self.prompts[caption_type], ids[: self.config.num_max_bpe_tokens - 2]
         return [self.tokenizer.bos_token_id, *prompt, *ids, self.tokenizer.eos_token_id], len(prompt)
 
     def _image(self, index: int) -> Image.Image:
@@ -288,7 +277,7 @@ class CaptionDataset(torch.utils.data.Dataset):
 
     def reference(self, index: int) -> dict[CaptionType, str]:
         """The known captions of a sample, "" for an aspect that is not mentioned; empty if the sample has no caption."""
-        return {kind: text for kind, (_, text) in self.samples[index].captions.items()}
+        return {caption_type: text for caption_type, (_, text) in self.samples[index].captions.items()}
 
 
 def _check_tokenizer(samples: list[Sample], tokenizer, root: Path) -> None:

@@ -8,7 +8,7 @@ Captioning can be stopped at any time, also by SIGKILL: the same command continu
 Finished batches are appended to `predictions.partial.jsonl` beside the output. The result does not depend on interruptions,
 because images are divided into batches once, by position, and a batch is the unit of work. A checkpoint or options that
 differ from those of the partial file are named, the partial file is kept as `….partial.old.jsonl`, and captioning starts
-from scratch: mixed predictions would be wrong without a sign of it, and no work is deleted.
+from scratch: a mixture would look like the predictions of one checkpoint, and no work is deleted.
 """
 
 import argparse
@@ -45,6 +45,9 @@ from beit3lib.data.index import INDEX_NAME, read_index
 from beit3lib.data.predictions import (
     PREDICTIONS_NAME,
     QUICK_NAME,
+    PartialResults,
+    captions_are_kept,
+    partial_path,
     predictions_table,
     read_meta,
     read_predictions,
@@ -53,20 +56,19 @@ from beit3lib.data.predictions import (
 from beit3lib.dataset import UNNAMED, CaptionDataset, CaptionType, group_captions, num_workers
 from beit3lib.decode import Caption, word_probs
 from beit3lib.device import choose_device, choose_precision, inference_precision
-from beit3lib.files import FolderInUse, exit_on_error, file_hash, readable_folder, write_text
-from beit3lib.track2.metrics import score_pairs
+from beit3lib.files import FileError, FolderInUse, exit_on_error, file_hash, readable_folder
+from beit3lib.track2.metrics import meteor_is_comparable, score_pairs
 from beit3lib.transforms import to_tensor
 
 IMAGE_COLUMNS = ("image", "scenario", "split", "source", "view", "video", "label", "phase")
-SYNC_SECONDS = 30  # results are synced to disk this often; a killed process alone loses at most the current batch
-MAX_BATCH = 64  # images decoded together; above it the rate no longer grows
+MAX_BATCH = {"cuda": 64, "cpu": 16}  # images decoded together; on a CPU more are not faster (tiny model: 34 ms each from 16 on)
 
 
 # --- decoding ------------------------------------------------------------------------------------------------------
 
 
 class _Images(Dataset):
-    """Images as tensors (3, S, S); one that cannot be read is a text that says why."""
+    """Images as tensors (3, S, S); an unreadable image is replaced by the text of its error."""
 
     def __init__(self, paths: Sequence[Path], size: int) -> None:
         self.paths, self.size = paths, size
@@ -81,9 +83,9 @@ class _Images(Dataset):
 
 def _stack(items: list[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor | None, dict[int, str]]:
     """The indices of readable images, their pixels (B, 3, S, S), and {index: problem} of the others."""
+    pixels = {index: item for index, item in items if isinstance(item, Tensor)}
     problems = {index: item for index, item in items if isinstance(item, str)}
-    indices = [index for index, _ in items if index not in problems]
-    return indices, torch.stack([item for _, item in items if not isinstance(item, str)]) if indices else None, problems
+    return list(pixels), torch.stack(list(pixels.values())) if pixels else None, problems
 
 
 def caption_batches(
@@ -123,7 +125,7 @@ def _generate(captioner: Captioner, pixels: Tensor, num_beams: int) -> list[Capt
 
 
 def choose_batch_size(captioner: Captioner, num_beams: int) -> int:
-    """How many images to decode together: a power of two up to `MAX_BATCH` that fits 60 % of the free memory.
+    """How many images to decode together: a power of two, up to `MAX_BATCH`, that fits 60 % of the free memory.
 
     Counted per image: three stores of text keys and values, the keys and values of the image, and two of logits.
     """
@@ -137,7 +139,7 @@ def choose_batch_size(captioner: Captioner, num_beams: int) -> int:
         free = torch.cuda.mem_get_info(device)[0] + unused
     else:
         free = psutil.virtual_memory().available
-    fitting = max(1, min(MAX_BATCH, int(0.6 * free / each)))
+    fitting = max(1, min(MAX_BATCH.get(device.type, 16), int(0.6 * free / each)))
     return 2 ** int(math.log2(fitting))
 
 
@@ -185,42 +187,45 @@ def validate(
     rows = gather_object(rows) if processes > 1 else rows
     result = None
     if accelerator.is_main_process:
-        result = _validation_result(rows, [chosen[i] for i in _spread(len(chosen), config.samples)], train_set)
+        followed = [chosen[i] for i in _spread(len(chosen), config.samples)] if config.samples else []
+        result = _validation_result(rows, followed, train_set)
         result["seconds"] = round(time.monotonic() - started, 1)
     return broadcast_object_list([result])[0]
 
 
 def _spread(count: int, wanted: int) -> list[int]:
     """`wanted` indices spread evenly over `count`, the same in every epoch; all for 0."""
-    return (
-        list(range(count)) if not wanted or wanted >= count else np.linspace(0, count - 1, wanted).round().astype(int).tolist()
-    )
+    if not wanted or wanted >= count:
+        return list(range(count))
+    return np.linspace(0, count - 1, wanted).round().astype(int).tolist()
 
 
 def _validation_rows(val_set: CaptionDataset, index: int, captions: list[Caption]) -> list[dict[str, Any]]:
     """One row per caption that has a reference, or per caption if the image has no reference at all."""
     references = val_set.reference(index)
     rows = []
-    for kind, caption in zip(val_set.caption_types, captions, strict=True):
-        if kind in references or not references:
-            row = {"index": index, "image": val_set.samples[index].image, "caption_type": " ".join(kind).strip()}
-            rows.append({**row, "caption": caption.text, "reference": references.get(kind)})
+    for caption_type, caption in zip(val_set.caption_types, captions, strict=True):
+        if caption_type in references or not references:
+            row = {"index": index, "image": val_set.samples[index].image, "caption_type": _name(caption_type)}
+            rows.append({**row, "caption": caption.text, "reference": references.get(caption_type)})
     return rows
 
 
 def _validation_result(rows: list[dict[str, Any]], followed: list[int], train_set: CaptionDataset | None) -> dict[str, Any]:
     columns = ["index", "image", "caption_type", "caption", "reference"]
-    table = pd.DataFrame(rows, columns=columns, dtype=object).sort_values(["index"], kind="stable", ignore_index=True)
+    table = pd.DataFrame(rows, columns=columns, dtype=object).sort_values("index", kind="stable", ignore_index=True)
     table = score_predictions(table)
     scored = table[table["official_score"].notna()]
     if len(scored) < len(table):
         print(f"validation: {len(table) - len(scored)} of {len(table)} captions have no reference and no score", flush=True)
-    trained = set()
-    for index in range(len(train_set) if train_set is not None else 0):
-        trained |= {(" ".join(kind).strip(), text) for kind, text in train_set.reference(index).items()}
-    samples = table[table["index"].isin(followed)] if followed else table[:0]
+    trained = None
+    if train_set is not None:
+        known = (item for index in range(len(train_set)) for item in train_set.reference(index).items())
+        trained = {(_name(caption_type), text) for caption_type, text in known}
+    samples = table[table["index"].isin(followed)]
     return {
         "score": float(scored["official_score"].mean()) if len(scored) else None,
+        "comparable": meteor_is_comparable(),  # whether the score may be called official
         "captions": len(table),
         "by_caption_type": scored.groupby("caption_type", sort=False)["official_score"].mean().round(2).to_dict(),
         **_variety(table["caption_type"], table["caption"], trained),
@@ -229,11 +234,16 @@ def _validation_result(rows: list[dict[str, Any]], followed: list[int], train_se
     }
 
 
-def _variety(caption_types: Sequence[str], texts: Sequence[str | None], trained: set[tuple[str, str]]) -> dict[str, float]:
-    """Shares of non-empty texts that are distinct within their type, and that are training captions."""
+def _name(caption_type: CaptionType) -> str:
+    return " ".join(caption_type).strip()
+
+
+def _variety(caption_types: Sequence[str], texts: Sequence[str | None], trained: set | None) -> dict[str, float | None]:
+    """Shares of non-empty texts that are distinct within their type, and that are training captions (None: not known)."""
     pairs = [pair for pair in zip(caption_types, texts, strict=True) if pair[1]]
     count = max(1, len(pairs))
-    return {"distinct": len(set(pairs)) / count, "copied": sum(pair in trained for pair in pairs) / count}
+    copied = None if trained is None else sum(pair in trained for pair in pairs) / count
+    return {"distinct": len(set(pairs)) / count, "copied": copied}
 
 
 # --- the resumable job ---------------------------------------------------------------------------------------------
@@ -245,7 +255,7 @@ class _Plan:
     def __init__(self, images: pd.DataFrame, root: Path) -> None:
         self.records = _records(images)
         self.paths = [root / record["image"] for record in self.records]
-        self.sizes = [_file_size(path) for path in self.paths]
+        self.sizes = [path.stat().st_size if path.is_file() else -1 for path in self.paths]
         self.identity = {"images": len(self.records), "images_sha256": _hash([self.records, self.sizes])}
 
     def divide(self, batch_size: int) -> None:
@@ -254,7 +264,7 @@ class _Plan:
         self.batches = [list(range(i, min(i + batch_size, count))) for i in range(0, count, batch_size)]
         self.keys = [_hash([(self.records[i]["image"], self.sizes[i]) for i in batch])[:16] for batch in self.batches]
 
-    def finished(self, results: "_PartialResults") -> dict[int, list]:
+    def finished(self, results: PartialResults) -> dict[int, list]:
         """{batch number: captions of its images} for the batches in the partial files that belong to these images."""
         found = {}
         for line in results.lines():
@@ -265,129 +275,22 @@ class _Plan:
 
 
 def _records(images: pd.DataFrame) -> list[dict[str, Any]]:
-    """What the index says of each image, with None for missing values, and its references as [[subject, aspect, text], …]."""
+    """The index columns of each image, missing values as None, and its references as [[subject, aspect, text], …]."""
     columns = [*IMAGE_COLUMNS, "references"]
     table = images.reindex(columns=columns).astype(object)
     records = table.where(table.notna(), None).to_dict("records")
     for record in records:
         record["phase"] = None if record["phase"] is None else int(record["phase"])
-        record["references"] = [[*kind, text] for kind, text in (record["references"] or {}).items()]
+        record["references"] = [[*caption_type, text] for caption_type, text in (record["references"] or {}).items()]
     return records
-
-
-def _file_size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
 
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, ensure_ascii=True).encode()).hexdigest()
 
 
-def partial_path(output: str | Path, rank: int = 0) -> Path:
-    """Where process `rank` keeps finished batches. While the file of rank 0 exists, the job of `output` is unfinished."""
-    output = Path(output)
-    return output.with_name(f"{output.stem}.partial{f'.{rank}' if rank else ''}.jsonl")
-
-
-class _PartialResults:
-    """Finished batches, one JSON line each, in one append-only file per process; the first line is the job's header."""
-
-    def __init__(self, output: Path, rank: int) -> None:
-        self.output, self.rank = output, rank
-        self.file, self.synced = None, -math.inf
-        self.counted: dict[Path, int] = {}  # bytes of each file in which `new_batches` has counted lines
-
-    def files(self) -> list[Path]:
-        """The partial files of all processes, also of earlier starts with more of them."""
-        names = self.output.parent.glob(f"{self.output.stem}.partial*.jsonl")
-        return sorted(path for path in names if not path.name.endswith(".old.jsonl"))
-
-    def prepare(self, header: dict[str, Any], keep_batch_size: bool) -> None:
-        """Keep the files of this job, rename those of another one, and write the header; called by one process.
-
-        `keep_batch_size`: use the batch size of an earlier start, because nobody chose one.
-        """
-        main = partial_path(self.output)
-        old = _read_header(main)
-        names = [name for name in {**(old or {}), **header} if not (keep_batch_size and name == "batch_size")]
-        changed = [
-            f"{name} was {old.get(name)}, is {header.get(name)}" for name in names if old and old.get(name) != header.get(name)
-        ]
-        for path in self.files():
-            if changed or old is None or _read_header(path) != old:
-                os.replace(path, path.with_name(f"{path.stem}.old.jsonl"))
-            else:  # the last line may have been cut by a kill or a full disk
-                os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-        if changed:
-            print(f"{main}: starts from scratch, because {'; '.join(changed)}. The file is kept as {main.stem}.old.jsonl.")
-        if not main.exists():
-            write_text(main, json.dumps(header, ensure_ascii=False) + "\n")
-
-    def header(self) -> dict[str, Any]:
-        return _read_header(partial_path(self.output)) or {}
-
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """The finished batches in all files; a damaged line is skipped, so its batch is captioned again."""
-        for path in self.files():
-            with path.open("rb") as file:
-                for line in file.readlines()[1:]:
-                    try:
-                        batch = json.loads(line)
-                        yield {name: batch[name] for name in ("batch", "key", "captions")}
-                    except (ValueError, KeyError, TypeError, RecursionError):
-                        continue
-
-    def append(self, batch: dict[str, Any]) -> None:
-        """Append one finished batch: a kill after this call cannot lose it, a power cut only the last `SYNC_SECONDS`."""
-        path = partial_path(self.output, self.rank)
-        data = json.dumps(batch, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-        try:
-            if self.file is None:
-                if not path.exists():
-                    data = json.dumps(self.header(), ensure_ascii=False).encode() + b"\n" + data
-                self.file = path.open("ab", buffering=0)
-            while data:  # an unbuffered write may be short
-                data = data[self.file.write(data) :]
-            if time.monotonic() - self.synced > SYNC_SECONDS:
-                os.fsync(self.file.fileno())
-                self.synced = time.monotonic()
-        except OSError as error:
-            raise OSError(
-                f"{path}: {error.strerror}. Finished captions are kept: free some space and run the same command again."
-            ) from None
-
-    def new_batches(self) -> int:
-        """How many batches all processes have finished since the last call."""
-        count = 0
-        for path in self.files():
-            with path.open("rb") as file:
-                start = file.seek(self.counted.get(path, 0))
-                data = file.read()
-            count += data.count(b"\n") - (start == 0 and b"\n" in data)  # the first line is the header
-            self.counted[path] = start + len(data)
-        return count
-
-    def remove(self) -> None:
-        for path in self.files():
-            path.unlink()
-
-
-def _read_header(path: Path) -> dict[str, Any] | None:
-    """The first line of a partial file; None if there is no file, or its first line is not whole."""
-    try:
-        with path.open("rb") as file:
-            line = file.readline(1_000_000)
-        header = json.loads(line) if line.endswith(b"\n") else None
-    except (OSError, ValueError, RecursionError):
-        return None
-    return header if isinstance(header, dict) else None
-
-
 def _processes(captioner: Captioner) -> tuple[int, int, Callable[[], None]]:
-    """This process's rank among those that a launcher started, their number, and a function that waits for all."""
+    """Rank of this process, number of processes that a launcher started, and a function that waits for all of them."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return 0, 1, lambda: None
     state = PartialState(cpu=captioner.device.type == "cpu", timeout=timedelta(days=1))  # shares take unequal time
@@ -399,28 +302,32 @@ def caption_images(
     images: pd.DataFrame,
     root: str | Path,
     output: str | Path,
+    meta: dict[str, Any],
     num_beams: int = 3,
     batch_size: int | None = None,
     max_minutes: float = 0.0,
     num_workers: int = 10,
-    meta: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
     """Caption images with every caption type of the model, resumably, and write `output`; returns its table.
 
     `images`: one row per image as `images_to_caption` returns, paths relative to `root`. `meta` identifies the checkpoint; it
     is written to `output`, and a job with another `meta` is not continued. After `max_minutes` (0: no limit) the captions so
-    far are returned without scores; `output` is not written, and `partial_path(output)` exists.
+    far are returned without scores; `output` is not written, and `partial_path(output)` exists. `batch_size` is chosen by
+    `choose_batch_size` and kept when the job is continued, unless it is given.
     """
+    for name, value in (("num_beams", num_beams), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected 1 or more, got {value}")
     deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
     output, plan = Path(output), _Plan(images, Path(root))
-    options = {**(meta or {}), "num_beams": num_beams, "max_tokens": captioner.max_tokens}
+    options = {**meta, "num_beams": num_beams, "max_tokens": captioner.max_tokens}
     options |= {"length_penalty": captioner.length_penalty, "image_size": captioner.model.config.image_size}
-    options |= {"caption_types": [list(kind) for kind in captioner.caption_types or [UNNAMED]]}
+    options |= {"caption_types": [list(caption_type) for caption_type in captioner.caption_types or [UNNAMED]]}
     if _is_complete(output, options | plan.identity):
         print(f"{output}: complete. Delete it to caption these images again.")
         return read_predictions(output).drop(columns="outside")
     rank, processes, wait = _processes(captioner)
-    results = _PartialResults(output, rank)
+    results = PartialResults(output, rank)
     with _only_job(output) if rank == 0 else nullcontext():
         if rank == 0:
             size = batch_size or choose_batch_size(captioner, num_beams)
@@ -445,7 +352,10 @@ def _is_complete(output: Path, wanted: dict[str, Any]) -> bool:
     """Whether `output` has captions of this checkpoint, these options and these images, and no job for it is unfinished."""
     if not output.is_file() or partial_path(output).exists():
         return False
-    meta = read_meta(output)
+    try:
+        meta = read_meta(output)
+    except FileError:  # it is replaced
+        return False
     return {name: meta.get(name) for name in wanted} == wanted
 
 
@@ -481,15 +391,11 @@ def _caption_todo(
 
 
 def _as_json(captioner: Captioner, caption: Caption) -> list[Any]:
-    if not math.isfinite(caption.log_prob):
-        raise ValueError(
-            f"the model gives the log-probability {caption.log_prob}: its weights hold NaN or infinity. Train again from an "
-            "earlier checkpoint."
-        )
-    return [caption.text, round(caption.log_prob, 4), [round(p, 4) for p in word_probs(captioner.tokenizer, caption)]]
+    log_prob = round(caption.log_prob, 4) if math.isfinite(caption.log_prob) else None  # -inf where fp16 overflows
+    return [caption.text, log_prob, [round(p, 4) for p in word_probs(captioner.tokenizer, caption)]]
 
 
-def _finish(plan: _Plan, results: _PartialResults, output: Path, meta: dict[str, Any]) -> pd.DataFrame:
+def _finish(plan: _Plan, results: PartialResults, output: Path, meta: dict[str, Any]) -> pd.DataFrame:
     """Put the captions together; if none is missing, score and write them, and remove the partial files."""
     finished, rows, skipped = plan.finished(results), [], []
     for number in sorted(finished):
@@ -499,16 +405,17 @@ def _finish(plan: _Plan, results: _PartialResults, output: Path, meta: dict[str,
                 skipped.append({"image": record["image"], "problem": item})
                 continue
             references = {(subject, aspect): text for subject, aspect, text in record["references"]}
-            for kind, caption in zip(meta["caption_types"], item, strict=True):
+            for caption_type, caption in zip(meta["caption_types"], item, strict=True):
                 about = [record[name] for name in IMAGE_COLUMNS]
-                rows.append([*about, *kind, *caption, references.get(tuple(kind)), None])
+                rows.append([*about, *caption_type, *caption, references.get(tuple(caption_type)), None])
     table = predictions_table(rows)
     if len(finished) < len(plan.batches):
         count = sum(len(plan.batches[number]) for number in finished)
         print(f"{output}: {count} of {len(plan.records)} images captioned. Run the same command again to continue.")
         return table
     table = score_predictions(table).round({"official_score": 2})
-    write_predictions(output, table, {**meta, "skipped": skipped})
+    with captions_are_kept(output):
+        write_predictions(output, table, {**meta, "comparable": meteor_is_comparable(), "skipped": skipped})
     results.remove()
     if skipped:
         first = "; ".join(f"{image['image']}: {image['problem']}" for image in skipped[:5])
@@ -526,8 +433,8 @@ def images_to_caption(
 ) -> pd.DataFrame:
     """The images in the index files of `splits`, at most `max_images` of each, one row per image.
 
-    Columns are what the index says of an image, and `references`: {caption type: text}, "" for an aspect that is not
-    mentioned, without caption types whose reference is unknown. Splits without an index are skipped; with none it is an error.
+    Columns are `IMAGE_COLUMNS` and `references`: {caption type: text}, "" for an aspect that is not mentioned, and no entry
+    where the reference is unknown. Splits without an index are skipped; if there is none at all, that is an error.
     """
     root, tables = Path(root), []
     paths = {split: root / INDEX_NAME.format(split=split) for split in splits}
@@ -537,7 +444,7 @@ def images_to_caption(
         lines = read_index(path)
         references: dict[str, dict[CaptionType, str]] = {}
         for sample in group_captions(lines, captioner.caption_types or [UNNAMED], captioner.tokenizer):
-            references.setdefault(sample.image, {kind: text for kind, (_, text) in sample.captions.items()})
+            references.setdefault(sample.image, {caption_type: text for caption_type, (_, text) in sample.captions.items()})
         first = lines.drop_duplicates("image_path").head(max_images or len(lines)).rename(columns={"image_path": "image"})
         stems = first["image"].map(lambda name: Path(name).stem)  # the recipe's index names no scenario
         first = first.assign(split=split, scenario=first["scenario"].where(first["scenario"].notna(), stems))
@@ -564,25 +471,28 @@ def caption_run(
 
     `num_gpus` above 1 starts that many processes, which share the images.
     """
-    options = {name: value for name, value in locals().items() if name not in ("run", "num_gpus")}
     run = Path(run)
     output = run / (QUICK_NAME if max_images else PREDICTIONS_NAME)
     if num_gpus > 1 and "WORLD_SIZE" not in os.environ:
+        options = {"checkpoint": checkpoint, "splits": splits, "num_beams": num_beams, "batch_size": batch_size}
+        options |= {"max_images": max_images, "max_minutes": max_minutes, "num_workers": num_workers, "device": device}
         _launch(run, options, num_gpus)
         return predictions_table([]) if partial_path(output).exists() else read_predictions(output).drop(columns="outside")
     folder = readable_folder(run / checkpoint)
     found = choose_device(device)
     if found.type == "cuda":
         found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    captioner = load_captioner(folder, found).to_inference_precision()
+    captioner = load_captioner(folder, found)
     images = images_to_caption(run, splits, captioner, max_images)
     meta = {"checkpoint": checkpoint, "checkpoint_sha256": file_hash(folder / WEIGHTS_NAME), "splits": list(splits)}
-    print("{}: {} images; {}, {} ({})".format(output, len(images), found, *choose_precision("auto", found)))
-    return caption_images(captioner, images, run, output, num_beams, batch_size, max_minutes, num_workers, meta)
+    if int(os.environ.get("RANK", 0)) == 0:
+        precision, reason = choose_precision("auto", found)
+        print(f"{output}: {len(images)} images on {found}, precision {precision} ({reason})", flush=True)
+    return caption_images(captioner, images, run, output, meta, num_beams, batch_size, max_minutes, num_workers)
 
 
 def _launch(run: Path, options: dict[str, Any], num_gpus: int) -> None:
-    """Run this module in `num_gpus` processes; their output is printed here, so that notebooks show it."""
+    """Run this module in `num_gpus` processes, and print their output here, so that notebooks show it."""
     if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
         raise ValueError(f"num_gpus: expected at most {torch.cuda.device_count()}, the GPUs of this machine, got {num_gpus}")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_gpus)]
@@ -617,7 +527,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num_workers", type=int, default=10, help="processes that load images, at most one per core [10]")
     parser.add_argument("--num_gpus", type=int, default=1, help="processes that share the images [1]")
     parser.add_argument("--device", default="auto", choices=["auto", "cuda", "cpu"], help="[auto]")
-    caption_run(**vars(parser.parse_args(argv)))
+    options = vars(parser.parse_args(argv))
+    try:
+        caption_run(**options)
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command again to continue")
+        sys.exit(130)
 
 
 if __name__ == "__main__":
