@@ -260,7 +260,7 @@ class CaptionDataset(torch.utils.data.Dataset):
 
     def _image(self, index: int) -> Image.Image:
         path = self.root / self.samples[index].image
-        if get_worker_info() is not None:  # workers are started anew for each epoch: their cache would never be hit
+        if get_worker_info() is not None:  # workers are re-created every epoch, so a cache would never hit
             return open_image(path)
         if index not in self._cache:
             image = open_image(path)
@@ -281,7 +281,7 @@ class CaptionDataset(torch.utils.data.Dataset):
 
 
 def _check_tokenizer(samples: list[Sample], tokenizer, root: Path) -> None:
-    """Refuse ids that another tokenizer made: they stand for other words, and training on them raises no error.
+    """Refuse ids of another tokenizer: they decode to other words, and training on them raises no error.
 
     Single captions may differ, for example where two versions of transformers treat white space differently.
     """

@@ -166,8 +166,8 @@ def validate(
     """Caption `config.val_images` validation images, shared among processes, and score them; equal on every process.
 
     `score`: mean official score, None if no image has a reference. `distinct`: share of captions that differ from all others
-    of their type; `copied`: share that equal a training caption; `references`: the same shares of the references. Far fewer
-    distinct captions than distinct references indicate mode collapse.
+    of their type; `copied`: share that equal a caption of `train_set`, 0 without one; `references`: the same shares of the
+    references. Far fewer distinct captions than distinct references indicate mode collapse.
     """
     started = time.monotonic()
     chosen = _spread(len(val_set), config.val_images)
@@ -218,10 +218,8 @@ def _validation_result(rows: list[dict[str, Any]], followed: list[int], train_se
     scored = table[table["official_score"].notna()]
     if len(scored) < len(table):
         print(f"validation: {len(table) - len(scored)} of {len(table)} captions have no reference and no score", flush=True)
-    trained = None
-    if train_set is not None:
-        known = (item for index in range(len(train_set)) for item in train_set.reference(index).items())
-        trained = {(_name(caption_type), text) for caption_type, text in known}
+    known = (train_set.reference(index) for index in range(len(train_set) if train_set is not None else 0))
+    trained = {(_name(caption_type), text) for captions in known for caption_type, text in captions.items()}
     samples = table[table["index"].isin(followed)]
     return {
         "score": float(scored["official_score"].mean()) if len(scored) else None,
@@ -238,12 +236,11 @@ def _name(caption_type: CaptionType) -> str:
     return " ".join(caption_type).strip()
 
 
-def _variety(caption_types: Sequence[str], texts: Sequence[str | None], trained: set | None) -> dict[str, float | None]:
-    """Shares of non-empty texts that are distinct within their type, and that are training captions (None: not known)."""
+def _variety(caption_types: Sequence[str], texts: Sequence[str | None], trained: set[tuple[str, str]]) -> dict[str, float]:
+    """Shares of non-empty texts that are distinct within their type, and that are training captions."""
     pairs = [pair for pair in zip(caption_types, texts, strict=True) if pair[1]]
     count = max(1, len(pairs))
-    copied = None if trained is None else sum(pair in trained for pair in pairs) / count
-    return {"distinct": len(set(pairs)) / count, "copied": copied}
+    return {"distinct": len(set(pairs)) / count, "copied": sum(pair in trained for pair in pairs) / count}
 
 
 # --- the resumable job ---------------------------------------------------------------------------------------------

@@ -392,7 +392,7 @@ def test_validation_of_a_model_that_copies_training_captions(run, captioner, mon
 def test_validation_without_references_has_captions_and_no_score(run, captioner, drawn, capsys):
     recipe_table(drawn, run, "val", null=lambda number: True)
     found = validated(tiny_captioner([("", "")]), run, train=False)
-    assert found["score"] is None and found["captions"] == 4 and found["copied"] is None and found["by_caption_type"] == {}
+    assert found["score"] is None and found["captions"] == 4 and found["copied"] == 0 and found["by_caption_type"] == {}
     assert "4 of 4 captions have no reference" in capsys.readouterr().out and len(found["samples"]) == 2
     json.dumps(found, allow_nan=False)
 

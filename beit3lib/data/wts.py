@@ -12,10 +12,10 @@ download beside the rest. A file that cannot be used becomes a `Problem`; all ot
 import os
 import random
 import re
-import reprlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from reprlib import repr as show  # shortens any value for a message
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -226,11 +226,6 @@ def _find_files(report: Report, splits: Iterable[str]) -> tuple[dict[Camera, Wts
 # --- one caption file ----------------------------------------------------------------------------------------------
 
 
-def _show(value: Any) -> str:
-    """A value from outside for a message: short, however long it is."""
-    return reprlib.repr(value)
-
-
 def clean_text(text: str) -> str:
     """Replace what no CSV or JSON file can hold (lone surrogates, NUL) by U+FFFD."""
     return printable(text).replace("\0", "\ufffd")
@@ -242,7 +237,7 @@ def _read_caption_file(report: Report, file: WtsFile) -> tuple[list[str], list[t
     try:
         content = read_json(path, dict)
         if not isinstance(content.get("event_phase"), list):
-            raise FileError(f"{path}: expected a list event_phase, found {_show(content.get('event_phase'))}")
+            raise FileError(f"{path}: expected a list event_phase, found {show(content.get('event_phase'))}")
     except (OSError, ValueError) as error:
         report.add(where, f"{str(error).removeprefix(f'{path}: ')}; its videos are skipped", "download this file again")
         report.counts["caption_files_skipped"] += 1
@@ -268,11 +263,11 @@ def _listed_videos(report: Report, file: WtsFile, where: str, content: dict) -> 
     listed = listed if isinstance(listed, list) else [listed]
     names = [clean_text(os.path.basename(name.strip())) for name in listed if isinstance(name, str) and name.strip()]
     if len(names) < len([name for name in listed if name != ""]):
-        report.add(where, f"expected names of videos in {key}, found {_show(content[key])}")
+        report.add(where, f"expected names of videos in {key}, found {show(content[key])}")
     stems = list(dict.fromkeys(map(video_stem, names)))
     if file.source == "bdd" and stems != [file.scenario]:
         if stems:
-            report.add(where, f"expected video_name {file.scenario}.mp4, found {_show(stems)}; the file's own name is used")
+            report.add(where, f"expected video_name {file.scenario}.mp4, found {show(stems)}; the file's own name is used")
         return [file.scenario]
     return stems
 
@@ -284,12 +279,12 @@ def _read_phase(report: Report, file: WtsFile, where: str, number: int, entry: A
     phase = parse_phase(label)
     if phase is None:
         expected = f"expected a label 0–4 or one of {', '.join(PHASES)}"
-        report.add(where, f"phase entry {number}: {expected}, found {_show(labels)}; skipped")
+        report.add(where, f"phase entry {number}: {expected}, found {show(labels)}; skipped")
         return None
     label = str(label).strip()
     times_s = [finite(entry.get(name)) for name in ("start_time", "end_time")]
     if any(time_s is None or abs(time_s) > MAX_SECONDS for time_s in times_s):
-        found = _show([entry.get("start_time"), entry.get("end_time")])
+        found = show([entry.get("start_time"), entry.get("end_time")])
         report.add(where, f"phase {label}: expected start_time and end_time in seconds, found {found}; skipped")
         return None
     if times_s[0] > times_s[1]:
@@ -299,7 +294,7 @@ def _read_phase(report: Report, file: WtsFile, where: str, number: int, entry: A
         caption = entry.get(f"caption_{subject}")
         if not isinstance(caption, str) or not re.search(r"\w", caption):
             if file.split != "test":
-                report.add(where, f"phase {label}: expected text in caption_{subject}, found {_show(caption)}; no caption")
+                report.add(where, f"phase {label}: expected text in caption_{subject}, found {show(caption)}; no caption")
             caption = None
         elif clean_text(caption) != caption:
             report.add(where, f"phase {label}: caption_{subject} has characters that no file can hold; replaced by U+FFFD")
@@ -349,13 +344,11 @@ def read_wts(root: str | Path, split: str | None = None, keep_missing: bool = Fa
     phases["label"] = phases.groupby(["split", "scenario", "phase"])["label"].transform("first")
     for group, shared in _shared_groups(phases).items():
         report.add(group, f"one recording in both train and val: {', '.join(shared)}")
-    counts = {f"{kind}{end}": report.counts[f"{kind}{end}"] for kind in _COUNTED for end in ("", "_used", "_skipped")}
+    kinds = ("caption_files", "phases", "videos")
+    counts = {f"{kind}{end}": report.counts[f"{kind}{end}"] for kind in kinds for end in ("", "_used", "_skipped")}
     expected = report.counts["rows_expected"]
     counts |= {"videos_without_captions": report.counts["videos_without_captions"], "rows_expected": expected}
     return WtsTable(phases, report.problems, counts | {"rows": len(phases), "rows_skipped": expected - len(phases)})
-
-
-_COUNTED = ("caption_files", "phases", "videos")
 
 
 def _rows_of(report: Report, file: WtsFile, found: dict[str, Path], keep_missing: bool) -> list[tuple]:
