@@ -151,10 +151,8 @@ def prepare(
         else:
             prepared, segments, read = _prepare_videos(run, root, kind, options, jobs)
         phases, problems, _ = prepared
-        names = set(phases["image"])
-        for path in (run / "images").glob("*"):
-            if path.name not in names:
-                path.unlink()
+        for path in {*(run / "images").glob("[!.]*")} - {run / "images" / name for name in phases["image"]}:
+            path.unlink()  # an image of earlier data or options
         write_table(run / SEGMENTS_NAME, segments)
         write_table(run / PHASES_NAME, phases)
         (run / sample.DRAWN_NAME).unlink(missing_ok=True)
