@@ -122,7 +122,10 @@ def _draw_sample(folder: Path) -> Path:
     from beit3lib.sample.draw import write_sample
 
     print(f"data: drawing the sample into {folder} (half a minute)")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{folder}: expected a folder that can be written, got: {error}. Start in another folder.") from None
     with filelock.FileLock(folder.parent / ".sample.lock"):
         return load_manifest().find("sample") or write_sample(folder)
 
