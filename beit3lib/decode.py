@@ -1,7 +1,7 @@
 """Beam search: each image is encoded once, and all its prompts and beams attend to that one memory.
 
-A step feeds two tokens per beam, [last word, `<mask>`]. The output at `<mask>` predicts the next word; in the next step its
-keys and values are overwritten by those of that word. Words are tokens here, as in the recipe.
+A step feeds two tokens per beam, [last token, `<mask>`]. The output at `<mask>` predicts the next token; in the next step its
+keys and values are overwritten by those of that token.
 
 Shapes beside those of `model`: P prompts, S sequences still searched (at first B x P, image-major), K beams,
 R = S x K rows of the text stream, C slots of the text cache, t slots in use.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from beit3lib.data.wts import Report, list_files, locate, parse_phase, video_stem
+from beit3lib.data.wts import Report, list_files, parse_phase, video_stem
 from beit3lib.files import FileError, Problem, finite, read_json, read_text
 
 VIEW_CHOICES = ("all", "main", "best", "vehicle", "overhead")
@@ -39,13 +39,12 @@ def read_boxes(root: str | Path, phases: pd.DataFrame) -> Boxes:
     of a phase) or generated (by a tracker, every frame), `frame` the frame number from 0. Entries without an area, a
     phase or four numbers are skipped, with one problem per file; a video whose phases lack boxes is one problem.
     """
-    report, walked = Report(Path(root)), []
+    report = Report(Path(root).expanduser())
     columns = ["split", "scenario", "view", "video"]
     wanted = {(s, n, v, video_stem(video)): video for s, n, v, video in phases[columns].drop_duplicates().values.tolist()}
     rows: list[tuple] = []
     kinds = set()
-    for path in list_files(root, walked, skip=("videos", "caption")):
-        file = locate(path.relative_to(root))
+    for path, file in report.located(skip=("videos", "caption")):
         if file is None or not file.kind.startswith("bbox_"):
             continue
         video = wanted.get((file.split, file.scenario, file.view, path.name[: -len("_bbox.json")]))
@@ -54,8 +53,6 @@ def read_boxes(root: str | Path, phases: pd.DataFrame) -> Boxes:
             kinds.add((file.subject, kind))
             about = (file.scenario, file.split, file.view, video, file.subject, kind)
             rows += [(*about, *box) for box in _read_box_file(report, path)]
-    for problem in walked:
-        report.add(*problem)
     boxes = pd.DataFrame.from_records(rows, columns=BOX_COLUMNS).astype({"phase": "int64", "frame": "int64"})
     _report_missing_boxes(report, phases, boxes, kinds)
     return Boxes(boxes, report.problems, {name: report.counts[name] for name in ("boxes", "boxes_used", "boxes_skipped")})
@@ -139,7 +136,7 @@ def choose_views(
     problems: list[Problem] = []
     listed, scores = {}, {}
     if views == "main":
-        listed = _read_view_csvs(Path(root))
+        listed = _read_view_csvs(Path(root).expanduser())
     elif views == "best":
         if boxes is None:
             boxes, problems, _ = read_boxes(root, phases)

@@ -174,6 +174,14 @@ class Report:
         self._problems: list[Problem] = []
         self._per_file: Counter = Counter()
 
+    def located(self, skip: Iterable[str]) -> Iterator[tuple[Path, WtsFile | None]]:
+        """Yield every file below the root with what `locate` returns for it; add the problems of `list_files`."""
+        walked: list[Problem] = []
+        for path in list_files(self.root, walked, skip):
+            yield path, locate(path.relative_to(self.root))
+        for problem in walked:
+            self.add(*problem)
+
     def add(self, where: str | Path, what: str, todo: str = "") -> None:
         where = Path(os.path.relpath(where, self.root)).as_posix() if isinstance(where, Path) else where
         self._per_file[where] += 1
@@ -199,9 +207,8 @@ def _find_files(report: Report, splits: Iterable[str]) -> tuple[dict[Camera, Wts
     """Return the caption file and the videos ({stem: path}) of each split, scenario and view."""
     captions: dict[Camera, WtsFile] = {}
     videos: dict[Camera, dict[str, Path]] = defaultdict(dict)
-    other_splits, walked = set(), []
-    for path in list_files(report.root, walked, skip=("bbox_annotated", "bbox_generated")):
-        file = locate(path.relative_to(report.root))
+    other_splits = set()
+    for path, file in report.located(skip=("bbox_annotated", "bbox_generated")):
         if file is None:
             if path.name.endswith("_caption.json"):
                 report.add(path, "expected …/caption/<split>/<scenario>/<view>/ above it, found other folders; skipped")
@@ -216,8 +223,6 @@ def _find_files(report: Report, splits: Iterable[str]) -> tuple[dict[Camera, Wts
             if captions.setdefault(key, file) is not file:
                 report.counts["caption_files_skipped"] += 1
                 report.add(path, f"the same scenario and view as {captions[key].path.as_posix()}; skipped")
-    for problem in walked:
-        report.add(*problem)
     if not captions and other_splits:
         raise ValueError(f"{report.root}: expected caption files of {' or '.join(splits)}, found only those of other splits")
     return captions, videos
