@@ -20,23 +20,24 @@ const grouped = new Intl.NumberFormat("en").format;
 const inSentence = title => title[0].toLowerCase() + title.slice(1);
 const counted = (n, noun) => `${grouped(n)} ${noun}${n === 1 ? "" : "s"}`;
 
-const state = {
-  view: "overview", run: 0, other: -1, query: "", measure: "", order: "up", low: null, high: null, type: "", by: "type",
+const initial = {
+  view: "overview", run: 0, other: -1, query: "", measure: Object.keys(data.measures)[0], order: "up", low: null, high: null,
+  type: "", by: "type",
 };
+const state = { ...initial };
 const saved = loadNotes();
 let selected = []; // numbers of the rows that match all filters
 let groups = []; // their images in the chosen order: {image, rows} and the `statistics` of the rows
 let changes = []; // score of this run minus that of the other, per row
 let total = 0; // captions of the chosen runs
-let prepared = ""; // the runs and the version of the notes that `prepare` has last worked for
-let noteEdits = 0;
+let isStale = true; // whether other runs were chosen or notes changed since `prepare`
 
 /** Create an element; attributes that start with "on" are event listeners. */
 function el(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== false) node.setAttribute(name, value);
+    else if (value !== null) node.setAttribute(name, value);
   }
   node.append(...children.filter(child => child !== null));
   return node;
@@ -49,11 +50,16 @@ const isConfident = runs.some(one => one.confidence.some(Boolean)); // whether a
 
 /* --- values of a row */
 
+const rowsByImage = images.map(() => []);
+rows.image.forEach((image, i) => rowsByImage[image].push(i));
+const rowsOf = image => rowsByImage[image].filter(isThere);
+
 const run = () => runs[state.run];
 const other = () => (state.other < 0 ? null : runs[state.other]);
 const isThere = i => run().caption[i] >= 0 || (other() && other().caption[i] >= 0);
 const hasReference = i => rows.reference[i] >= 0 && run().caption[i] >= 0;
 const isExact = i => hasReference(i) && run().marks[i] === 0;
+const isRanged = () => state.low !== null || state.high !== null;
 const values = () => (state.measure === "change" ? changes : run().measures[state.measure] || []);
 
 function measure() {
@@ -139,34 +145,32 @@ function select() {
   const terms = state.query.toLowerCase().split(/\s+/).filter(Boolean);
   const inText = terms.map(term => lowered.map(text => text.includes(term)));
   const inName = terms.map(term => imageNames.map(name => name.includes(term)));
-  const tests = facets.map(f => (f.yes.size || f.no.size)
-    ? [f.yes.size === 0, ...f.keys.map(key => (f.yes.has(key) || f.yes.size === 0) && !f.no.has(key))] : null);
+  const isAllowed = facets.map(({ keys, yes, no }) => // by code + 1
+    [yes.size === 0, ...keys.map(key => (yes.size === 0 || yes.has(key)) && !no.has(key))]);
   const counts = facets.map(f => new Uint32Array(f.keys.length + 1));
   const codes = facets.map(f => f.codes);
   const mine = run().caption, theirs = other()?.caption;
   const { low, high } = measure();
   const [from, to] = [state.low ?? -Infinity, state.high ?? Infinity];
-  const ranged = state.low !== null || state.high !== null;
   const bins = new Uint32Array(BINS);
   const isScore = ["official_score", "change"].includes(state.measure);
   let exact = 0;
   const value = values();
   selected = [];
   for (let i = 0; i < count; i++) {
-    if (mine[i] < 0 && !(theirs && theirs[i] >= 0)) continue;
+    if (!isThere(i)) continue;
     const isFound = (_, t) => inText[t][mine[i]] || (theirs && inText[t][theirs[i]]) || inText[t][rows.reference[i]]
       || inName[t][rows.image[i]];
     if (!terms.every(isFound)) continue;
     let failed = 0, failing = -1;
-    for (let f = 0; f < tests.length; f++) if (tests[f] && !tests[f][codes[f][i] + 1]) { failed++; failing = f; }
+    for (let f = 0; f < codes.length; f++) if (!isAllowed[f][codes[f][i] + 1]) { failed++; failing = f; }
     if (failed === 0 && value[i] != null) { // the histogram shows captions outside of the range too
       if (isScore && isExact(i)) exact++; // often most captions: their bar would leave the others without height
       else bins[Math.max(0, Math.min(BINS - 1, Math.floor(BINS * (value[i] - low) / (high - low || 1))))]++;
     }
-    const isOutside = ranged && !(value[i] != null && value[i] >= from && value[i] <= to);
-    if (isOutside || failed > 1) continue;
+    if (isRanged() && !(value[i] != null && value[i] >= from && value[i] <= to)) continue;
     if (failed === 1) counts[failing][codes[failing][i] + 1]++;
-    else {
+    if (failed === 0) {
       selected.push(i);
       for (let f = 0; f < codes.length; f++) counts[f][codes[f][i] + 1]++;
     }
@@ -498,17 +502,6 @@ function boardCaption(i) {
   return node;
 }
 
-let firstRow = null; // of each image, and the end
-function rowsOf(image) {
-  if (!firstRow) {
-    firstRow = new Uint32Array(images.length + 1).fill(count);
-    for (let i = count - 1; i >= 0; i--) firstRow[rows.image[i]] = i;
-  }
-  const own = [];
-  for (let i = firstRow[image]; i < count && rows.image[i] === image; i++) if (isThere(i)) own.push(i);
-  return own;
-}
-
 /* --- large view */
 
 const zoom = { factor: 1, x: 0, y: 0 };
@@ -613,7 +606,7 @@ function loadNotes() {
 const rowKey = i => [images[rows.image[i]].image, ...types[rows.type[i]]].join("|");
 function noteOf(i) { return Object.hasOwn(saved, rowKey(i)) ? saved[rowKey(i)] : {}; }
 function saveNote(i, change) {
-  noteEdits++;
+  isStale = true;
   const note = saved[rowKey(i)] = { ...noteOf(i), ...change };
   if (!note.mark && !note.note) delete saved[rowKey(i)];
   try { localStorage.setItem(storageKey(), JSON.stringify(saved)); } catch (blocked) { /* kept until the page is closed */ }
@@ -656,14 +649,11 @@ function download(name, text, type) {
 
 function remember() {
   const set = new URLSearchParams();
-  if (state.view !== "overview") set.set("view", state.view);
   if (state.run) set.set("run", run().name);
   if (other()) set.set("other", other().name);
-  for (const name of ["query", "low", "high", "type"]) {
-    if (state[name] !== null && state[name] !== "") set.set(name, state[name]);
+  for (const name of ["view", "query", "low", "high", "type", "order", "measure"]) {
+    if (state[name] !== initial[name] && state[name] !== null) set.set(name, state[name]);
   }
-  if (state.order !== "up") set.set("order", state.order);
-  if (state.measure !== Object.keys(data.measures)[0]) set.set("measure", state.measure);
   for (const facet of facets) {
     for (const key of facet.yes) set.append(`only.${facet.name}`, key);
     for (const key of facet.no) set.append(`not.${facet.name}`, key);
@@ -676,16 +666,17 @@ function recall() {
   const set = new URLSearchParams(location.hash.slice(1));
   const number = name => (set.get(name) !== null && Number.isFinite(+set.get(name)) ? +set.get(name) : null);
   const indexOf = name => runs.findIndex(one => one.name === set.get(name));
-  const offered = (id, value, fallback) => ([...$(id).options].some(option => option.value === value) ? value : fallback);
   const tabs = [...document.querySelectorAll("[data-view]:not([hidden])")].map(tab => tab.dataset.view);
-  state.view = tabs.includes(set.get("view")) ? set.get("view") : "overview";
+  state.view = tabs.includes(set.get("view")) ? set.get("view") : initial.view;
   state.run = Math.max(0, indexOf("run"));
   state.other = indexOf("other") === state.run ? -1 : indexOf("other");
   state.query = set.get("query") || "";
   [state.low, state.high] = [number("low"), number("high")];
-  state.order = offered("order", set.get("order"), "up");
-  state.type = offered("type", set.get("type"), "");
-  state.measure = offered("measure", set.get("measure"), Object.keys(data.measures)[0] || "");
+  for (const name of ["order", "type", "measure"]) {
+    const isOffered = [...$(name).options].some(option => option.value === set.get(name));
+    state[name] = isOffered ? set.get(name) : initial[name];
+  }
+  isStale = true;
   for (const facet of facets) {
     facet.yes = new Set(set.getAll(`only.${facet.name}`).filter(key => facet.keys.includes(key)));
     facet.no = new Set(set.getAll(`not.${facet.name}`).filter(key => facet.keys.includes(key)));
@@ -695,10 +686,10 @@ function recall() {
 
 /* --- putting it together */
 
+/** Compute what depends on the chosen runs and the notes; filters do not change it. */
 function prepare() {
-  const wanted = `${state.run} ${state.other} ${noteEdits}`;
-  if (prepared === wanted) return;
-  prepared = wanted;
+  if (!isStale) return;
+  isStale = false;
   const theirs = other()?.measures.official_score, mine = run().measures.official_score;
   changes = rows.image.map((_, i) => (theirs && mine && mine[i] !== null && theirs[i] !== null ? mine[i] - theirs[i] : null));
   total = rows.image.reduce((sum, _, i) => sum + isThere(i), 0);
@@ -707,7 +698,7 @@ function prepare() {
 
 function update() {
   if (!other()) {
-    if (state.measure === "change") state.measure = Object.keys(data.measures)[0];
+    if (state.measure === "change") state.measure = initial.measure;
     for (const facet of facets) if (facet.name === "outcome") { facet.yes.clear(); facet.no.clear(); }
   }
   prepare();
@@ -734,17 +725,16 @@ function showControls({ counts }) {
     });
     if (facet.nodes.every(({ line }) => line.hidden)) facet.node.hidden = true;
   });
-  const fields = { query: state.query, run: state.run, other: state.other, measure: state.measure, order: state.order,
-    type: state.type, low: state.low ?? "", high: state.high ?? "" };
-  for (const [id, value] of Object.entries(fields)) if (document.activeElement !== $(id)) $(id).value = value;
+  for (const name of ["query", "run", "other", "measure", "order", "type", "low", "high"]) {
+    if (document.activeElement !== $(name)) $(name).value = state[name] ?? "";
+  }
   $("measure").querySelector("[value=change]")?.toggleAttribute("hidden", !other());
   for (const tab of document.querySelectorAll("[data-view]")) {
     tab.setAttribute("aria-pressed", String(tab.dataset.view === state.view));
   }
   const part = selected.length === total ? "" : `${grouped(selected.length)} of `;
   $("count").textContent = `${counted(groups.length, "image")}, ${part}${counted(total, "caption")}`;
-  const isRanged = state.low !== null || state.high !== null;
-  const active = facets.reduce((sum, facet) => sum + facet.yes.size + facet.no.size, 0) + (state.query !== "") + isRanged;
+  const active = facets.reduce((sum, facet) => sum + facet.yes.size + facet.no.size, 0) + (state.query !== "") + isRanged();
   $("clear").hidden = active === 0;
   $("show-filters").textContent = active ? `Filters (${active})` : "Filters";
   $("empty").hidden = selected.length > 0;
@@ -771,8 +761,8 @@ function setUp() {
   document.querySelector("[data-view=scenarios]").hidden = !images.some(entry => entry.scenario);
   addFacets();
   const scenarios = new Set(images.map(entry => entry.scenario).filter(Boolean)).size;
-  const [[name, first]] = Object.entries(data.measures);
-  const known = runs[0].measures[name].filter(value => value !== null);
+  const first = data.measures[initial.measure];
+  const known = runs[0].measures[initial.measure].filter(value => value !== null);
   const mean = written(known.reduce((a, b) => a + b, 0) / known.length, first.digits);
   const of = runs.length > 1 ? ` of ${runs[0].name}` : "";
   $("summary").textContent = [counted(images.length, "image"), counted(count, "caption"), scenarios && counted(scenarios, "scenario"),
@@ -788,13 +778,14 @@ function listen() {
     state.query = event.target.value;
     waiting = setTimeout(update, 120);
   });
-  field("run", value => { state.run = +value; if (state.other === state.run) state.other = -1; });
-  field("other", value => { state.other = +value === state.run ? -1 : +value; });
+  for (const name of ["run", "other"]) field(name, value => {
+    state[name] = +value;
+    if (state.other === state.run) state.other = -1; // a run is not compared with itself
+    isStale = true;
+  });
   field("measure", value => Object.assign(state, { measure: value, low: null, high: null }));
-  field("order", value => { state.order = value; });
-  field("type", value => { state.type = value; });
-  field("low", value => { state.low = value === "" ? null : +value; });
-  field("high", value => { state.high = value === "" ? null : +value; });
+  for (const name of ["order", "type"]) field(name, value => { state[name] = value; });
+  for (const name of ["low", "high"]) field(name, value => { state[name] = value === "" ? null : +value; });
   for (const tab of document.querySelectorAll("[data-view]")) {
     tab.addEventListener("click", () => { state.view = tab.dataset.view; update(); });
   }

@@ -208,9 +208,9 @@ def page_data(runs: Mapping[str, list[dict[str, Any]]], entries: dict[str, dict]
     measures = {}
     for name, (title, digits, low, high) in MEASURES.items():
         values = [record["measures"][name] for record in chain(*runs.values()) if name in record["measures"]]
-        if values:
+        if values or name == "words":  # a page without captions needs a measure, too
             title = score_name(official) if name == "official_score" else title
-            low, high = min(values) if low is None else low, max(values) if high is None else high
+            low, high = min(values) if low is None else low, max(values, default=0) if high is None else high
             measures[name] = {"title": title, "digits": digits, "low": round(low, 4), "high": round(high, 4)}
     columns = [
         {"name": name, **_run_columns([found[i] for found in rows.values()], texts, measures)} for i, name in enumerate(runs)
