@@ -38,6 +38,7 @@ from beit3lib.data.images import open_image
 from beit3lib.data.predictions import is_inside, read_meta, read_predictions
 from beit3lib.data.wts import PHASES
 from beit3lib.files import exit_on_error, finite, printable, write_text
+from beit3lib.track2.metrics import score_name
 from beit3lib.viz.marks import CONFIDENT, SAME, find_contradictions, mark_words, styled_words
 
 REQUIRED = ("image", "subject", "aspect", "caption")
@@ -47,7 +48,7 @@ EMBED_PX = 256
 
 # Name on the page, digits, and the ends of its scale (None: taken from the data). The first one present is shown first.
 MEASURES = {
-    "official_score": ("Official score", 1, 0.0, 100.0),
+    "official_score": (score_name(True), 1, 0.0, 100.0),
     "log_prob": ("Log probability", 2, None, 0.0),
     "bleu": ("BLEU", 3, 0.0, 1.0),
     "meteor": ("METEOR", 3, 0.0, 1.0),
@@ -55,7 +56,6 @@ MEASURES = {
     "cider": ("CIDEr", 2, 0.0, None),
     "words": ("Number of words", 0, 0.0, None),
 }
-WITHOUT_WORDNET = "Score (METEOR without WordNet)"
 
 
 class Html(str):
@@ -208,9 +208,9 @@ def page_data(runs: Mapping[str, list[dict[str, Any]]], entries: dict[str, dict]
     measures = {}
     for name, (title, digits, low, high) in MEASURES.items():
         values = [record["measures"][name] for record in chain(*runs.values()) if name in record["measures"]]
-        if values:
-            title = WITHOUT_WORDNET if name == "official_score" and not official else title
-            low, high = min(values) if low is None else low, max(values) if high is None else high
+        if values or name == "words":  # a page without captions needs a measure, too
+            title = score_name(official) if name == "official_score" else title
+            low, high = min(values) if low is None else low, max(values, default=0) if high is None else high
             measures[name] = {"title": title, "digits": digits, "low": round(low, 4), "high": round(high, 4)}
     columns = [
         {"name": name, **_run_columns([found[i] for found in rows.values()], texts, measures)} for i, name in enumerate(runs)
@@ -286,8 +286,8 @@ def write_gallery(
     """Write one page with all captions to `path` and return it.
 
     Images are read from below `image_root`, by their path relative to the page; up to EMBED_IMAGES of them are also part of
-    the page. `others` are further runs, or epochs of a run, by name; `name` is that of `predictions`. `official=False` names
-    the score so that it is not taken for the official one, which needs WordNet. A missing column raises ValueError.
+    the page. `others` are further runs, or epochs of a run, by name; `name` is that of `predictions`. `official=False` labels
+    the scores as computed without WordNet, see `score_name`. A missing column raises ValueError.
     """
     path, root = Path(path), Path(image_root)
     if name in (others or {}):
@@ -312,18 +312,21 @@ def write_gallery(
 # --- fragments for notebooks -----------------------------------------------------------------------------------------
 
 
+def _by_image(records: Iterable[dict[str, Any]], root: str | Path) -> list[dict[str, Any]]:
+    cards: dict[str, dict] = {}
+    for record in records:
+        if record["image"] not in cards:
+            cards[record["image"]] = {"image": _image_entry(record, Path(root), None, True), "records": []}
+        cards[record["image"]]["records"].append(record)
+    return list(cards.values())
+
+
 def caption_cards(predictions: pd.DataFrame, image_root: str | Path = ".", max_cards: int = 4, official: bool = True) -> Html:
     """Return the first `max_cards` images with their captions as HTML that needs no other file."""
     records = caption_records(predictions)
-    cards: dict[str, dict] = {}
-    for record in records:
-        if record["image"] not in cards and len(cards) == max_cards:
-            continue
-        card = cards.setdefault(record["image"], {"image": None, "records": []})
-        card["image"] = card["image"] or _image_entry(record, Path(image_root), None, True)
-        card["records"].append(record)
-    score = MEASURES["official_score"][0] if official else WITHOUT_WORDNET
-    return Html(_template("cards.html.jinja").module.cards(cards.values(), score))
+    images = list(dict.fromkeys(record["image"] for record in records))[:max_cards]
+    cards = _by_image((record for record in records if record["image"] in images), image_root)
+    return Html(_template("cards.html.jinja").module.cards(cards, score_name(official)))
 
 
 def storyboard(predictions: pd.DataFrame, scenario: str, image_root: str | Path = ".") -> Html:
@@ -332,17 +335,13 @@ def storyboard(predictions: pd.DataFrame, scenario: str, image_root: str | Path 
     if not records:
         known = ", ".join(sorted({record["scenario"] for record in caption_records(predictions)})[:12])
         raise ValueError(f"scenario: expected one of {known}, found {scenario!r}. Choose a scenario of the table.")
-    phases = sorted({(record["phase"], record["label"]) for record in records}, key=lambda p: (len(p[0]), p))
-    cameras: dict[tuple[str, str], dict] = {}
-    for record in records:
-        cells = cameras.setdefault((record["view"], record["video"]), {})
-        cell = cells.setdefault((record["phase"], record["label"]), {"image": None, "records": []})
-        cell["image"] = cell["image"] or _image_entry(record, Path(image_root), None, True)
-        cell["records"].append(record)
-    flags = find_contradictions(records)
-    heads = [phase_name(*phase) or "image" for phase in phases]
-    cells = {camera: [found.get(phase) for phase in phases] for camera, found in cameras.items()}
-    return Html(_template("cards.html.jinja").module.storyboard(scenario, heads, cells, flags))
+    cards = _by_image(sorted(records, key=lambda record: (len(record["phase"]), record["phase"], record["label"])), image_root)
+    heads = list(dict.fromkeys(card["image"]["about"] for card in cards))
+    cameras: dict[str, dict[str, list]] = {}
+    for card in cards:
+        camera = " · ".join(filter(None, (card["image"]["view"].replace("_", " "), card["image"]["video"])))
+        cameras.setdefault(camera, {}).setdefault(card["image"]["about"], []).append(card)
+    return Html(_template("cards.html.jinja").module.storyboard(scenario, heads, cameras, find_contradictions(records)))
 
 
 def image_row(images: Sequence[Image.Image | str | Path], captions: Sequence[str], title: str = "") -> Html:
