@@ -1,108 +1,159 @@
-"""Public BEiT-3 checkpoints in and out; our own checkpoints, a folder each.
+"""Read public BEiT-3 checkpoints; write and read our own, a folder each.
 
-Public: `.pth`, the same renamed `.zip`, without an ending, or unpacked into a folder, as Kaggle does it;
-`{"model": …}`, `{"module": …}` or the bare state dict. Nothing is ever unpickled beyond tensors and plain values.
+Public: `.pth`, the same renamed to `.zip`, without an ending, or unpacked into a folder, as Kaggle does it;
+`{"model": …}`, `{"module": …}`, `{"state_dict": …}` or the bare state dict; also those that the recipe saved while
+fine-tuning. Nothing is unpickled beyond tensors and plain values.
 
-Ours: `model.safetensors`, `sentencepiece.bpe.model` and a readable `meta.json`, complete or not there.
+Ours: `model.safetensors`, `sentencepiece.bpe.model` and a readable `meta.json`, written completely or not at all.
 
-    python -m beit3lib.checkpoint runs/mine/best mine.pth        ours to the public format
+    python -m beit3lib.checkpoint runs/mine/best mine.pth        export to the public format
 """
 
 import argparse
 import pickle
+import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any
 
+import numpy as np
+import pydantic
 import torch
 import torch.nn.functional as F
+from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from beit3lib.files import atomic_folder, atomic_path, in_one_sentence, read_json, readable_folder, write_json
-from beit3lib.model import Captioner, ModelConfig, choose_device
+from beit3lib.captioner import Captioner
+from beit3lib.device import choose_device
+from beit3lib.files import (
+    atomic_folder,
+    atomic_path,
+    check_regular_file,
+    exit_on_error,
+    file_hash,
+    read_json,
+    readable_folder,
+    write_json,
+)
+from beit3lib.model import CaptionModel, ModelConfig, initialize_weights
 from beit3lib.tokenizer import SPM_NAME, load_tokenizer
 
 WEIGHTS_NAME, META_NAME = "model.safetensors", "meta.json"
+TEXT_EMBEDDINGS = "beit3.text_embed.weight"
 IMAGE_POSITIONS = "beit3.encoder.embed_positions.A.weight"
-SPECIAL_ROWS = 3  # two unused rows (fairseq's habit) and the class token's
+EXTRA_POSITIONS = 3  # rows of IMAGE_POSITIONS before the patches: two unused (positions start at 2), and the class token
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # put before names by DistributedDataParallel and by torch.compile
+MAX_COMPRESSION = 100  # weights compress by less than 2; a zip bomb reaches 1,000
+
+try:
+    from numpy._core.multiarray import scalar as numpy_scalar
+except ModuleNotFoundError:  # numpy 1
+    from numpy.core.multiarray import scalar as numpy_scalar
+
+# Everything that the recipe saves beside tensors: its options, and learning rates of its optimizer as numpy numbers,
+# pickled under numpy 1's or numpy 2's module name. None of these runs code when it is unpickled.
+HARMLESS_GLOBALS = [
+    argparse.Namespace,
+    (numpy_scalar, "numpy.core.multiarray.scalar"),
+    (numpy_scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    np.dtypes.Float64DType,
+]
 
 
 class CheckpointError(ValueError):
-    """The file is no BEiT-3 checkpoint for this model."""
+    """The file is not a checkpoint that this model can load; the message names the file and what to do."""
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_pretrained` did: names of parameters loaded, resized, left at their start, and left out."""
+    """Names of parameters that `load_pretrained` loaded, resized, initialized because they are missing, and skipped."""
 
     loaded: list[str]
     resized: list[str]
     fresh: list[str]
-    left_out: list[str]
+    skipped: list[str]
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded"]
-        for names, what in ((self.resized, "resized"), (self.fresh, "start fresh"), (self.left_out, "not ours")):
+        for names, what in ((self.resized, "resized"), (self.fresh, "initialized"), (self.skipped, "skipped")):
             if names:
                 parts.append(f"{what}: {', '.join(names)}")
         return "; ".join(parts)
 
 
+# --- public checkpoints --------------------------------------------------------------------------------------------
+
+
 def read_state(path: str | Path, model_key: str = "model|module", model_prefix: str = "") -> dict[str, Tensor]:
-    """The state dict in a public checkpoint, as {name: tensor} on the CPU.
+    """Read the state dict of a public checkpoint or of a folder of ours: {name: tensor} on the CPU.
 
-    `model_key`: keys under which it may lie, tried in order, else the file itself is the state dict. `model_prefix` is
-    cut off the names that carry it. A folder of ours is taken too.
-
-    `CheckpointError` for anything that is no checkpoint or holds more than tensors.
+    `model_key`: keys that may hold it, tried in order and before "state_dict"; otherwise the file itself is the state dict.
+    `model_prefix` is removed from the names that have it, and so are the prefixes of wrapper classes.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: expected a checkpoint here, found nothing")
     if (path / WEIGHTS_NAME).is_file():
         path = path / WEIGHTS_NAME
-    content = load_file(path) if path.suffix == ".safetensors" else _load_tensors(path)
-    for key in model_key.split("|"):
+    content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
+    for key in (*model_key.split("|"), "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         found = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
-        raise CheckpointError(f"{path}: expected a state dict, or one under {model_key!r}; found {found or 'an empty file'}")
-    return {name.removeprefix(model_prefix): value for name, value in content.items()}
+        raise CheckpointError(
+            f"{path}: expected a state dict, or one under {model_key!r}; found {found[:300] or 'an empty file'}. "
+            "If the file holds one under another key, pass it as --model_key."
+        )
+    state = {str(name).removeprefix(model_prefix): value for name, value in content.items()}
+    for prefix in WRAPPER_PREFIXES * 2:  # either order
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
 
 
-def _load_tensors(path: Path):
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        # Namespace: the public recipe saves its options beside the weights; it carries values and runs nothing
-        with _packed(path) as file, torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = "Unsupported global" in str(error) or "GLOBAL" in str(error)
-        why = "it asks to run code or build objects" if wanted else "it is no PyTorch file, or was cut off"
-        raise CheckpointError(f"{path}: refused, {why}; expected tensors only, as public BEiT-3 checkpoints are") from None
-    except CheckpointError:
-        raise
-    except Exception as error:  # torch.load raises what it meets in a file of another kind: EOFError, KeyError, RuntimeError
-        told = isinstance(error, (RuntimeError, OSError)) and str(error)
-        reason = str(error).splitlines()[0] if told else "it is no PyTorch file, or was cut off"
-        raise CheckpointError(f"{path}: expected a PyTorch checkpoint, found a file that cannot be read: {reason}") from None
+        return load_file(check_regular_file(path))
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path}: expected safetensors, found a damaged or incomplete file ({error}). Copy or train it again."
+        ) from None
+
+
+def _load_pickle(path: Path) -> Any:
+    with _as_file(path) as file:
+        _refuse_zip_bomb(file, path)
+        try:
+            with torch.serialization.safe_globals(HARMLESS_GLOBALS):
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            name = re.search(r"GLOBAL ([\w.]+)", str(error))
+            found = f"an object of {name[1]}, which could run code" if name else "another kind of file, or a damaged one"
+        except Exception as error:  # torch.load raises many types for files of other kinds
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            found = f"another kind of file, or a damaged one ({reason})"
+    raise CheckpointError(f"{path}: expected a PyTorch checkpoint with tensors only, found {found}. Download it again.")
 
 
 @contextmanager
-def _packed(path: Path):
-    """The file itself; for a folder into which a checkpoint was unpacked, the archive made again."""
-    if path.is_file():
-        yield path
+def _as_file(path: Path) -> Iterator[Path]:
+    """Yield the file itself; for a folder that a checkpoint was unpacked into, the archive packed again."""
+    if not path.is_dir():
+        yield check_regular_file(path)
         return
     roots = [file.parent for file in sorted(path.rglob("data.pkl"))]
     if len(roots) != 1:
-        raise CheckpointError(f"{path}: expected a checkpoint file, or one unpacked (data.pkl, data/); found {len(roots)}")
+        raise CheckpointError(
+            f"{path}: expected a checkpoint file, or the folder of one that was unpacked (data.pkl, data/), found {len(roots)}"
+        )
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "archive.zip"
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
@@ -112,128 +163,180 @@ def _packed(path: Path):
         yield archive
 
 
-def load_pretrained(model: Captioner, path: str | Path, model_key: str = "model|module", model_prefix: str = ""):
-    """Load a public checkpoint into `model`; returns a `LoadReport`.
+def _refuse_zip_bomb(file: Path, path: Path) -> None:
+    """torch.save does not compress, but accepts compressed archives, which could ask for any amount of memory."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > MAX_COMPRESSION * file.stat().st_size:
+            raise CheckpointError(
+                f"{path}: expected a PyTorch checkpoint, found a file of {file.stat().st_size / 1e6:.1f} MB that unpacks to "
+                f"{unpacked / 1e6:,.0f} MB. Do not use it."
+            )
 
-    Position embeddings of another image size are resized. A head that is absent starts fresh; heads of other tasks are
-    left out. Anything else that is missing, or of another shape, is a `CheckpointError` that names the keys.
+
+def load_pretrained(
+    model: CaptionModel, path: str | Path, model_key: str = "model|module", model_prefix: str = ""
+) -> LoadReport:
+    """Load a public checkpoint into `model`.
+
+    Position embeddings of another image size are resized, a missing captioning head is initialized, and heads of other
+    tasks are skipped. Raises CheckpointError naming the parameters if anything else is missing, has another shape, or is
+    not finite.
     """
     state = read_state(path, model_key, model_prefix)
     own = model.state_dict()
-    resized = _fit_positions(state, own)
-    left_out = sorted(name for name in state if name not in own)
-    missing = [name for name in own if name not in state]
-    fresh = [name for name in missing if name.startswith("mlm_head.")]
-    wrong = [
-        f"{name}: expected {tuple(own[name].shape)}, found {tuple(state[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    absent = [name for name in missing if name not in fresh]
-    inside = [name for name in left_out if name.startswith("beit3.")]
-    if absent or wrong or inside:
-        raise CheckpointError(_mismatch(path, absent, wrong, inside))
+    resized = _fit_positions(path, state, own)
+    fresh = [name for name in own if name not in state and name.startswith("mlm_head.")]
+    skipped = sorted(name for name in state if name not in own)
+    _check_state(path, state, own, may_miss=fresh)
     model.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
-    return LoadReport([name for name in own if name in state], resized, fresh, left_out)
+    if fresh:
+        initialize_weights(model.mlm_head)
+    return LoadReport([name for name in own if name in state], resized, fresh, skipped)
 
 
-def _mismatch(path: str | Path, absent: list[str], wrong: list[str], surplus: list[str]) -> str:
-    lines = [f"{path}: not a checkpoint of this model; choose the --model that it was made for"]
-    for names, what in ((absent, "missing"), (wrong, "of another shape"), (surplus, "unknown")):
-        if names:
-            more = f", … {len(names) - 5} more" if len(names) > 5 else ""
-            lines.append(f"  {len(names)} {what}: {', '.join(names[:5])}{more}")
-    return "\n".join(lines)
+def _check_state(path: Path | str, state: Mapping[str, Tensor], own: Mapping[str, Tensor], may_miss: Sequence[str] = ()):
+    """Raise CheckpointError, naming the parameters, unless `state` can be loaded into a model with the state dict `own`."""
+    shared = [name for name in own if name in state]
+    if not shared:
+        prefix = next((name.removesuffix(TEXT_EMBEDDINGS) for name in state if name.endswith(TEXT_EMBEDDINGS)), "")
+        todo = f"Pass --model_prefix {prefix}" if prefix else "Use a checkpoint of the BEiT-3 release."
+        raise CheckpointError(f"{path}: expected names such as {TEXT_EMBEDDINGS}, found {', '.join(list(state)[:3])}. {todo}")
+    problems = {
+        "missing": [name for name in own if name not in state and name not in may_miss],
+        "of another shape": [
+            f"{name} (expected {tuple(own[name].shape)}, found {tuple(state[name].shape)})"
+            for name in shared
+            if state[name].shape != own[name].shape
+        ],
+        "unknown": [name for name in state if name not in own and name.startswith("beit3.")],
+        "not finite": [name for name in shared if not state[name].isfinite().all()],
+    }
+    lines = [
+        f"  {len(names)} {what}: {', '.join(names[:5])}" + (f", … {len(names) - 5} more" if len(names) > 5 else "")
+        for what, names in problems.items()
+        if names
+    ]
+    if lines:
+        todo = "Choose the --model that it was made for, or copy it again."
+        raise CheckpointError("\n".join([f"{path}: expected a checkpoint of this model. {todo}", *lines]))
 
 
-def _fit_positions(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    if IMAGE_POSITIONS not in state or state[IMAGE_POSITIONS].shape[0] == own[IMAGE_POSITIONS].shape[0]:
-        return []
-    if state[IMAGE_POSITIONS].shape[1] != own[IMAGE_POSITIONS].shape[1]:
-        return []  # another width: the comparison of shapes tells
-    state[IMAGE_POSITIONS] = resize_positions(state[IMAGE_POSITIONS], own[IMAGE_POSITIONS].shape[0])
+def _fit_positions(path, state: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    table, rows = state.get(IMAGE_POSITIONS), own[IMAGE_POSITIONS].shape[0]
+    if table is None or table.shape[0] == rows or table.ndim != 2 or table.shape[1] != own[IMAGE_POSITIONS].shape[1]:
+        return []  # a table of another width is reported with the other shapes
+    try:
+        state[IMAGE_POSITIONS] = resize_positions(table, rows)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {IMAGE_POSITIONS}: {error}") from None
     return [IMAGE_POSITIONS]
 
 
 def resize_positions(table: Tensor, rows: int) -> Tensor:
-    """Position embeddings (3 + s², D) for another square grid: (rows, D), bicubic; the first three rows stay.
+    """Resize image position embeddings (3 + s², D) to another square grid: (rows, D), bicubic; the first three rows stay.
 
-    Source: the public recipe's interpolation, `align_corners=False`.
+    Source: the recipe's interpolation, `align_corners=False`.
     """
-    old, new = (round((count - SPECIAL_ROWS) ** 0.5) for count in (table.shape[0], rows))
-    if old * old != table.shape[0] - SPECIAL_ROWS or new * new != rows - SPECIAL_ROWS:
-        raise CheckpointError(f"expected a square grid of positions and 3 rows, found {table.shape[0]} for {rows} rows")
-    grid = table[SPECIAL_ROWS:].float().T.reshape(1, -1, old, old)  # (1, D, s, s)
+    old, new = (round(max(0, count - EXTRA_POSITIONS) ** 0.5) for count in (table.shape[0], rows))
+    if old * old != table.shape[0] - EXTRA_POSITIONS or new * new != rows - EXTRA_POSITIONS:
+        raise CheckpointError(f"expected {EXTRA_POSITIONS} rows and a square grid, found {table.shape[0]} rows, for {rows}")
+    grid = table[EXTRA_POSITIONS:].float().T.reshape(1, -1, old, old)  # (1, D, s, s)
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-    return torch.cat([table[:SPECIAL_ROWS], grid.flatten(2)[0].T.to(table.dtype)])
+    return torch.cat([table[:EXTRA_POSITIONS], grid.flatten(2)[0].T.to(table.dtype)])
 
 
-def save_public(model: Captioner, path: str | Path) -> Path:
-    """Write the weights in the public format, `{"model": state_dict}`, whole or not at all."""
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+def save_public(model: CaptionModel, path: str | Path) -> Path:
+    """Write the weights in the public format, `{"model": state_dict}`."""
     with atomic_path(path) as temporary:
-        torch.save({"model": state}, temporary)
+        torch.save({"model": _cpu_state(model.state_dict())}, temporary)
     return Path(path)
 
 
-def save_captioner(model: Captioner, folder: str | Path, spm_path: str | Path, meta: Mapping | None = None) -> Path:
-    """Write our checkpoint folder, complete or not at all; `meta` (plain values) goes beside the model's config."""
+def _cpu_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+# --- our own folders -----------------------------------------------------------------------------------------------
+
+
+def save_captioner(
+    captioner: Captioner, folder: str | Path, spm_path: str | Path, meta: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a checkpoint folder; `meta` (plain values) is added to meta.json."""
+    own = {
+        "caption_types": captioner.caption_types,
+        "max_tokens": captioner.max_tokens,
+        "length_penalty": captioner.length_penalty,
+    }
     with atomic_folder(folder) as new:
-        write_captioner(model, new, spm_path, meta)
+        write_captioner_files(new, captioner.model.state_dict(), captioner.model.config, spm_path, {**own, **(meta or {})})
     return Path(folder)
 
 
-def write_captioner(
-    model: Captioner,
-    folder: Path,
-    spm_path: str | Path,
-    meta: Mapping | None = None,
-    weights: Mapping[str, Tensor] | None = None,
+def write_captioner_files(
+    folder: Path, state_dict: Mapping[str, Tensor], config: ModelConfig, spm_path: str | Path, meta: Mapping[str, Any]
 ) -> None:
-    """The files of a checkpoint, into a folder that exists; for callers that add files of their own.
+    """Write the files of a checkpoint into a folder that exists, for callers that make the folder atomic themselves.
 
-    `weights` stand in for the model's own, where these are spread over several processes or averaged.
+    `meta` must have `caption_types`, and may have `max_tokens` and `length_penalty`; `model` and `tokenizer_sha256` are added.
     """
-    state = {name: value.detach().cpu().contiguous() for name, value in (weights or model.state_dict()).items()}
-    save_file(state, folder / WEIGHTS_NAME)
+    save_file(_cpu_state(state_dict), folder / WEIGHTS_NAME)
     shutil.copyfile(spm_path, folder / SPM_NAME)
-    described = {"model": model.meta(), "descriptions": model.descriptions, "vocabulary": model.vocabulary}
-    write_json(folder / META_NAME, {**described, **(meta or {})})
+    own = {"model": asdict(config), "tokenizer_sha256": file_hash(spm_path)}
+    write_json(folder / META_NAME, {**own, **meta})
+
+
+class _Meta(pydantic.BaseModel):
+    """The part of meta.json that loading needs."""
+
+    model: ModelConfig
+    caption_types: list[tuple[str, str]]
+    max_tokens: Annotated[int, Field(ge=3, le=1022)] = 64  # torchscale has 1,024 positions, the first two of them unused
+    length_penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.6
+    tokenizer_sha256: str | None = None
 
 
 def load_captioner(folder: str | Path, device: str | torch.device | None = None) -> Captioner:
-    """Read a folder that `save_captioner` wrote: the model in eval mode, with its tokenizer and descriptions.
-
-    `device`: default CUDA where there is one.
-    """
+    """Read a folder that `save_captioner` wrote, with the model in eval mode. `device`: default CUDA if there is a GPU."""
     folder = readable_folder(folder)
-    absent = [name for name in (WEIGHTS_NAME, META_NAME, SPM_NAME) if not (folder / name).is_file()]
-    if absent:
-        raise FileNotFoundError(f"{folder}: expected a checkpoint folder, found none with {', '.join(absent)}; run notebook 3")
-    meta = read_json(folder / META_NAME)
-    config = ModelConfig(**{**meta["model"], "drop_path": 0.0, "checkpoint_activations": False})
-    with torch.device("meta"):  # no time spent on a random start that is replaced at once
-        model = Captioner(config)
-    model.load_state_dict(load_file(folder / WEIGHTS_NAME), strict=True, assign=True)
-    model.tokenizer = load_tokenizer(folder / SPM_NAME, config.vocab_size)
-    model.descriptions = [tuple(pair) for pair in meta["descriptions"]]
-    model.vocabulary = meta.get("vocabulary", [])
-    taught = meta.get("options", {})
-    model.max_tokens = taught.get("num_max_bpe_tokens", model.max_tokens)
-    model.length_penalty = taught.get("length_penalty", model.length_penalty)
-    return model.to(device or choose_device()).eval()
+    missing = [name for name in (WEIGHTS_NAME, META_NAME, SPM_NAME) if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder}: expected a checkpoint, found no {', '.join(missing)}. Run notebook 3.")
+    content = read_json(folder / META_NAME, dict)
+    try:
+        meta = _Meta.model_validate(content)
+    except pydantic.ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise CheckpointError(
+            f"{folder / META_NAME}: {where}: {error.errors()[0]['msg']}. Copy the checkpoint again, or run notebook 3."
+        ) from None
+    if meta.tokenizer_sha256 not in (None, file_hash(folder / SPM_NAME)):
+        raise CheckpointError(
+            f"{folder / SPM_NAME}: expected the tokenizer that the model was trained with (sha256 {meta.tokenizer_sha256}), "
+            "found another one. Copy the checkpoint again."
+        )
+    tokenizer = load_tokenizer(folder / SPM_NAME, meta.model.vocab_size)
+    with torch.device("meta"):
+        model = CaptionModel(replace(meta.model, drop_path=0.0, checkpoint_activations=False))
+    state = _load_safetensors(folder / WEIGHTS_NAME)
+    _check_state(folder / WEIGHTS_NAME, state, model.state_dict())
+    model.load_state_dict(state, strict=False, assign=True)  # checked above
+    model = model.to(device or choose_device()).eval()
+    return Captioner(model, tokenizer, meta.caption_types, meta.max_tokens, meta.length_penalty, content)
 
 
-@in_one_sentence()
+@exit_on_error()
 def main() -> None:
-    """`python -m beit3lib.checkpoint FOLDER FILE`."""
+    """Export a checkpoint folder to the public format."""
     parser = argparse.ArgumentParser(prog="python -m beit3lib.checkpoint", description=main.__doc__)
-    parser.add_argument("folder", type=Path, help="a checkpoint of ours, such as runs/mine/best")
-    parser.add_argument("file", type=Path, help="the file to write in the public format, such as mine.pth")
+    parser.add_argument("folder", type=Path, help="a checkpoint folder, for example runs/mine/best")
+    parser.add_argument("file", type=Path, help="the file to write, for example mine.pth")
     options = parser.parse_args()
     if options.file.is_dir():
         raise IsADirectoryError(f"{options.file}: expected the name of a file to write, found a folder")
-    path = save_public(load_captioner(options.folder, "cpu"), options.file)
+    path = save_public(load_captioner(options.folder, "cpu").model, options.file)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, in the public format")
 
 

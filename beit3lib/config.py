@@ -1,218 +1,146 @@
-"""The options of the public captioning recipe under their own names, and ours beside them; as a class and as flags.
+"""`TrainConfig`: the options of the public fine-tuning recipe under their own names, and ours after them.
 
-`python -m beit3lib.train` takes the recipe's own command line. Options that belong to other tasks of the recipe are
-refused by name.
+pydantic checks types and ranges, `HfArgumentParser` makes the command line of `python -m beit3lib.train` from the same
+fields, so that a notebook and a command accept the same values. The defaults are the recipe's.
 """
 
 import dataclasses
 import difflib
-import math
-import sys
-import types
-import typing
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
 from beit3lib.data.aspects import ASPECTS, SUBJECTS
-from beit3lib.pipeline.settings import OptionError, build, check_fields
+
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-def option(default: Any, text: str) -> Any:
-    """A field with its help."""
-    return dataclasses.field(default=default, metadata={"help": text})
+class OptionError(ValueError):
+    """An option that does not exist or has a value that it cannot have; the message names it."""
 
 
-@dataclass(frozen=True)
+def option(default: Any, help: str) -> Any:
+    """A field of `TrainConfig`; `help` is its line in `--help`."""
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class TrainConfig:
-    """Options of fine-tuning. Defaults are the recipe's; the second block is ours."""
+    """Options of fine-tuning."""
 
     model: str = option("beit3_base_patch16_224", "name of the model")
     task: Literal["coco_captioning"] = option("coco_captioning", "the only task here")
-    input_size: int | None = option(None, "image size in pixels; default: the model's own")
-    drop_path: float = option(0.1, "stochastic depth at the last layer")
-    checkpoint_activations: bool = option(False, "compute activations again in the backward pass, to save memory")
+    input_size: Count | None = option(None, "image size in pixels; default: the model's own")
+    drop_path: Share = option(0.1, "stochastic depth at the last layer")
+    checkpoint_activations: bool = option(False, "recompute activations in the backward pass: less memory, more time")
     sentencepiece_model: str = option("", "path of beit3.spm")
-    vocab_size: int = option(64010, "rows of the text embedding; follows the tokenizer when nothing is loaded")
-    num_max_bpe_tokens: int = option(64, "tokens of a caption at most, with <s> and </s>")
-    model_ema: bool = option(False, "keep and validate a moving average of the weights")
-    model_ema_decay: float = option(0.9999, "decay of the moving average per step")
-    opt: Literal["adamw"] = option("adamw", "optimiser")
-    opt_eps: float = option(1e-8, "AdamW's epsilon")
-    opt_betas: tuple[float, float] = option((0.9, 0.999), "AdamW's betas")
-    clip_grad: float | None = option(None, "largest norm of the gradient; default: none")
-    weight_decay: float = option(0.05, "weight decay")
-    lr: float = option(5e-4, "learning rate after warm-up")
-    layer_decay: float = option(0.9, "factor of the learning rate per layer down")
-    warmup_lr: float = option(0.0, "learning rate at the first step")
-    min_lr: float = option(1e-6, "learning rate at the end")
-    warmup_epochs: int = option(5, "epochs of warm-up")
-    warmup_steps: int = option(-1, "steps of warm-up instead, if not negative")
-    batch_size: int = option(64, "images per step and process")
-    eval_batch_size: int | None = option(None, "images at once in validation; default: batch_size, or what memory allows")
-    epochs: int = option(20, "passes over the images")
-    update_freq: int = option(1, "batches per step")
-    save_ckpt_freq: int = option(5, "epochs between checkpoints that are kept beside best and last")
+    vocab_size: Count | None = option(
+        None, "rows of the text embedding; default: the model's, or without --finetune the tokenizer's"
+    )
+    num_max_bpe_tokens: Annotated[int, Field(ge=3, le=1000)] = option(64, "maximum tokens of a caption, with <s> and </s>")
+    model_ema: bool = option(False, "validate and keep an exponential moving average of the weights")
+    model_ema_decay: Share = option(0.9999, "decay of the moving average per step")
+    opt: Literal["adamw"] = option("adamw", "optimizer")
+    opt_eps: NotNegative = option(1e-8, "epsilon of AdamW")
+    opt_betas: Annotated[list[float], Field(min_length=2, max_length=2)] = option([0.9, 0.999], "betas of AdamW")
+    clip_grad: NotNegative | None = option(None, "maximum norm of the gradient; default: no clipping")
+    weight_decay: NotNegative = option(0.05, "weight decay")
+    lr: NotNegative = option(5e-4, "learning rate after warm-up")
+    layer_decay: NotNegative = option(0.9, "factor of the learning rate per layer below the top")
+    warmup_lr: NotNegative = option(1e-6, "accepted for compatibility: the recipe warms up from 0 whatever this is")
+    min_lr: NotNegative = option(1e-6, "learning rate at the end of the cosine")
+    warmup_epochs: CountOrZero = option(5, "epochs of warm-up")
+    warmup_steps: Annotated[int, Field(ge=-1)] = option(-1, "steps of warm-up instead of epochs, if above 0")
+    batch_size: Count = option(64, "images per process and micro-batch; a step sees batch_size x processes x update_freq")
+    eval_batch_size: Count | None = option(None, "images per batch in validation; default: what memory allows")
+    epochs: Count = option(20, "passes over the training images")
+    update_freq: Count = option(1, "micro-batches per step (gradient accumulation)")
+    save_ckpt_freq: Count = option(5, "epochs between the checkpoint-N folders that are kept beside best/ and last/")
     randaug: bool = option(False, "RandAugment")
     train_interpolation: Literal["bicubic", "bilinear"] = option("bicubic", "interpolation of the random crop")
-    finetune: str = option("", "public checkpoint to start from; empty: random weights")
-    model_key: str = option("model|module", "keys under which a checkpoint may hold its weights")
+    finetune: str = option("", "checkpoint to start from, a public file or a folder of ours; empty: random weights")
+    model_key: str = option("model|module", "keys under which a checkpoint file may hold its weights")
     model_prefix: str = option("", "prefix of parameter names in the checkpoint")
-    data_path: str = option("", "folder of the index files; pictures are named relative to it")
-    output_dir: str = option("", "where best/, last/ and log.jsonl go")
-    log_dir: str = option("", "where log.jsonl goes; default: output_dir")
-    device: Literal["auto", "cuda", "cpu"] = option("auto", "cuda without a GPU is the CPU, which is said")
-    seed: int = option(0, "of all random choices")
-    resume: str = option("", "folder of a last/ to go on from")
-    auto_resume: bool = option(True, "go on from output_dir/last where there is one; --no_auto_resume begins anew")
-    eval: bool = option(False, "only validate")
-    dist_eval: bool = option(True, "share validation among processes")
-    num_workers: int = option(10, "processes that load pictures, one per CPU core at most; 0: none beside this one")
-    pin_mem: bool = option(True, "copy batches from pinned memory")
-    captioning_mask_prob: float = option(0.6, "share of a caption's tokens that is masked")
-    drop_worst_ratio: float = option(0.2, "share of the worst positions left out of the loss")
-    drop_worst_after: int = option(12000, "steps after which they are")
-    num_beams: int = option(3, "beams in validation")
-    length_penalty: float = option(0.6, "length penalty of the beam search")
-    label_smoothing: float = option(0.1, "label smoothing")
+    data_path: str = option("", "folder of the index files; image paths are relative to it")
+    output_dir: str = option("", "folder for best/, last/, log.jsonl and results.json")
+    log_dir: str = option("", "folder for the events of TensorBoard")
+    device: Literal["auto", "cuda", "cpu"] = option("auto", "auto and cuda fall back to the CPU with a message")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = option(0, "seed of all random numbers")
+    resume: str = option("", "another run's last/ to resume from, if output_dir has none")
+    auto_resume: bool = option(True, "resume from output_dir/last if there is one; --no_auto_resume starts from scratch")
+    eval: bool = option(False, "only validate: the weights of --finetune if given, else last/")
+    dist_eval: bool = option(True, "share the images of validation among processes")
+    num_workers: CountOrZero = option(10, "processes that load images, at most one per CPU core; 0: load in the main process")
+    pin_mem: bool = option(True, "copy batches to the GPU from pinned memory")
+    captioning_mask_prob: Share = option(0.6, "share of the tokens of a caption that is masked")
+    drop_worst_ratio: Share = option(0.2, "share of the masked tokens, those with the highest loss, that is ignored")
+    drop_worst_after: CountOrZero = option(12000, "step after which they are ignored")
+    num_beams: Count = option(3, "beams in validation")
+    length_penalty: NotNegative = option(0.6, "length penalty of beam search")
+    label_smoothing: Share = option(0.1, "label smoothing")
 
-    subject: Literal["vehicle", "pedestrian", "all"] = option("all", "whose captions to learn")
-    aspect: str = option("all", "moving, pedestrian_description, position, road, weather, or all")
-    crop_area: float = option(0.5, "smallest share of a picture that a random crop keeps; 1: no crop")
-    flip: Literal["swap", "recipe", "none"] = option("swap", "mirror pictures: left and right change in words too; not")
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = option("auto", "what to compute in; auto: by capability")
-    patience: int = option(0, "epochs without a better score after which to stop; 0: never")
-    max_minutes: float = option(0.0, "stop in time, with everything saved; 0: no limit")
-    max_steps: int = option(0, "steps at most, for a quick look; 0: all")
-    val_images: int = option(100, "pictures captioned in validation; 0: all")
-    samples: int = option(3, "held-out pictures, spread over all, whose captions are logged after each epoch")
+    subject: Literal[(*SUBJECTS, "all")] = option("all", "whose captions to train on")
+    aspect: Literal[(*ASPECTS, "all")] = option("all", "aspect to train on")
+    crop_area: Annotated[float, Field(gt=0, le=1)] = option(
+        0.5, "smallest share of an image that a random crop keeps; 1: no crop"
+    )
+    flip: Literal["swap", "recipe", "none"] = option(
+        "swap", "horizontal flip: swap also swaps left and right in captions, recipe flips images alone, none disables flips"
+    )
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = option(
+        "auto", "number format of the computation; auto: what the device has"
+    )
+    patience: CountOrZero = option(0, "stop after so many epochs without a better score; 0: never")
+    max_minutes: NotNegative = option(0.0, "stop in time with everything saved; 0: no limit")
+    max_steps: CountOrZero = option(0, "stop after so many steps, for a quick look; the schedule stays; 0: no limit")
+    save_every_minutes: NotNegative = option(15.0, "minutes between saves of last/ within an epoch; 0: after each epoch only")
+    val_images: CountOrZero = option(100, "images captioned in validation; 0: all")
+    samples: CountOrZero = option(3, "validation images whose captions are logged after each epoch")
+    report_to: Literal["auto", "tensorboard", "wandb", "trackio", "none"] = option(
+        "auto", "tracker beside log.jsonl; auto: tensorboard if --log_dir is given and it is installed"
+    )
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.aspect not in (*ASPECTS, "all"):
-            raise OptionError(f"aspect: expected one of {', '.join(ASPECTS)}, all; found {self.aspect!r}")
-        for name in ("captioning_mask_prob", "drop_path", "label_smoothing", "drop_worst_ratio", "model_ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise OptionError(f"{name}: expected a share from 0 to below 1, found {getattr(self, name)}")
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value < math.inf:
-                raise OptionError(f"{name}: expected {least} or more, found {value}")
-        if not 0 < self.crop_area <= 1:
-            raise OptionError(f"crop_area: expected a share above 0 and up to 1, found {self.crop_area}")
-
-    def descriptions(self) -> list[tuple[str, str]]:
-        """(subject, aspect) of every description to learn."""
+    def caption_types(self) -> list[tuple[str, str]]:
+        """(subject, aspect) of every caption type to train on."""
         subjects = SUBJECTS if self.subject == "all" else (self.subject,)
-        return [(s, a) for s in subjects for a in (ASPECTS if self.aspect == "all" else (self.aspect,))]
+        aspects = ASPECTS if self.aspect == "all" else (self.aspect,)
+        return [(subject, aspect) for subject in subjects for aspect in aspects]
+
+    def arguments(self) -> list[str]:
+        """The command line that `parse_arguments` reads back as this config; options with their default are left out."""
+        words = []
+        for field in dataclasses.fields(self):
+            value, default = getattr(self, field.name), getattr(TrainConfig(), field.name)
+            if value != default:
+                words += [f"--{field.name}", *map(str, value if isinstance(value, list) else [value])]
+        return words
 
 
-LEAST = {  # smallest values that mean something
-    **dict.fromkeys(("batch_size", "eval_batch_size", "epochs", "update_freq", "save_ckpt_freq", "num_beams", "input_size"), 1),
-    **dict.fromkeys(("lr", "min_lr", "warmup_lr", "weight_decay", "layer_decay", "clip_grad", "opt_eps", "length_penalty"), 0),
-    **dict.fromkeys(("warmup_epochs", "num_workers", "patience", "max_minutes", "max_steps", "val_images", "samples"), 0),
-    **{"drop_worst_after": 0, "warmup_steps": -1, "num_max_bpe_tokens": 3},
-}
-CLASSIFICATION = "image classification"
-OTHER_TASKS = {  # options of the recipe that mean nothing for captioning, and what they are for
-    **dict.fromkeys(
-        ("nb_classes", "mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode"), CLASSIFICATION
-    ),
-    **dict.fromkeys(("color_jitter", "aa", "smoothing", "crop_pct", "reprob", "remode", "recount", "resplit"), CLASSIFICATION),
-    "task_head_lr_weight": "visual question answering and NLVR2",
-    "task_cache_path": "visual question answering, as a place for its answers: ours lie in output_dir",
-    "momentum": "SGD, which the recipe does not use either: opt is adamw",
-    "save_ckpt": "runs that keep nothing: here best/ and last/ are always kept",
-    "model_ema_force_cpu": "GPUs too small for a second set of weights",
-    "start_epoch": "runs without a state of their own: a run goes on where its last/ ends",
-    "answer_list": "visual question answering",
-    "retrieval_mode": "retrieval",
-    "text_encoder": "retrieval",
-    "enable_deepspeed": "DeepSpeed, whose place accelerate takes: `accelerate config`",
-    "initial_scale_power": "DeepSpeed, whose place accelerate takes",
-    "zero_stage": "DeepSpeed, whose place accelerate takes",
-    "dist_on_itp": "a cluster of Microsoft's: `accelerate config` describes yours",
-    "local_rank": "the old launcher: `accelerate launch -m beit3lib.train …`",
-    "dist_url": "the old launcher: `accelerate launch -m beit3lib.train …`",
-    "world_size": "the old launcher: `accelerate launch -m beit3lib.train …`",
-}
+def parse_arguments(argv: list[str]) -> TrainConfig:
+    """Parse the recipe's command line; `OptionError` names an option that is unknown, incomplete or out of range."""
+    from transformers import HfArgumentParser  # takes a second, and a notebook that only needs the class has no use for it
 
+    usage = "python -m beit3lib.train --model … --data_path … --output_dir … [--option value …]; --help lists all options"
+    parser = HfArgumentParser(TrainConfig, allow_abbrev=False, prog="python -m beit3lib.train", usage=usage)
 
-def parse_command(arguments: list[str]) -> TrainConfig:
-    """The recipe's command line as a `TrainConfig`; `--no_x` and `--x` set a switch, every other option takes a value."""
-    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
-    hints = typing.get_type_hints(TrainConfig)
-    values: dict[str, Any] = {}
-    left = list(arguments)
-    while left:
-        name, given = _flag(left.pop(0))
-        _refuse(name, fields)
-        positive = name.removeprefix("no_") if name not in fields else name
-        if hints[positive] is bool:
-            word = given or (left[0] if left else "")
-            if word.lower() in ("true", "false"):
-                raise OptionError(f"--{name}: expected no value, found {word!r}; --{positive} turns it on, --no_{positive} off")
-            values[positive] = name == positive
-            continue
-        wanted = 2 if typing.get_origin(hints[positive]) is tuple else 1
-        taken = [given] if given is not None else [left.pop(0) for _ in range(min(wanted, len(left)))]
-        if len(taken) < wanted and given is None:
-            raise OptionError(f"--{name}: expected {wanted} value(s) after it, found the end of the command")
-        values[positive] = _read(taken if wanted > 1 else taken[0], hints[positive])
-    return build(TrainConfig, values)
+    def refuse(message: str) -> None:
+        raise OptionError(message)
 
-
-def _flag(text: str) -> tuple[str, str | None]:
-    if not text.startswith("--"):
-        raise OptionError(f"{text!r}: expected an option that begins with --; quote values that hold spaces")
-    name, sign, value = text[2:].partition("=")
-    return name.replace("-", "_"), value if sign else None
-
-
-def _refuse(name: str, fields: dict[str, Any]) -> None:
-    reason = OTHER_TASKS.get(name) or OTHER_TASKS.get(name.removeprefix("no_"))
-    if reason:
-        raise OptionError(f"--{name} is not for captioning: it belongs to {reason}; leave it out")
-    if name not in fields and name.removeprefix("no_") not in fields:
-        close = difflib.get_close_matches(name, [*fields, *OTHER_TASKS], n=1)
+    parser.error = refuse  # argparse would print the usage and exit
+    try:
+        config, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+    except ValidationError as error:
+        wrong = [f"--{e['loc'][0]}: {e['msg']}, found {e['input']!r}" for e in error.errors()]
+        raise OptionError("; ".join(wrong)) from None
+    if unknown:
+        name = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
+        close = difflib.get_close_matches(name, [field.name for field in dataclasses.fields(TrainConfig)], n=1)
         hint = f"; did you mean --{close[0]}?" if close else ""
-        raise OptionError(f"--{name} is unknown{hint} (`python -m beit3lib.train --help` lists all)")
-
-
-def _read(text: Any, hint: Any) -> Any:
-    """The value that a word of a command line stands for."""
-    if isinstance(text, list):
-        return tuple(float(part) for part in text)
-    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    for kind in kinds:
-        if kind in (int, float):
-            try:
-                return kind(text)
-            except ValueError:
-                continue
-    return text
-
-
-def as_flag(name: str, value: Any) -> list[str]:
-    """An option as words of a command line; none where it is unset."""
-    if value is None or value == "":
-        return []
-    if isinstance(value, bool):
-        return [f"--{name}" if value else f"--no_{name}"]
-    return [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
-
-
-def help_text() -> str:
-    """All options with default and meaning, a line each."""
-    hints, lines = typing.get_type_hints(TrainConfig), []
-    for field in dataclasses.fields(TrainConfig):
-        choices = typing.get_args(hints[field.name]) if typing.get_origin(hints[field.name]) is Literal else ()
-        told = f" ({', '.join(choices)})" if len(choices) > 1 else ""
-        lines.append(f"  --{field.name:<24}{field.metadata['help']}{told} [{field.default}]")
-    head = "options, as in the public recipe, and ours from --subject on; --no_x turns a switch off that is [True]:\n"
-    return head + "\n".join(lines)
-
-
-def exit_with_help() -> None:
-    """`--help`."""
-    print(help_text())
-    sys.exit(0)
+        raise OptionError(f"{unknown[0]}: unknown option{hint} `python -m beit3lib.train --help` lists all options")
+    return config

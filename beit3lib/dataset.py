@@ -1,10 +1,11 @@
-"""Index lines to batches: pictures, masked and packed captions.
+"""Index lines to training batches: one image and one packed sequence of masked captions per sample.
 
-A training sample is one image and one row of text that holds one or more captions end to end: positions restart at each,
-attention stays inside each (`segments`). One caption is the special case.
+A packed sequence holds the captions of an image end to end. Positions restart at each caption, and `doc_ids` keep
+attention inside it. A single caption is the special case of one document, and then equals the recipe's sample.
 """
 
-import re
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,376 +14,294 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
-from beit3lib.tokenizer import prefix_ids
+from beit3lib.tokenizer import prompt_ids
+from beit3lib.transforms import Augmentation, can_swap, swap_left_right, to_tensor
 
-FIRST_WORD_ID = 3  # a random replacement is drawn from here up: `<unk>` and words, never `<s>`, `<pad>`, `</s>`
+FIRST_RANDOM_ID = 3  # random replacements are drawn from `<unk>` up, never `<s>`, `<pad>` or `</s>`; as the recipe does
+UNNAMED = ("", "")  # the one caption type of an index without subject and aspect, such as the recipe's own
+POOL = 16  # batches that are grouped by length together: less padding, while the order stays random
+CACHE_BYTES = 1_000_000_000  # of decoded images; the sample's 400 images take 0.1 GB
+CaptionType = tuple[str, str]  # (subject, aspect)
 
 
 class ImageError(ValueError):
-    """A picture that cannot be opened."""
+    """An image that cannot be opened."""
 
 
-class Row(NamedTuple):
-    """One packed row of T tokens; all arrays int64 (T,) but `chosen`, bool (T,)."""
-
-    ids: np.ndarray  # what the model reads, with masks in it
-    targets: np.ndarray  # what was there
-    positions: np.ndarray  # 0 … within each caption
-    segments: np.ndarray  # number of the caption
-    chosen: np.ndarray  # where the loss is taken
-
-
-@dataclass
-class Batch:
-    """B images (B, 3, S, S) and B packed rows (B, T), padded at the end with segment -1; `names` of the images.
-
-    `places` (n,) numbers the chosen positions, row by row; `tokens` counts those that are no padding.
-    """
-
-    images: Tensor
-    ids: Tensor
-    targets: Tensor
-    positions: Tensor
-    segments: Tensor
-    places: Tensor
-    names: list[str]
-    tokens: int
-
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same on a device; copies from pinned memory do not wait."""
-        moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in vars(self).items()
-        }
-        return Batch(**moved)
-
-    def pin_memory(self) -> "Batch":
-        """What DataLoader calls to copy to the GPU without waiting."""
-        return Batch(**{k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in vars(self).items()})
-
-
-def load_image(image: str | Path | Image.Image) -> Image.Image:
-    """Open a picture as RGB; `ImageError` names a file that is none."""
+def open_image(image: str | Path | Image.Image) -> Image.Image:
+    """Open an image as RGB."""
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     try:
         with Image.open(image) as opened:
             return opened.convert("RGB")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{image}: expected a picture here, found nothing") from None
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ImageError(f"{image}: expected a picture, found a file that cannot be opened ({error})") from None
+        raise ImageError(f"{image}: expected an image, found a file that cannot be opened ({error})") from None
 
 
-def to_tensor(image: Image.Image, size: int) -> Tensor:
-    """The recipe's test transform: plain bicubic resize to a square, values in [-1, 1]; float (3, size, size)."""
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    return pixels.float().div_(127.5).sub_(1)
+load_image = open_image
 
 
-def to_picture(pixels: Tensor) -> Image.Image:
-    """Back from (3, S, S) in [-1, 1] to a picture, to look at what the model is given."""
-    values = pixels.detach().cpu().float().add(1).mul(127.5).round().clamp(0, 255).byte()
-    return Image.fromarray(values.permute(1, 2, 0).numpy())
+# --- batches -------------------------------------------------------------------------------------------------------
 
 
-def caption_ids(tokenizer, ids: Sequence[int], prefix: Sequence[int], max_tokens: int) -> list[int]:
-    """`<s>` prefix words `</s>`: at most `max_tokens` with `<s>` and `</s>`, the prefix not counted."""
-    return [tokenizer.bos_token_id, *prefix, *ids[: max_tokens - 2], tokenizer.eos_token_id]
+class PackedSequence(NamedTuple):
+    """The captions of one image end to end, T tokens; int64 arrays (T,), except `masked`, bool (T,)."""
+
+    input_ids: np.ndarray  # what the model reads, with masks in it
+    labels: np.ndarray  # the original ids
+    positions: np.ndarray  # 0, 1, … within each caption
+    doc_ids: np.ndarray  # number of the caption within the sequence
+    masked: np.ndarray  # positions at which the loss is taken
+
+
+@dataclass
+class Batch:
+    """B images (B, 3, S, S) and B packed sequences (B, T), padded at the end with doc_id -1.
+
+    `mask_positions` (n,) are the positions of the loss in the flattened (B * T) batch, `names` the image paths, and
+    `num_tokens` counts tokens without padding.
+    """
+
+    images: Tensor
+    input_ids: Tensor
+    labels: Tensor
+    positions: Tensor
+    doc_ids: Tensor
+    mask_positions: Tensor
+    names: list[str]
+    num_tokens: int
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the batch on `device`; the copy is asynchronous from pinned memory."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """Return the batch in pinned memory; called by `DataLoader(pin_memory=True)`."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function) -> "Batch":
+        return Batch(**{name: function(value) if isinstance(value, Tensor) else value for name, value in vars(self).items()})
 
 
 def mask_caption(
-    ids: list[int], prefix: int, probability: float, mask_id: int, words: int, rng: np.random.Generator
+    ids: Sequence[int], prompt_length: int, probability: float, mask_id: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Masked ids and the chosen positions (bool) of one caption `<s>` prefix … `</s>`.
+    """Mask one caption `<s>` prompt tokens `</s>`; returns the masked ids and the chosen positions (bool).
 
-    clamp(int(n p + 0.5), 1, n - 1) of the n tokens without prefix, never `<s>`; of these 80 % become `<mask>`, 10 % stay,
-    10 % become a random id below `words`. Source: the public captioning recipe.
+    Of the n tokens without the prompt, clamp(int(n * probability + 0.5), 1, n - 1) are chosen, never `<s>` or the
+    prompt. 80 % of them become `<mask>` (the tokenizer's last id), 10 % a random id from 3 up, 10 % stay.
+    Source: the public captioning recipe.
     """
-    read = np.array(ids)
-    count = len(ids) - prefix
-    wanted = min(max(int(count * probability + 0.5), 1), count - 1)
-    places = prefix + 1 + rng.choice(count - 1, wanted, replace=False)
-    fate = rng.random(wanted)
-    random_ids = rng.integers(FIRST_WORD_ID, words, wanted)
-    read[places] = np.where(fate < 0.8, mask_id, np.where(fate < 0.9, read[places], random_ids))
+    masked_ids = np.array(ids)
+    n = len(ids) - prompt_length
+    count = max(min(int(n * probability + 0.5), n - 1), 1)
+    positions = prompt_length + 1 + rng.choice(n - 1, count, replace=False)
+    kind = rng.random(count)
+    random_ids = rng.integers(FIRST_RANDOM_ID, mask_id + 1, count)
+    masked_ids[positions] = np.where(kind < 0.8, mask_id, np.where(kind < 0.9, masked_ids[positions], random_ids))
     chosen = np.zeros(len(ids), dtype=bool)
-    chosen[places] = True
-    return read, chosen
+    chosen[positions] = True
+    return masked_ids, chosen
 
 
-def pack(captions: Sequence[tuple[list[int], int]], probability: float, mask_id: int, words: int, rng) -> Row:
-    """Mask and pack captions, each (ids with special tokens, length of its prefix), into one row."""
-    masked = [mask_caption(ids, prefix, probability, mask_id, words, rng) for ids, prefix in captions]
+def pack(
+    captions: Sequence[tuple[list[int], int]], probability: float, mask_id: int, rng: np.random.Generator
+) -> PackedSequence:
+    """Mask captions, each (ids with special tokens, length of its prompt), and join them to one sequence."""
+    masked = [mask_caption(ids, prompt_length, probability, mask_id, rng) for ids, prompt_length in captions]
     lengths = [len(ids) for ids, _ in captions]
-    return Row(
-        ids=np.concatenate([read for read, _ in masked]),
-        targets=np.concatenate([np.array(ids) for ids, _ in captions]),
+    return PackedSequence(
+        input_ids=np.concatenate([ids for ids, _ in masked]),
+        labels=np.concatenate([np.array(ids) for ids, _ in captions]),
         positions=np.concatenate([np.arange(length) for length in lengths]),
-        segments=np.repeat(np.arange(len(lengths)), lengths),
-        chosen=np.concatenate([chosen for _, chosen in masked]),
+        doc_ids=np.repeat(np.arange(len(lengths)), lengths),
+        masked=np.concatenate([chosen for _, chosen in masked]),
     )
 
 
-def collate(samples: Sequence[tuple[Tensor, Row, str]], pad_id: int = 1) -> Batch:
-    """Stack (image, row, name), rows padded to the longest."""
-    images, rows, names = zip(*samples, strict=True)
-    longest = max(len(row.ids) for row in rows)
-    fill = Row(ids=pad_id, targets=pad_id, positions=0, segments=-1, chosen=False)
-    columns = {
-        name: torch.from_numpy(
-            np.stack([np.pad(getattr(r, name), (0, longest - len(r.ids)), constant_values=getattr(fill, name)) for r in rows])
+def collate(samples: Sequence[tuple[Tensor, PackedSequence, str]], pad_id: int = 1) -> Batch:
+    """Stack (image, sequence, name) samples, the sequences padded to the longest."""
+    images, sequences, names = zip(*samples, strict=True)
+    longest = max(len(sequence.input_ids) for sequence in sequences)
+    padding = PackedSequence(input_ids=pad_id, labels=pad_id, positions=0, doc_ids=-1, masked=False)
+    columns = {}
+    for name, value in padding._asdict().items():
+        arrays = [getattr(sequence, name) for sequence in sequences]
+        padded = [np.pad(array, (0, longest - len(array)), constant_values=value) for array in arrays]
+        columns[name] = torch.from_numpy(np.stack(padded))  # (B, T)
+    mask_positions = columns.pop("masked").flatten().nonzero()[:, 0]
+    num_tokens = sum(len(sequence.input_ids) for sequence in sequences)
+    return Batch(torch.stack(images), **columns, mask_positions=mask_positions, names=list(names), num_tokens=num_tokens)
+
+
+def num_workers(requested: int, batch_bytes: int) -> int:
+    """How many loader processes to start: at most `requested`, one per core of this process, and what /dev/shm can hold.
+
+    Each worker keeps up to three batches of `batch_bytes` in shared memory (two prefetched, one in use). With less
+    space than that, as under Docker's default of 64 MB, the loader would hang or die with a bus error.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(requested, max(1, cores // processes))
+    if not workers or not os.path.isdir("/dev/shm"):
+        return workers
+    free = shutil.disk_usage("/dev/shm").free
+    fitting = free // processes // (3 * batch_bytes)
+    if fitting < workers:
+        print(
+            f"/dev/shm: {free / 1e6:.0f} MB free, so {fitting} instead of {workers} processes load images. "
+            "Start Docker with --shm-size=8g, or choose a smaller batch size, to load faster."
         )
-        for name in Row._fields
-    }
-    places = columns.pop("chosen").flatten().nonzero()[:, 0]
-    tokens = sum(len(row.ids) for row in rows)
-    return Batch(images=torch.stack(images), names=list(names), tokens=tokens, places=places, **columns)
+    return min(workers, fitting)
+
+
+# --- the data set --------------------------------------------------------------------------------------------------
+
+
+class Sample(NamedTuple):
+    """One image with its known captions {caption type: (ids, text)}; an aspect that is not mentioned has ([], "")."""
+
+    image: str
+    captions: dict[CaptionType, tuple[list[int], str]]
+
+
+def group_captions(table: pd.DataFrame, caption_types: Sequence[CaptionType], tokenizer) -> list[Sample]:
+    """Group the lines of an index by image, sorted by image path; a line whose `text_segment` is null adds no caption.
+
+    With several caption types, an aspect that the captions of a subject do not mention is known to be empty. In an index
+    without subjects every line is a sample of its own, of the first caption type.
+    """
+    named = table["subject"].notna().any()
+    by_image: dict[str, list] = {}
+    for line in table[["image_path", "subject", "aspect", "text_segment", "caption"]].itertuples(index=False):
+        by_image.setdefault(line.image_path, []).append(line)
+    samples = []
+    for image in sorted(by_image):
+        lines = by_image[image]
+        known = [line for line in lines if isinstance(line.text_segment, list)]
+        if not named:
+            texts = [(line.text_segment, tokenizer.decode(line.text_segment)) for line in known]
+            samples += [Sample(image, {caption_types[0]: text}) for text in texts] or [Sample(image, {})]
+            continue
+        captions = {(line.subject, line.aspect): (line.text_segment, line.caption) for line in known}
+        if len(caption_types) > 1:
+            subjects, listed = {subject for subject, _ in captions}, {(line.subject, line.aspect) for line in lines}
+            captions |= {kind: ([], "") for kind in caption_types if kind[0] in subjects and kind not in listed}
+        wanted = {kind: captions[kind] for kind in caption_types if kind in captions}
+        if wanted or not captions:  # an image that has only captions of other types is no sample
+            samples.append(Sample(image, wanted))
+    return samples
 
 
 class CaptionDataset(torch.utils.data.Dataset):
-    """Index lines as samples: (picture (3, S, S), packed Row, name), one per image and set of descriptions.
+    """Index lines as samples (pixels (3, S, S), `PackedSequence`, image path), one per image.
 
-    `config.subject` and `config.aspect` name one description, without a prefix, as the seed does it; or "all": then every
-    description of an image stands in one row, each behind its prefix, and an aspect that the caption of a subject does not
-    mention is learnt as absent: prefix and `</s>`. An index that names none, as the seed's, holds one, whichever is named.
-    What is drawn at random follows from (seed, epoch, sample) alone.
+    `config.subject` and `config.aspect` select one caption type, trained without a prompt as in the original repository,
+    or "all": then a sequence holds every known caption of the image, each after its prompt, and an aspect that is not
+    mentioned is trained as an empty caption. `train` adds augmentation and drops images without a known caption. All
+    random choices follow from (config.seed, epoch, index).
     """
 
-    def __init__(self, table: pd.DataFrame, root: str | Path, tokenizer, size: int, config, train: bool) -> None:
-        self.root, self.tokenizer, self.size, self.config, self.train = Path(root), tokenizer, size, config, train
+    def __init__(self, table: pd.DataFrame, root: str | Path, tokenizer, image_size: int, config, train: bool) -> None:
+        self.root, self.tokenizer, self.image_size, self.config = Path(root), tokenizer, image_size, config
         self.epoch = 0
-        self.descriptions = _descriptions(table, config)
-        several = len(self.descriptions) > 1
-        self.prefixes = {d: prefix_ids(tokenizer, *d) if several else [] for d in self.descriptions}
-        self.rows = _rows_by_image(table, self.descriptions, tokenizer)
-        if not self.rows:
+        self.caption_types: list[CaptionType] = config.caption_types()
+        if len(self.caption_types) > 1 and table["subject"].isna().all():
+            self.caption_types = [UNNAMED]
+        several = len(self.caption_types) > 1
+        self.prompts = {kind: prompt_ids(tokenizer, *kind) if several else [] for kind in self.caption_types}
+        samples = group_captions(table, self.caption_types, tokenizer)
+        self.samples = [sample for sample in samples if sample.captions or not train]
+        if not self.samples:
             wanted = f"{config.subject} {config.aspect}"
-            raise ValueError(f"{root}: expected lines of {wanted} in the index, found none; see what notebook 2 listed")
-        if table["subject"].notna().any():  # else the words are known by their ids alone
-            _check_tokenizer(self.rows, tokenizer, self.root)
-        self.lengths = np.array([sum(len(ids) + 2 for _, ids, _ in row["captions"]) for row in self.rows])
-        self.augment = Augmentation(size, config) if train else None
-        self._pictures: dict[int, Image.Image] = {}
-        self._room = CACHE_BYTES
+            raise ValueError(
+                f"{root}: expected captions of type {wanted} in the index, found none. Choose another subject or aspect, or "
+                "see which captions notebook 2 skipped."
+            )
+        _check_tokenizer(self.samples, tokenizer, self.root)
+        limit = config.num_max_bpe_tokens - 2
+        lengths = [[min(len(ids), limit) + 2 for ids, _ in sample.captions.values()] for sample in self.samples]
+        self.lengths = np.array([sum(captions) for captions in lengths])
+        self.augment = Augmentation(image_size, config) if train else None
+        self._cache: dict[int, Image.Image] = {}
+        self._cache_bytes_left = CACHE_BYTES
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.samples)
 
     def at_epoch(self, epoch: int) -> "CaptionDataset":
-        """Itself, drawing what that epoch draws."""
+        """Return this data set, set to draw the random choices of `epoch`."""
         self.epoch = epoch
         return self
 
-    def order(self, epoch: int, batch: int) -> list[list[int]]:
-        """Batches of sample numbers for an epoch: shuffled, and within `POOL` batches grouped by length of text."""
+    def epoch_batches(self, epoch: int, batch_size: int) -> list[list[int]]:
+        """Batches of sample indices for one epoch: shuffled, and grouped by text length within `POOL` batches."""
         rng = np.random.default_rng((self.config.seed, epoch))
-        shuffled = rng.permutation(len(self))[: len(self) // batch * batch]  # who is left out is left to chance, not to length
-        pools = [shuffled[i : i + POOL * batch] for i in range(0, len(shuffled), POOL * batch)]
+        # Drop the incomplete batch before sorting by length, so that long captions are not dropped more often.
+        shuffled = rng.permutation(len(self))[: len(self) // batch_size * batch_size]
+        pools = [shuffled[i : i + POOL * batch_size] for i in range(0, len(shuffled), POOL * batch_size)]
         by_length = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
-        batches = [by_length[i : i + batch].tolist() for i in range(0, len(by_length), batch)]
+        batches = [by_length[i : i + batch_size].tolist() for i in range(0, len(by_length), batch_size)]
         return [batches[i] for i in rng.permutation(len(batches))]
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Row, str]:
-        row = self.rows[number]
-        rng = np.random.default_rng((self.config.seed, self.epoch, number))
-        picture, mirrored = self._picture(number), False
+    def __getitem__(self, index: int) -> tuple[Tensor, PackedSequence, str]:
+        sample, config = self.samples[index], self.config
+        rng = np.random.default_rng((config.seed, self.epoch, index))
+        image, swap = self._image(index), False
         if self.augment is not None:
-            swap = self.config.flip == "swap"
-            mirrored = self.config.flip != "none" and rng.random() < 0.5 and not (swap and row["fixed"])
-            picture = self.augment(picture, rng, mirrored)
-        captions = [self._caption(*caption, mirrored and self.config.flip == "swap") for caption in row["captions"]]
-        probability, mask_id = self.config.captioning_mask_prob, self.tokenizer.mask_token_id
-        packed = pack(captions, probability, mask_id, mask_id, rng)
-        return to_tensor(picture, self.size), packed, row["image"]
+            flip = config.flip != "none" and rng.random() < 0.5
+            if flip and config.flip == "swap":
+                flip = swap = all(can_swap(text) for _, text in sample.captions.values())
+            image = self.augment(image, rng, flip)
+        captions = [self._caption(kind, ids, text, swap) for kind, (ids, text) in sample.captions.items()]
+        packed = pack(captions, config.captioning_mask_prob, self.tokenizer.mask_token_id, rng)
+        return to_tensor(image, self.image_size), packed, sample.image
 
-    def collate(self, samples: Sequence[tuple[Tensor, Row, str]]) -> Batch:
-        """What DataLoader calls to make a batch."""
+    def _caption(self, kind: CaptionType, ids: list[int], text: str, swap: bool) -> tuple[list[int], int]:
+        """`<s>` prompt caption `</s>` and the length of the prompt, which `num_max_bpe_tokens` does not count."""
+        if swap and ids:
+            ids = self.tokenizer.encode(swap_left_right(text), add_special_tokens=False)
+        prompt, ids = self.prompts[kind], ids[: self.config.num_max_bpe_tokens - 2]
+        return [self.tokenizer.bos_token_id, *prompt, *ids, self.tokenizer.eos_token_id], len(prompt)
+
+    def _image(self, index: int) -> Image.Image:
+        path = self.root / self.samples[index].image
+        if get_worker_info() is not None:  # workers are started anew for each epoch: their cache would never be hit
+            return open_image(path)
+        if index not in self._cache:
+            image = open_image(path)
+            size = image.width * image.height * 3
+            if size > self._cache_bytes_left:
+                return image
+            self._cache_bytes_left -= size
+            self._cache[index] = image
+        return self._cache[index]
+
+    def collate(self, samples: Sequence[tuple[Tensor, PackedSequence, str]]) -> Batch:
+        """`collate_fn` for `DataLoader`."""
         return collate(samples, self.tokenizer.pad_token_id)
 
-    def reference(self, number: int) -> dict[tuple[str, str], str]:
-        """{(subject, aspect): caption} of a sample, "" where the aspect is absent."""
-        return {description: text for description, _, text in self.rows[number]["captions"]}
-
-    def captions(self) -> set[tuple[str, str]]:
-        """Every caption of the set, with its description: what a model may have learnt by heart."""
-        rows = (self.reference(number).items() for number in range(len(self)))
-        return {(" ".join(description), text) for row in rows for description, text in row if text}
-
-    def vocabulary(self) -> list[int]:
-        """Every id of the set's captions, in order; with left and right exchanged too, where that is learnt."""
-        told = {number for row in self.rows for _, ids, _ in row["captions"] for number in ids}
-        if self.config.flip == "swap":
-            texts = {text for row in self.rows for _, _, text in row["captions"] if text != mirror_words(text)}
-            told |= {number for text in texts for number in self.tokenizer.encode(mirror_words(text), add_special_tokens=False)}
-        return sorted(told)
-
-    def _caption(self, description, ids: list[int], text: str, mirrored: bool) -> tuple[list[int], int]:
-        prefix = self.prefixes[description]
-        if mirrored and ids:
-            ids = self.tokenizer.encode(mirror_words(text), add_special_tokens=False)
-        return caption_ids(self.tokenizer, ids, prefix, self.config.num_max_bpe_tokens), len(prefix)
-
-    def _picture(self, number: int) -> Image.Image:
-        """The picture, kept in memory while there is room: an epoch of small pictures is decoded once."""
-        if torch.utils.data.get_worker_info() is not None:  # lives for one epoch, in which no picture comes twice
-            return load_image(self.root / self.rows[number]["image"])
-        if number not in self._pictures:
-            picture = load_image(self.root / self.rows[number]["image"])
-            size = picture.width * picture.height * 3
-            if size > self._room:
-                return picture
-            self._room -= size
-            self._pictures[number] = picture
-        return self._pictures[number]
+    def reference(self, index: int) -> dict[CaptionType, str]:
+        """The known captions of a sample, "" for an aspect that is not mentioned; empty if the sample has no caption."""
+        return {kind: text for kind, (_, text) in self.samples[index].captions.items()}
 
 
-CACHE_BYTES = 1_000_000_000
-POOL = 16  # batches that are grouped by length at once
-UNNAMED = ("", "")  # the one description of an index whose lines do not say which
+def _check_tokenizer(samples: list[Sample], tokenizer, root: Path) -> None:
+    """Refuse ids that another tokenizer made: they stand for other words, and training on them raises no error.
 
-
-def _descriptions(table: pd.DataFrame, config) -> list[tuple[str, str]]:
-    wanted = config.descriptions()
-    return wanted if len(wanted) == 1 or table["subject"].notna().any() else [UNNAMED]
-
-
-def _rows_by_image(table: pd.DataFrame, descriptions, tokenizer) -> list[dict]:
-    """One row per image: its captions (description, ids, text), absent aspects with no ids; `fixed` if none may mirror."""
-    named = table["subject"].notna().any()
-    known = table[table["text_segment"].notna()]
-    rows = []
-    for image, lines in known.groupby("image_path", sort=True):
-        if not named:  # the seed's file holds one description: every line is a sample of its own
-            rows += [_row(image, [(descriptions[0], list(ids), tokenizer.decode(ids))]) for ids in lines["text_segment"]]
-            continue
-        told = {(r.subject, r.aspect): (list(r.text_segment), r.caption) for r in lines.itertuples(index=False)}
-        subjects = {subject for subject, _ in told}
-        if len(descriptions) == 1:
-            wanted = [d for d in descriptions if d in told]
-        else:
-            wanted = [d for d in descriptions if d[0] in subjects]
-        if wanted:
-            rows.append(_row(image, [(d, *told.get(d, ([], ""))) for d in wanted]))
-    return rows
-
-
-def _check_tokenizer(rows: list[dict], tokenizer, root: Path) -> None:
-    """Ids of another tokenizer are other words, and would be learnt without a complaint."""
-    for row in rows[:: max(1, len(rows) // 5)]:
-        for _, ids, text in row["captions"]:
-            if ids and ids != tokenizer.encode(text, add_special_tokens=False):
-                raise ValueError(
-                    f"{root}: the index was made with another tokenizer, which has other ids for {text[:60]!r}; give the one "
-                    "it was made with, or make the index again with the one that belongs to the weights (notebook 2, tokenizer)"
-                )
-
-
-def _row(image: str, captions: list) -> dict:
-    return {"image": image, "captions": captions, "fixed": not all(can_mirror(text) for *_, text in captions)}
-
-
-# --- left and right ------------------------------------------------------------------------------------------------
-
-_SIDES = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
-_SIDES |= {f"{a}{end}": f"{b}{end}" for a, b in (("left", "right"), ("right", "left")) for end in ("ward", "wards", "hand")}
-_WORD = re.compile(r"[A-Za-z]+")
-_NO_SIDE = re.compile(
-    r"\b(?:have|has|had|having|was|were|be|been|being|and|just|then|already|recently) left\b(?!\s+(?:side|lane|turn|hand))"
-    r"|\bleft (?:the|a|an|his|her|their|behind|from)\b|(?<!the )\bright (?:in front of|next to)\b"
-    r"|\bright(?: of way|-of-way| away| angles?| after| before| now)\b"
-    r"|\b(?:clockwise|counterclockwise|anticlockwise)\b|\b(?:sign|text|letters?|plate)\b.{0,20}\b(?:reads?|says?)\b",
-    re.IGNORECASE,
-)
-
-
-def can_mirror(text: str) -> bool:
-    """Whether exchanging left and right makes `text` true of the mirrored picture: not for writing, or "has left"."""
-    return _NO_SIDE.search(text) is None
-
-
-def mirror_words(text: str) -> str:
-    """`text` with left and right exchanged, capitals kept."""
-
-    def exchanged(found: re.Match) -> str:
-        word = found.group()
-        other = _SIDES.get(word.lower())
-        if other is None:
-            return word
-        return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
-
-    return _WORD.sub(exchanged, text)
-
-
-# --- augmentation --------------------------------------------------------------------------------------------------
-
-
-class Augmentation:
-    """The recipe's: random resized crop of 50-100 % of the area, mirroring, RandAugment of two operations."""
-
-    OPERATIONS = (
-        *("Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness"),
-        *("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"),
-    )
-
-    def __init__(self, size: int, config) -> None:
-        self.size, self.randaug, self.crop_area = size, config.randaug, config.crop_area
-        self.filter = getattr(Image.Resampling, config.train_interpolation.upper())
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator, mirrored: bool) -> Image.Image:
-        image = image.resize((self.size, self.size), self.filter, box=_crop(image.size, self.crop_area, rng))
-        if mirrored:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if self.randaug:
-            for _ in range(2):
-                if rng.random() < 0.5:  # timm's probability of an operation of RandAugment
-                    image = _operate(image, self.OPERATIONS[rng.integers(len(self.OPERATIONS))], rng)
-        return image
-
-
-def _crop(size: tuple[int, int], smallest: float, rng: np.random.Generator) -> tuple[float, float, float, float]:
-    """A box of `smallest` to 1 of the area and aspect ratio 3:4 to 4:3, as torchvision's RandomResizedCrop draws it."""
-    width, height = size
-    if smallest >= 1:
-        return (0, 0, width, height)
-    for _ in range(10):
-        area = rng.uniform(smallest, 1.0) * width * height
-        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-        w, h = (area * ratio) ** 0.5, (area / ratio) ** 0.5
-        if w <= width and h <= height:
-            left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
-            return (left, top, left + w, top + h)
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    return (left, top, left + side, top + side)
-
-
-def _operate(image: Image.Image, name: str, rng: np.random.Generator, magnitude: float = 0.7) -> Image.Image:
-    """One operation of RandAugment at magnitude 7 of 10; what moves pictures has a random sign, pixels do not follow the size.
-
-    Source: the public captioning recipe, whose factor of brightness and sharpness is 1.8 m + 0.1, and whose shift 10 m pixels.
+    Single captions may differ, for example where two versions of transformers treat white space differently.
     """
-    sign = 1 if rng.random() < 0.5 else -1
-    if name == "AutoContrast":
-        return ImageOps.autocontrast(image)
-    if name == "Equalize":
-        return ImageOps.equalize(image)
-    if name in ("Brightness", "Sharpness"):
-        return getattr(ImageEnhance, name)(image).enhance(1.8 * magnitude + 0.1)
-    if name == "Rotate":
-        return image.rotate(sign * 30 * magnitude, Image.Resampling.BILINEAR, fillcolor=(128, 128, 128))
-    shear, shift = sign * 0.3 * magnitude, sign * 10 * magnitude
-    matrix = {
-        "ShearX": (1, shear, 0, 0, 1, 0),
-        "ShearY": (1, 0, 0, shear, 1, 0),
-        "TranslateX": (1, 0, shift, 0, 1, 0),
-        "TranslateY": (1, 0, 0, 0, 1, shift),
-    }.get(name)
-    if matrix is None:
-        return image
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(128,) * 3)
+    texts = [caption for sample in samples for caption in list(sample.captions.values())[:1] if caption[0]]
+    texts = texts[:: max(1, len(texts) // 20)]
+    differ = [(ids, text) for ids, text in texts if ids != tokenizer.encode(text, add_special_tokens=False)]
+    if 2 * len(differ) > len(texts):
+        raise ValueError(
+            f"{root}: expected an index made with this tokenizer, got other token ids for {differ[0][1][:60]!r}. Use the "
+            "sentencepiece model that the index was made with, or make the index again (notebook 2) with the one that "
+            "belongs to the checkpoint."
+        )

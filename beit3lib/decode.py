@@ -1,9 +1,12 @@
-"""Beam search: the image once, its keys and values shared by all its descriptions and beams, text cached.
+"""Beam search: each image is encoded once, and all its prompts and beams attend to that one memory.
 
-One step feeds two tokens per beam, [last word, `<mask>`]; the mask's output predicts the next word, and its keys and
-values are written over by that word's in the next step. Beam bookkeeping stays in tensors.
+A step feeds two tokens per beam, [last word, `<mask>`]. The output at `<mask>` predicts the next word; in the next step its
+keys and values are overwritten by those of that word. Words are tokens here, as in the recipe.
 
-Source: decoding of the public BEiT-3 captioning recipe.
+Shapes beside those of `model`: P prompts, S sequences still searched (at first B x P, image-major), K beams,
+R = S x K rows of the text stream, C slots of the text cache, t slots in use.
+
+Source: the decoding of the public BEiT-3 captioning recipe.
 """
 
 from collections.abc import Sequence
@@ -12,308 +15,269 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from beit3lib.linear import linear
-from beit3lib.model import TEXT, Captioner, ImageMemory, finish, project
-from beit3lib.tokenizer import prefix_ids
+from beit3lib.model import TEXT, CaptionModel, ImageMemory, ModelConfig, output_and_ffn, project_qkv
 
-Description = tuple[str, str]  # (subject, aspect)
-PREFIX_SLOTS = 8  # more than the words of any prefix need
+PROMPT_SLOTS = 8  # more than the tokens of any prompt
 
 
 class Caption(NamedTuple):
-    """One generated caption: `score` is Σ log p / (words + 2)^length_penalty; `log_probs` one per id."""
+    """A generated caption: `log_prob` is Σ log p / (tokens + 2)^length_penalty; `ids` and `log_probs` one per token."""
 
     text: str
-    score: float
+    log_prob: float
     ids: list[int]
     log_probs: list[float]
 
 
+class Beams(NamedTuple):
+    """The hypotheses that are still extended."""
+
+    sequence: Tensor  # (S,) index of each sequence in the result, 0 … B x P - 1
+    scores: Tensor  # (S, K) Σ log p
+    ids: Tensor  # (S, K, longest caption)
+    log_probs: Tensor  # (S, K, longest caption)
+
+
+class Finished(NamedTuple):
+    """The best complete hypothesis of each of the B x P sequences; score -inf while there is none."""
+
+    scores: Tensor  # (B P,) Σ log p / (tokens + 2)^length_penalty
+    ids: Tensor  # (B P, longest caption)
+    log_probs: Tensor  # (B P, longest caption)
+    lengths: Tensor  # (B P,)
+
+
+class Candidates(NamedTuple):
+    """The best 3 K extensions of each sequence, best first, each (S, 3 K)."""
+
+    scores: Tensor  # Σ log p with the new token
+    beam: Tensor  # 0 … K - 1, the beam that is extended
+    token: Tensor
+    log_prob: Tensor  # of the new token
+
+
 @torch.inference_mode()
 def generate(
-    model: Captioner,
-    images: Tensor | ImageMemory,
-    tokenizer=None,
+    model: CaptionModel,
+    images_or_memory: Tensor | ImageMemory,
+    tokenizer,
+    prompts: Sequence[Sequence[int]],
     num_beams: int = 3,
-    max_tokens: int | None = None,
-    length_penalty: float | None = None,
-    descriptions: Sequence[Description] | None = None,
-    vocabulary: str | Sequence[int] | None = None,
+    max_tokens: int = 64,
+    length_penalty: float = 0.6,
 ) -> list[Caption]:
-    """Caption B images: B captions, or B x len(descriptions), image by image.
+    """Generate B x P captions, image-major.
 
-    `images` float (B, 3, S, S) in [-1, 1], or their memory. `max_tokens` counts `<s>` and not the prefix of a
-    description; it and `length_penalty` default to the model's own.
-
-    `descriptions`: default those the model was taught. `vocabulary`: ids that may be said, "training" for
-    those of the training captions; the head then runs over these alone, and probabilities are among them. So a caption may
-    change where another is almost as likely: one or two of a thousand did on the sample.
+    `images_or_memory`: float (B, 3, S, S) in [-1, 1], or their memory. `prompts`: the ids between `<s>` and the caption, one
+    list per caption type; [[]] generates one caption without a prompt. `max_tokens` counts as in the recipe: a caption has at
+    most max_tokens - 3 tokens; the prompt is not counted.
     """
-    tokenizer = tokenizer or model.tokenizer
-    if descriptions is None:
-        descriptions = model.descriptions if model.prefixed else []
-    prefixes = [prefix_ids(tokenizer, *description) for description in descriptions] or [[]]
-    memory = model.encode_image(images) if isinstance(images, Tensor) else images
-    said = _allowed(model, tokenizer, vocabulary)
-    most = model.max_tokens if max_tokens is None else max_tokens
-    penalty = model.length_penalty if length_penalty is None else length_penalty
-    search = BeamSearch(model, memory, tokenizer, prefixes, num_beams, most, penalty, said)
-    return [_caption(tokenizer, *kept) for kept in search.run()]
+    if max_tokens < 3:
+        raise ValueError(f"max_tokens: expected 3 or more, got {max_tokens}")
+    memory = model.encode_image(images_or_memory) if isinstance(images_or_memory, Tensor) else images_or_memory
+    starts = [[tokenizer.bos_token_id, *prompt] for prompt in prompts]
+    decoder = TextDecoder(model, memory, starts, num_beams, max_tokens, tokenizer.mask_token_id)
+    beams, finished = _initial_state(len(memory.keys[0]) * len(prompts), num_beams, max_tokens - 3, model.device)
+    longest = max_tokens - 3
+    for written in range(longest + 1):
+        candidates = best_candidates(decoder.next_logits(), beams.scores)
+        if written == longest:
+            ends = torch.ones_like(candidates.token, dtype=torch.bool)
+        else:
+            ends = candidates.token == tokenizer.eos_token_id
+        # No extension can beat the finished hypothesis once this holds, because Σ log p only decreases.
+        bound = candidates.scores[:, 0] / (max_tokens - 1) ** length_penalty
+        done = finished.scores[beams.sequence] >= bound
+        close(finished, beams, candidates, ends & ~done[:, None], written, length_penalty)
+        if written == longest or bool(done.all()):
+            break
+        kept = decoder.drop_sequences(done)
+        beams, rows = extend(beams, candidates, ends, kept, written)
+        decoder.continue_from(rows, beams.ids[:, :, written])
+    return [
+        Caption(tokenizer.decode(ids[:n], skip_special_tokens=True).strip(), score, ids[:n], log_probs[:n])
+        for score, ids, log_probs, n in zip(*(part.tolist() for part in finished), strict=True)
+    ]
 
 
-def _allowed(model: Captioner, tokenizer, vocabulary: str | Sequence[int] | None) -> list[int] | None:
-    """The ids that may be said, `</s>` among them."""
-    if vocabulary == "training":
-        if not model.vocabulary:
-            raise ValueError('vocabulary="training": this checkpoint does not say which ids its training captions had')
-        vocabulary = model.vocabulary
-    if isinstance(vocabulary, str):
-        raise ValueError(f'vocabulary: expected "training", ids, or None; found {vocabulary!r}')
-    return None if vocabulary is None else sorted({*vocabulary, tokenizer.eos_token_id})
+def _initial_state(sequences: int, num_beams: int, longest: int, device: torch.device) -> tuple[Beams, Finished]:
+    scores = torch.full((sequences, num_beams), -1e9, device=device)
+    scores[:, 0] = 0  # all beams are equal at first: without this, each would find the same candidates
+    ids = torch.zeros(sequences, num_beams, longest, dtype=torch.long, device=device)
+    log_probs = torch.zeros(sequences, num_beams, longest, device=device)
+    lengths = torch.zeros(sequences, dtype=torch.long, device=device)
+    best = torch.full((sequences,), -torch.inf, device=device)
+    finished = Finished(best, ids[:, 0].clone(), log_probs[:, 0].clone(), lengths)
+    return Beams(torch.arange(sequences, device=device), scores, ids, log_probs), finished
 
 
-def _caption(tokenizer, ids: list[int], log_probs: list[float], score: float) -> Caption:
-    return Caption(tokenizer.decode(ids, skip_special_tokens=True).strip(), score, ids, log_probs)
+def best_candidates(logits: Tensor, scores: Tensor) -> Candidates:
+    """Select the best 3 K extensions of K beams with `scores` (S, K) and next-token `logits` (R, V)."""
+    sequences, num_beams = scores.shape
+    best, token = logits.topk(min(3 * num_beams, logits.shape[1]), dim=1)  # (R, 3 K): no beam contributes more
+    log_prob = (best - logits.logsumexp(1, keepdim=True)).view(sequences, -1)  # (S, K x 3 K)
+    totals = log_prob + scores.repeat_interleave(best.shape[1], 1)
+    values, index = totals.topk(min(3 * num_beams, totals.shape[1]), dim=1)  # (S, 3 K)
+    token = token.view(sequences, -1).gather(1, index)
+    return Candidates(values, index // best.shape[1], token, log_prob.gather(1, index))
 
 
-def word_probs(tokenizer, caption: Caption) -> list[float]:
-    """How sure the model was of each word of `caption.text`: the product of the probabilities of its pieces."""
-    words: list[float] = []
-    empty = True  # nothing of the next word seen yet, or only the space before it
-    for piece, log_prob in zip(tokenizer.convert_ids_to_tokens(caption.ids), caption.log_probs, strict=True):
-        if piece is None or piece in tokenizer.all_special_tokens:  # None: one of the rows that no piece belongs to
-            continue
-        if not words or (piece.startswith("▁") and not empty):
-            words.append(0.0)
-            empty = True
-        words[-1] += log_prob
-        empty &= piece == "▁"
-    return [float(torch.tensor(total).exp()) for total in words]
+def close(finished: Finished, beams: Beams, candidates: Candidates, ends: Tensor, written: int, length_penalty: float) -> None:
+    """Update `finished` in place with candidates that end their hypothesis, `ends` (S, 3 K), after `written` tokens.
 
-
-CACHE_BYTES = 4_000_000_000
-
-
-def images_at_once(model: Captioner, descriptions: int, num_beams: int, max_tokens: int, wanted: int) -> int:
-    """`wanted` images, or as many as can be captioned at once with `CACHE_BYTES` for the words' keys and values; 1 or more.
-
-    There are two stores of them, and a third while sentences leave.
+    As in the recipe, candidates are visited best first until K that do not end are found; an end after them is ignored.
     """
-    config, device = model.config, model.device.type
-    bytes_each = 2 if torch.is_autocast_enabled(device) else 4
-    rows, slots = descriptions * num_beams, max_tokens + PREFIX_SLOTS
-    each = 3 * rows * slots * config.layers * 2 * config.width * bytes_each
-    return max(1, min(wanted, CACHE_BYTES // each))
+    continuing_before = (~ends).cumsum(1) - (~ends).long()
+    eligible = ends & (continuing_before < beams.scores.shape[1])
+    scores = torch.where(eligible, candidates.scores, -torch.inf) / (written + 2) ** length_penalty
+    best, index = scores.max(1)  # (S,)
+    beam = candidates.beam.gather(1, index[:, None])[:, 0]
+    better = torch.nonzero(best > finished.scores[beams.sequence]).flatten()
+    target, beam = beams.sequence[better], beam[better]
+    finished.scores[target] = best[better]
+    finished.ids[target] = beams.ids[better, beam]
+    finished.log_probs[target] = beams.log_probs[better, beam]
+    finished.lengths[target] = written
 
 
-class TextCache:
-    """Keys and values of the words so far, (C, L, 2, R, H, d): C slots, R rows = images x descriptions x beams.
+def extend(beams: Beams, candidates: Candidates, ends: Tensor, kept: Tensor, written: int) -> tuple[Beams, Tensor]:
+    """Return the beams of the `kept` sequences with one more token, and the rows (R,) of the text stream they extend."""
+    num_beams = beams.scores.shape[1]
+    first = ends.long().argsort(dim=1, stable=True)[:, :num_beams]  # the best K candidates that do not end
+    scores, beam, token, log_prob = (part.gather(1, first)[kept] for part in candidates)  # (S, K)
+    ids, log_probs = beams.ids[kept[:, None], beam], beams.log_probs[kept[:, None], beam]
+    ids[:, :, written], log_probs[:, :, written] = token, log_prob
+    rows = (kept[:, None] * num_beams + beam).flatten()
+    return Beams(beams.sequence[kept], scores, ids, log_probs), rows
 
-    Slots come first, so that what is used lies together and can be copied to a second store in the order of the beams that
-    go on; the two take turns.
+
+class TextDecoder:
+    """The text stream of R rows with a cache of keys and values.
+
+    Prompts of different lengths are padded on the left, so that all rows write the same slot; `hidden` marks the padding.
     """
 
-    def __init__(self, model: Captioner, rows: int, capacity: int, like: Tensor) -> None:
-        config = model.config
-        shape = (capacity, config.layers, 2, rows, config.heads, config.width // config.heads)
-        self.store, self.other = like.new_empty(shape), like.new_empty(shape)
+    def __init__(self, model: CaptionModel, memory: ImageMemory, starts, num_beams: int, max_tokens: int, mask_id: int):
+        self.model, self.memory, self.mask_id = model, memory, mask_id
+        self.num_beams, self.per_image = num_beams, len(starts)
+        images, config, device = len(memory.keys[0]), model.config, model.device
+        prefill = max(map(len, starts)) - 1  # slots before the token that the first step feeds
+        padded = torch.tensor([[-1] * (prefill + 1 - len(start)) + start for start in starts], device=device)
+        rows = padded.repeat(images, 1).repeat_interleave(num_beams, 0)  # (R, prefill + 1)
+        self.hidden = rows[:, :prefill] < 0  # (R, prefill)
+        self.offset = -self.hidden.sum(1)  # (R,) the token in slot s has position s + offset
+        # Slots come first, so that the used ones are contiguous and are reordered by one index_select into a second
+        # buffer; the two buffers alternate.
+        shape = (prefill + max_tokens, config.layers, 2, len(rows), config.heads, config.width // config.heads)
+        self.cache, self.spare = memory.keys[0].new_empty(shape), memory.keys[0].new_empty(shape)  # (C, L, 2, R, H, d)
+        self.used, self.last = 0, rows[:, -1]
+        if prefill:
+            self._feed(rows[:, :-1].clamp(min=0))
+            self.used = prefill
 
-    def reorder(self, rows: Tensor, used: int) -> None:
-        """Row r becomes what row rows[r] was, in its first `used` slots; rows may become fewer."""
-        fewer = len(rows) < self.store.shape[3]
+    def next_logits(self) -> Tensor:
+        """Return float32 logits (R, V) of the token after the last one of each row."""
+        pair = torch.stack([self.last, torch.full_like(self.last, self.mask_id)], 1)  # (R, 2)
+        logits = self.model.mlm_head(self._feed(pair)).float()
+        self.used += 1  # the slot of <mask> is overwritten by the next step
+        return logits
+
+    def continue_from(self, rows: Tensor, tokens: Tensor) -> None:
+        """Let row r continue what was row rows[r], with `tokens` (S, K) as last tokens; rows may become fewer."""
+        self.last, self.offset, self.hidden = tokens.flatten(), self.offset[rows], self.hidden[rows]
+        fewer = len(rows) < self.cache.shape[3]
         if fewer:
-            self.other = self.store.new_empty(self.store[:, :, :, : len(rows)].shape)
-        torch.index_select(self.store[:used], 3, rows, out=self.other[:used])
-        self.store, self.other = self.other, torch.empty_like(self.other) if fewer else self.store
+            self.spare = self.cache.new_empty(self.cache[:, :, :, : len(rows)].shape)
+        torch.index_select(self.cache[: self.used], 3, rows, out=self.spare[: self.used])
+        self.cache, self.spare = self.spare, torch.empty_like(self.spare) if fewer else self.cache
 
+    def drop_sequences(self, done: Tensor) -> Tensor:
+        """Return the indices of the sequences to go on with, equally many per image, and drop images that need none.
 
-class BeamSearch:
-    """The state of one call of `generate`; S sentences = images x descriptions, K beams each."""
-
-    def __init__(self, model, memory, tokenizer, prefixes, num_beams, max_tokens, length_penalty, said=None) -> None:
-        self.model, self.memory = model, memory
-        self.device, self.beams, self.penalty = model.device, num_beams, length_penalty
-        self.end_id, self.mask_id = tokenizer.eos_token_id, tokenizer.mask_token_id
-        self.max_len = max_tokens
-        self.each = len(prefixes)  # sentences per image that are still in the batch
-        self.sentences = memory.batch * self.each
-        self.starts = [[tokenizer.bos_token_id, *prefix] for prefix in prefixes]
-        self.prefill = max(map(len, self.starts)) - 1  # slots before the word that step 1 feeds
-        self.vocabulary = None if said is None else torch.tensor(said, device=self.device)
-        if said is not None:
-            weight, bias = model.mlm_head.weight[self.vocabulary], model.mlm_head.bias[self.vocabulary]
-            self.head = weight.to(memory.keys[0].dtype), bias.to(memory.keys[0].dtype)
-        self._prepare_rows()
-        self._prepare_results()
-
-    def _prepare_rows(self) -> None:
-        images, beams = self.memory.batch, self.beams
-        rows = self.sentences * beams
-        self.cache = TextCache(self.model, rows, self.prefill + self.max_len, self.memory.keys[0])
-        padded = [[-1] * (self.prefill + 1 - len(start)) + start for start in self.starts]
-        start = torch.tensor(padded, device=self.device)  # (descriptions, prefill + 1), -1 where nothing stands
-        start = start.repeat(images, 1).repeat_interleave(beams, 0)  # (R, prefill + 1)
-        self.hidden = start[:, : self.prefill] < 0  # (R, prefill) slots that nobody may see
-        self.offset = -self.hidden.sum(1)  # a word in slot s stands at position s + offset
-        self.last = start[:, -1]
-        if self.prefill:
-            self._feed(start[:, :-1].clamp(min=0), 0)
-
-    def _prepare_results(self) -> None:
-        count, device = self.sentences, self.device
-        self.alive = torch.arange(count, device=device)  # sentence numbers still in the batch
-        self.scores = torch.full((count, self.beams), -1e9, device=device)
-        self.scores[:, 0] = 0
-        self.words = torch.zeros(count, self.beams, self.max_len, dtype=torch.long, device=device)
-        self.log_probs = torch.zeros(count, self.beams, self.max_len, device=device)
-        self.kept_score = torch.full((count,), -torch.inf, device=device)
-        self.kept_words, self.kept_log_probs = self.words[:, 0].clone(), self.log_probs[:, 0].clone()
-        self.kept_length = torch.zeros(count, dtype=torch.long, device=device)
-
-    def run(self) -> list[tuple[list[int], list[float], float]]:
-        """(ids, log probabilities, score) of the best hypothesis of each sentence."""
-        for written in range(self.max_len - 1):  # words before the one that is looked for
-            slot = self.prefill + written
-            pair = torch.stack([self.last, torch.full_like(self.last, self.mask_id)], 1)  # (R, 2)
-            states = self._feed(pair, slot)  # (R, D): the mask's
-            final = written == self.max_len - 2
-            source = self._advance(self._logits(states), written, final)
-            if source is None:
-                break
-            self.cache.reorder(source, slot + 1)
-        return [
-            (words[:n], log_probs[:n], score)
-            for words, log_probs, n, score in zip(
-                self.kept_words.tolist(),
-                self.kept_log_probs.tolist(),
-                self.kept_length.tolist(),
-                self.kept_score.tolist(),
-                strict=True,
-            )
-        ]
-
-    def _feed(self, ids: Tensor, slot: int) -> Tensor:
-        """Run tokens (R, n) in slots `slot` …, writing their keys and values; returns the last one's normed state (R, D)."""
-        encoder, stop = self.model.beit3.encoder, slot + ids.shape[1]
-        places = torch.arange(slot, stop, device=self.device) + self.offset[:, None]  # (R, n)
-        x = self.model.beit3.text_embed(ids) + encoder.embed_positions.B.weight[places.clamp(min=0) + 2]
-        blocked = torch.ones(ids.shape[1], stop, dtype=torch.bool, device=self.device).triu(slot + 1)[None]
-        if self.prefill:
-            hidden = torch.nn.functional.pad(self.hidden, (0, stop - self.prefill)) if stop > self.prefill else self.hidden
-            blocked = blocked | hidden[:, None, :stop]
-        last = len(encoder.layers) - 1
-        for number, layer in enumerate(encoder.layers):
-            q, k, v = project(layer.self_attn, TEXT, layer.self_attn_layer_norm.B(x))  # (R, n, H, d)
-            store = self.cache.store[:stop, number]  # (t, 2, R, H, d)
-            store[slot:, 0], store[slot:, 1] = k.transpose(0, 1), v.transpose(0, 1)
-            if number == last:  # of the other tokens only keys and values are needed any more
-                x, q, blocked = x[:, -1:], q[:, -1:], blocked[:, -1:]
-            memory = self.memory.keys[number], self.memory.values[number]
-            x = finish(layer, TEXT, x, shared_attention(q, *memory, store[:, 0], store[:, 1], blocked))
-        return encoder.layer_norm.B(x[:, -1])
-
-    def _logits(self, states: Tensor) -> Tensor:
-        """Scores (R, V) of the next word in float32, of those in `vocabulary` where there is one."""
-        if self.vocabulary is None:
-            return linear(self.model.mlm_head, states).float()
-        return torch.nn.functional.linear(states.to(self.head[0].dtype), *self.head).float()
-
-    def _advance(self, logits: Tensor, written: int, final: bool) -> Tensor | None:
-        """One step of the search on logits (R, V); returns the row that each row continues, None when all is done."""
-        value, parent, word, log_prob = self._candidates(logits)
-        ends = word == self.end_id if not final else torch.ones_like(word, dtype=torch.bool)
-        ahead = (~ends).cumsum(1) - (~ends).long()  # words that do not end, before this candidate
-        done = self.kept_score[self.alive] >= value[:, 0] / (self.max_len - 1) ** self.penalty
-        closing = torch.where(ends & (ahead < self.beams) & ~done[:, None], value, -torch.inf)
-        self._close(closing / (written + 2) ** self.penalty, parent, written)
-        if final or bool(done.all()):
-            return None
-        going = self._still_going(done)
-        chosen = ends.long().argsort(dim=1, stable=True)[:, : self.beams]  # the first K that do not end
-        picked = [part.gather(1, chosen) for part in (value, parent, word, log_prob)]
-        return self._continue(going, written, *picked)
-
-    def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The best 3 K continuations of each sentence: total, beam, word and the word's log probability, (s, 3 K)."""
-        count, sentences = 3 * self.beams, len(self.alive)
-        best, word = logits.topk(min(count, logits.shape[1]), dim=1)  # (R, 3 K)
-        log_prob = (best - logits.logsumexp(1, keepdim=True)).view(sentences, -1)
-        total = log_prob + self.scores.repeat_interleave(best.shape[1], 1)
-        value, place = total.topk(min(count, total.shape[1]), dim=1)
-        if self.vocabulary is not None:
-            word = self.vocabulary[word]
-        word, log_prob = word.view(sentences, -1).gather(1, place), log_prob.gather(1, place)
-        return value, place // best.shape[1], word, log_prob
-
-    def _close(self, closing: Tensor, parent: Tensor, written: int) -> None:
-        score, place = closing.max(1)
-        beam = parent.gather(1, place[:, None])[:, 0]
-        better = score > self.kept_score[self.alive]
-        rows, beam = torch.nonzero(better).flatten(), beam[better]
-        kept = self.alive[rows]
-        self.kept_score[kept] = score[rows]
-        self.kept_words[kept] = self.words[rows, beam]
-        self.kept_log_probs[kept] = self.log_probs[rows, beam]
-        self.kept_length[kept] = written
-
-    def _continue(self, going: Tensor, written: int, value, parent, word, log_prob) -> Tensor:
-        rows = going[:, None]
-        self.words, self.log_probs = self.words[rows, parent[going]], self.log_probs[rows, parent[going]]
-        self.words[:, :, written], self.log_probs[:, :, written] = word[going], log_prob[going]
-        self.scores, self.last = value[going], word[going].flatten()
-        self.alive = self.alive[going]
-        source = (rows * self.beams + parent[going]).flatten()
-        self.offset = self.offset[source]
-        self.hidden = self.hidden[source]
-        return source
-
-    def _still_going(self, done: Tensor) -> Tensor:
-        """Numbers of the sentences that stay in the batch, the same count for each image that has any left.
-
-        An image with fewer keeps some that are done, which changes nothing for them; one without any leaves.
+        An image with fewer unfinished sequences than another keeps some that are done; searching on cannot change them.
         """
-        grid = done.view(-1, self.each)
-        images = torch.nonzero(~grid.all(1)).flatten()
-        if len(images) < len(grid):
+        done_by_image = done.view(-1, self.per_image)
+        images = torch.nonzero(~done_by_image.all(1)).flatten()
+        if len(images) < len(done_by_image):
             self.memory = self.memory.select(images)
-        width = int((~grid).sum(1).max())
-        order = grid[images].long().argsort(dim=1, stable=True)[:, :width]
-        going = (images[:, None] * self.each + order).flatten()
-        self.each = width
-        return going
+        width = int((~done_by_image).sum(1).max())
+        order = done_by_image[images].long().argsort(dim=1, stable=True)[:, :width]
+        kept = (images[:, None] * self.per_image + order).flatten()
+        self.per_image = width
+        return kept
+
+    def _feed(self, ids: Tensor) -> Tensor:
+        """Run tokens (R, n), write their keys and values after the used slots; return the last one's state (R, D)."""
+        encoder, start, stop = self.model.beit3.encoder, self.used, self.used + ids.shape[1]
+        positions = (torch.arange(start, stop, device=ids.device) + self.offset[:, None]).clamp(min=0)  # (R, n)
+        x = self.model.beit3.text_embed(ids) + encoder.embed_positions.B.weight[positions + 2]  # (R, n, D)
+        blocked = torch.ones(ids.shape[1], stop, dtype=torch.bool, device=ids.device).triu(start + 1)[None]
+        if self.hidden.shape[1]:
+            blocked = blocked | torch.nn.functional.pad(self.hidden, (0, stop - self.hidden.shape[1]))[:, None]
+        for index, layer in enumerate(encoder.layers):
+            q, k, v = project_qkv(layer, TEXT, x)  # (R, n, H, d)
+            slots = self.cache[:stop, index]  # (t, 2, R, H, d)
+            slots[start:, 0], slots[start:, 1] = k.transpose(0, 1), v.transpose(0, 1)
+            if index == len(encoder.layers) - 1:  # the other tokens are needed for their keys and values only
+                x, q, blocked = x[:, -1:], q[:, -1:], blocked[:, -1:]
+            attended = shared_attention(
+                q, self.memory.keys[index], self.memory.values[index], slots[:, 0], slots[:, 1], blocked
+            )
+            x = output_and_ffn(layer, TEXT, x, attended)
+        return encoder.layer_norm.B(x[:, -1])
 
 
 def shared_attention(
     q: Tensor, image_keys: Tensor, image_values: Tensor, keys: Tensor, values: Tensor, blocked: Tensor
 ) -> Tensor:
-    """Attention of rows (R, n, H, d) to their image (B, H, N, d) and their own words (t, R, H, d); returns (R, n, D).
+    """Attention of rows (R, n, H, d) to their image (B, H, N, d) and their own text (t, R, H, d); returns (R, n, D).
 
-    The image's keys and values are used where they lie, once for all rows of the image, R = B x rows each. `blocked`
-    (1 or R, n, t) is true where a word may not look.
+    All rows of an image attend to one copy of its keys and values, as one product of matrices. `blocked` (1 or R, n, t) is
+    true where a token may not attend.
     """
     images, heads = image_keys.shape[:2]
     rows, length, _, width = q.shape
     q = q * width**-0.5
-    by_image = q.reshape(images, -1, heads, width).transpose(1, 2)  # (B, H, each n, d)
-    to_image = by_image @ image_keys.transpose(2, 3)  # (B, H, each n, N)
+    by_image = q.reshape(images, -1, heads, width).transpose(1, 2)  # (B, H, R/B n, d)
+    to_image = by_image @ image_keys.transpose(2, 3)  # (B, H, R/B n, N)
     to_text = q.transpose(1, 2) @ keys.permute(1, 2, 3, 0)  # (R, H, n, t)
     to_text = to_text.masked_fill(blocked[:, None], -torch.inf)
-    to_text = to_text.view(images, -1, heads, length, keys.shape[0]).transpose(1, 2).flatten(2, 3)  # (B, H, each n, t)
+    to_text = to_text.view(images, -1, heads, length, len(keys)).transpose(1, 2).flatten(2, 3)  # (B, H, R/B n, t)
     weights = torch.cat([to_image, to_text], dim=3).softmax(3)
-    of_image, of_text = weights.split([image_keys.shape[2], keys.shape[0]], dim=3)
-    seen = (of_image @ image_values).transpose(1, 2).reshape(rows, length, heads, width)  # (B, H, each n, d)
-    of_text = of_text.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)  # (R, H, n, t)
-    return (seen + (of_text @ values.permute(1, 2, 0, 3)).transpose(1, 2)).flatten(2)
+    image_weights, text_weights = weights.split([image_keys.shape[2], len(keys)], dim=3)
+    from_image = (image_weights @ image_values).transpose(1, 2).reshape(rows, length, heads, width)
+    text_weights = text_weights.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)  # (R, H, n, t)
+    from_text = (text_weights @ values.permute(1, 2, 0, 3)).transpose(1, 2)  # (R, n, H, d)
+    return (from_image + from_text).flatten(2)
 
 
-def caption_image(model: Captioner, image, subject: str | None = None, aspect: str | None = None, **options):
-    """`Captioner.caption`: one picture (path or PIL image) to text, or to {(subject, aspect): text}."""
-    from beit3lib.dataset import load_image, to_tensor
+def word_probs(tokenizer, caption: Caption) -> list[float]:
+    """Return the probability of each word of `caption.text.split()`: the product over its tokens.
 
-    chosen = [d for d in model.descriptions if subject in (None, d[0]) and aspect in (None, d[1])]
-    if not chosen and (subject or aspect):
-        taught = ", ".join(" ".join(d) for d in model.descriptions) or "one description, without a name"
-        raise ValueError(f"this model was not taught {subject or 'any'} {aspect or ''}; it knows: {taught}")
-    pixels = to_tensor(load_image(image), model.config.image_size)[None].to(model.device)
-    captions = [c.text for c in generate(model, pixels, descriptions=chosen if model.prefixed else [], **options)]
-    return dict(zip(chosen, captions, strict=True)) if len(chosen) > 1 else captions[0]
+    A token that is only the space before a word belongs to that word.
+    """
+    words: list[set[int]] = []  # indices of the tokens of each word
+    pending: set[int] = set()
+    inside = False
+    for index, piece in enumerate(tokenizer.convert_ids_to_tokens(caption.ids)):
+        if piece is None or piece in tokenizer.all_special_tokens:  # None: a row of the vocabulary without a piece
+            continue
+        for character in piece.replace("▁", " "):
+            if character.isspace():
+                inside = False
+                pending.add(index)
+            else:
+                if not inside:
+                    words.append(pending)
+                    pending, inside = set(), True
+                words[-1].add(index)
+    return [float(torch.tensor([caption.log_probs[index] for index in word]).sum().exp()) for word in words]
+
+
+def cache_bytes_per_image(config: ModelConfig, num_prompts: int, num_beams: int, max_tokens: int, bytes_per_value: int) -> int:
+    """Return the memory that `generate` needs per image for keys and values of the text.
+
+    It has two buffers, and a third for a moment when sequences are dropped.
+    """
+    slots, per_slot = max_tokens + PROMPT_SLOTS, config.layers * 2 * config.width * bytes_per_value
+    return 3 * num_prompts * num_beams * slots * per_slot

@@ -1,112 +1,624 @@
-"""Validation while training: held-out pictures captioned by beam search, scored as the challenge does, collapse watched."""
+"""Caption many images with a trained checkpoint, and score captions during training.
 
+    python -m beit3lib.evaluate runs/mine                              best/ on the val and test images -> predictions.json
+    python -m beit3lib.evaluate runs/mine --max_images 6               a quick look -> predictions.quick.json
+    python -m beit3lib.evaluate runs/mine --num_gpus 2 --max_minutes 500
+
+Captioning can be stopped at any time, also by SIGKILL: the same command continues, also with another number of processes.
+Finished batches are appended to `predictions.partial.jsonl` beside the output. The result does not depend on interruptions,
+because images are divided into batches once, by position, and a batch is the unit of work. A checkpoint or options that
+differ from those of the partial file are named, the partial file is kept as `….partial.old.jsonl`, and captioning starts
+from scratch: mixed predictions would be wrong without a sign of it, and no work is deleted.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
+import pandas as pd
+import psutil
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
-from beit3lib.dataset import CaptionDataset, load_image, to_tensor
-from beit3lib.decode import generate, images_at_once
-from beit3lib.model import Captioner
+import beit3lib
+from beit3lib.captioner import Captioner
+from beit3lib.checkpoint import WEIGHTS_NAME, load_captioner
+from beit3lib.data.images import ImageError, open_image
+from beit3lib.data.index import INDEX_NAME, read_index
+from beit3lib.data.predictions import (
+    PREDICTIONS_NAME,
+    QUICK_NAME,
+    predictions_table,
+    read_meta,
+    read_predictions,
+    write_predictions,
+)
+from beit3lib.dataset import UNNAMED, CaptionDataset, CaptionType, group_captions, num_workers
+from beit3lib.decode import Caption, word_probs
+from beit3lib.device import choose_device, choose_precision, inference_precision
+from beit3lib.files import FolderInUse, exit_on_error, file_hash, readable_folder, write_text
 from beit3lib.track2.metrics import score_pairs
+from beit3lib.transforms import to_tensor
+
+IMAGE_COLUMNS = ("image", "scenario", "split", "source", "view", "video", "label", "phase")
+SYNC_SECONDS = 30  # results are synced to disk this often; a killed process alone loses at most the current batch
+MAX_BATCH = 64  # images decoded together; above it the rate no longer grows
 
 
-def caption_and_score(
-    model: Captioner, held_out: CaptionDataset, train_set: CaptionDataset, config, accelerator
+# --- decoding ------------------------------------------------------------------------------------------------------
+
+
+class _Images(Dataset):
+    """Images as tensors (3, S, S); one that cannot be read is a text that says why."""
+
+    def __init__(self, paths: Sequence[Path], size: int) -> None:
+        self.paths, self.size = paths, size
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+        path = self.paths[index]
+        try:
+            return index, to_tensor(open_image(path), self.size)
+        except (ImageError, OSError) as error:
+            return index, str(error).removeprefix(f"{path}: ")
+
+
+def _stack(items: list[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor | None, dict[int, str]]:
+    """The indices of readable images, their pixels (B, 3, S, S), and {index: problem} of the others."""
+    problems = {index: item for index, item in items if isinstance(item, str)}
+    indices = [index for index, _ in items if index not in problems]
+    return indices, torch.stack([item for _, item in items if not isinstance(item, str)]) if indices else None, problems
+
+
+def caption_batches(
+    captioner: Captioner,
+    paths: Sequence[Path],
+    batches: Sequence[Sequence[int]],
+    num_beams: int,
+    workers: int,
+    precision: Callable[[], AbstractContextManager],
+) -> Iterator[tuple[dict[int, list[Caption]], dict[int, str]]]:
+    """Caption batches of indices into `paths`; worker processes load images while the model decodes.
+
+    Yields, for each batch, {index: one caption per caption type} and {index: problem} of the images that cannot be read.
+    """
+    size = captioner.model.config.image_size
+    longest = max(map(len, batches), default=0)
+    workers = min(num_workers(workers, longest * 3 * size * size * 4), max(0, len(batches) - 1)) if longest else 0
+    loader = DataLoader(_Images(paths, size), batch_sampler=batches, num_workers=workers, collate_fn=_stack)
+    for indices, pixels, problems in loader:
+        captions = []
+        if pixels is not None:
+            with precision():
+                captions = _generate(captioner, pixels, num_beams)
+        each = len(captions) // max(1, len(indices))
+        yield {index: captions[i * each : (i + 1) * each] for i, index in enumerate(indices)}, problems
+
+
+def _generate(captioner: Captioner, pixels: Tensor, num_beams: int) -> list[Caption]:
+    """Generate captions of (B, 3, S, S), in halves if the device runs out of memory."""
+    try:
+        return captioner.generate(pixels, num_beams=num_beams)
+    except torch.OutOfMemoryError:
+        if len(pixels) == 1:
+            raise
+    torch.cuda.empty_cache()  # outside the except block, which would keep the tensors of the failed call alive
+    return [caption for half in pixels.tensor_split(2) for caption in _generate(captioner, half, num_beams)]
+
+
+def choose_batch_size(captioner: Captioner, num_beams: int) -> int:
+    """How many images to decode together: a power of two up to `MAX_BATCH` that fits 60 % of the free memory.
+
+    Counted per image: three stores of text keys and values, the keys and values of the image, and two of logits.
+    """
+    config, device = captioner.model.config, captioner.device
+    element = 4 if choose_precision("auto", device)[0] == "no" else 2
+    rows = max(1, len(captioner.caption_types)) * num_beams
+    slots = 3 * rows * (captioner.max_tokens + 8) + config.image_tokens
+    each = slots * config.layers * 2 * config.width * element + rows * config.vocab_size * 8
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
+    else:
+        free = psutil.virtual_memory().available
+    fitting = max(1, min(MAX_BATCH, int(0.6 * free / each)))
+    return 2 ** int(math.log2(fitting))
+
+
+# --- scores --------------------------------------------------------------------------------------------------------
+
+
+def score_predictions(table: pd.DataFrame) -> pd.DataFrame:
+    """Return `table` with `official_score`: the mean of the challenge's four metrics, 0 to 100, NaN without a reference.
+
+    An aspect that the reference does not mention (reference "") scores 100 if the caption is empty too. An empty caption
+    or reference alone scores 0.
+    """
+    pairs = list(zip(table["caption"], table["reference"], strict=True))
+    scores = np.array([np.nan if reference is None else 100.0 * (caption == reference == "") for caption, reference in pairs])
+    both = [i for i, (caption, reference) in enumerate(pairs) if caption and reference]
+    if both:
+        scores[both] = score_pairs([pairs[i][0] for i in both], [pairs[i][1] for i in both])["score"]
+    return table.assign(official_score=scores)
+
+
+def validate(
+    captioner: Captioner, val_set: CaptionDataset, train_set: CaptionDataset | None, config, accelerator
 ) -> dict[str, Any]:
-    """Caption held-out pictures, shared among processes, and score them; every process gets the same result.
+    """Caption `config.val_images` validation images, shared among processes, and score them; equal on every process.
 
-    `score`: mean official score of the captions that have a reference, 0 to 100, an absent aspect that is rightly left
-    unsaid counting 100 and one that is wrongly described 0. `distinct`: share of captions that differ from all others of
-    their description; `copied`: share that stands word for word among the training captions; `of_references`: the same of
-    the references, near which a model should be: where far fewer are distinct it has stopped looking.
+    `score`: mean official score, None if no image has a reference. `distinct`: share of captions that differ from all others
+    of their type; `copied`: share that equal a training caption; `references`: the same shares of the references. Far fewer
+    distinct captions than distinct references indicate mode collapse.
     """
     started = time.monotonic()
-    numbers = _chosen(len(held_out), config.val_images)
-    followed = [numbers[place] for place in _chosen(len(numbers), config.samples)] if config.samples else []
+    chosen = _spread(len(val_set), config.val_images)
     processes = accelerator.num_processes if config.dist_eval else 1
-    mine = numbers[accelerator.process_index % processes :: processes]
-    said = _caption(model, held_out, mine, config, accelerator)
-    if processes > 1:
-        said = gather_object(said)
-    said = sorted(said)
-    if not said:
-        raise ValueError(
-            f"{held_out.root}: expected held-out captions of what is learnt, found none; see what notebook 2 listed"
-        )
-    scores = _scores(said)
-    taught = train_set.captions()
-    result = {
-        "score": float(np.mean(scores)),
-        "captions": len(said),
-        "by_description": _means(said, scores),
-        **_variety([(description, caption) for _, _, description, caption, _ in said], taught),
-        "of_references": _variety([(description, reference) for _, _, description, _, reference in said], taught),
-        "samples": [list(row[1:]) for row in said if row[0] in followed],
-    }
-    result |= {"seconds": round(time.monotonic() - started, 1)}
-    return broadcast_object_list([result])[0]  # what is decided by the score is decided alike everywhere
+    size = config.eval_batch_size or min(config.batch_size, choose_batch_size(captioner, config.num_beams))
+    size = min(broadcast_object_list([size])[0], math.ceil(len(chosen) / processes))
+    batches = [chosen[i : i + size] for i in range(0, len(chosen), size)][accelerator.process_index % processes :: processes]
+    paths = [val_set.root / sample.image for sample in val_set.samples]
+    rows = []
+    for captions, problems in caption_batches(
+        captioner, paths, batches, config.num_beams, config.num_workers, accelerator.autocast
+    ):
+        for index in captions:
+            rows += _validation_rows(val_set, index, captions[index])
+        for index, problem in problems.items():
+            print(f"{paths[index]}: {problem}. Validation skips it.", flush=True)
+    rows = gather_object(rows) if processes > 1 else rows
+    result = None
+    if accelerator.is_main_process:
+        result = _validation_result(rows, [chosen[i] for i in _spread(len(chosen), config.samples)], train_set)
+        result["seconds"] = round(time.monotonic() - started, 1)
+    return broadcast_object_list([result])[0]
 
 
-def _variety(told: list[tuple[str, str]], taught: set[tuple[str, str]]) -> dict[str, float]:
-    """Of (description, text), those without a text left out: the shares that are distinct, and copied from training."""
-    told = [pair for pair in told if pair[1]]
-    count = max(1, len(told))
-    return {"distinct": len(set(told)) / count, "copied": sum(pair in taught for pair in told) / count}
+def _spread(count: int, wanted: int) -> list[int]:
+    """`wanted` indices spread evenly over `count`, the same in every epoch; all for 0."""
+    return (
+        list(range(count)) if not wanted or wanted >= count else np.linspace(0, count - 1, wanted).round().astype(int).tolist()
+    )
 
 
-def _chosen(count: int, wanted: int) -> list[int]:
-    """Sample numbers spread evenly over the held-out set, the same in every epoch."""
-    if not wanted or wanted >= count:
-        return list(range(count))
-    return np.linspace(0, count - 1, wanted).round().astype(int).tolist()
-
-
-def _caption(model: Captioner, held_out: CaptionDataset, numbers: list[int], config, accelerator) -> list[tuple]:
-    """(sample, image, description, caption, reference) of every description of some samples."""
-    rows, each = [], max(1, len(model.descriptions))
-    with accelerator.autocast():
-        most = images_at_once(model, each, config.num_beams, config.num_max_bpe_tokens, config.batch_size)
-    size = config.eval_batch_size or most
-    for start in range(0, len(numbers), size):
-        some = numbers[start : start + size]
-        pictures = [load_image(held_out.root / held_out.rows[n]["image"]) for n in some]
-        pixels = torch.stack([to_tensor(picture, held_out.size) for picture in pictures]).to(accelerator.device)
-        with accelerator.autocast():
-            found = generate(
-                model,
-                pixels,
-                num_beams=config.num_beams,
-                max_tokens=config.num_max_bpe_tokens,
-                length_penalty=config.length_penalty,
-            )
-        for place, number in enumerate(some):
-            captions = found[place * each : (place + 1) * each]
-            rows += _pairs(held_out, number, captions, model.descriptions)
+def _validation_rows(val_set: CaptionDataset, index: int, captions: list[Caption]) -> list[dict[str, Any]]:
+    """One row per caption that has a reference, or per caption if the image has no reference at all."""
+    references = val_set.reference(index)
+    rows = []
+    for kind, caption in zip(val_set.caption_types, captions, strict=True):
+        if kind in references or not references:
+            row = {"index": index, "image": val_set.samples[index].image, "caption_type": " ".join(kind).strip()}
+            rows.append({**row, "caption": caption.text, "reference": references.get(kind)})
     return rows
 
 
-def _pairs(held_out: CaptionDataset, number: int, captions, descriptions) -> list[tuple]:
-    references, image = held_out.reference(number), held_out.rows[number]["image"]
-    told = zip(descriptions, captions, strict=True)
-    return [(number, image, " ".join(d), c.text, references[d]) for d, c in told if d in references]
+def _validation_result(rows: list[dict[str, Any]], followed: list[int], train_set: CaptionDataset | None) -> dict[str, Any]:
+    columns = ["index", "image", "caption_type", "caption", "reference"]
+    table = pd.DataFrame(rows, columns=columns, dtype=object).sort_values(["index"], kind="stable", ignore_index=True)
+    table = score_predictions(table)
+    scored = table[table["official_score"].notna()]
+    if len(scored) < len(table):
+        print(f"validation: {len(table) - len(scored)} of {len(table)} captions have no reference and no score", flush=True)
+    trained = set()
+    for index in range(len(train_set) if train_set is not None else 0):
+        trained |= {(" ".join(kind).strip(), text) for kind, text in train_set.reference(index).items()}
+    samples = table[table["index"].isin(followed)] if followed else table[:0]
+    return {
+        "score": float(scored["official_score"].mean()) if len(scored) else None,
+        "captions": len(table),
+        "by_caption_type": scored.groupby("caption_type", sort=False)["official_score"].mean().round(2).to_dict(),
+        **_variety(table["caption_type"], table["caption"], trained),
+        "references": _variety(table["caption_type"], table["reference"], trained),
+        "samples": samples[["image", "caption_type", "caption", "reference"]].to_dict("records"),
+    }
 
 
-def _scores(said: list[tuple]) -> list[float]:
-    pairs = [(caption, reference) for *_, caption, reference in said]
-    full = [place for place, (caption, reference) in enumerate(pairs) if reference and caption]
-    scores = [100.0 * (not caption and not reference) for caption, reference in pairs]
-    if full:
-        table = score_pairs([pairs[p][0] for p in full], [pairs[p][1] for p in full], jobs=1)
-        for place, score in zip(full, table["score"], strict=True):
-            scores[place] = float(score)
-    return scores
+def _variety(caption_types: Sequence[str], texts: Sequence[str | None], trained: set[tuple[str, str]]) -> dict[str, float]:
+    """Shares of non-empty texts that are distinct within their type, and that are training captions."""
+    pairs = [pair for pair in zip(caption_types, texts, strict=True) if pair[1]]
+    count = max(1, len(pairs))
+    return {"distinct": len(set(pairs)) / count, "copied": sum(pair in trained for pair in pairs) / count}
 
 
-def _means(said: list[tuple], scores: list[float]) -> dict[str, float]:
-    by: dict[str, list[float]] = {}
-    for (_, _, description, _, _), score in zip(said, scores, strict=True):
-        by.setdefault(description, []).append(score)
-    return {description: round(float(np.mean(values)), 2) for description, values in by.items()}
+# --- the resumable job ---------------------------------------------------------------------------------------------
+
+
+class _Plan:
+    """The images of a job, their division into batches, and a key per batch that changes with its images."""
+
+    def __init__(self, images: pd.DataFrame, root: Path) -> None:
+        self.records = _records(images)
+        self.paths = [root / record["image"] for record in self.records]
+        self.sizes = [_file_size(path) for path in self.paths]
+        self.identity = {"images": len(self.records), "images_sha256": _hash([self.records, self.sizes])}
+
+    def divide(self, batch_size: int) -> None:
+        """Divide the images into batches of `batch_size` in their order."""
+        count = len(self.records)
+        self.batches = [list(range(i, min(i + batch_size, count))) for i in range(0, count, batch_size)]
+        self.keys = [_hash([(self.records[i]["image"], self.sizes[i]) for i in batch])[:16] for batch in self.batches]
+
+    def finished(self, results: "_PartialResults") -> dict[int, list]:
+        """{batch number: captions of its images} for the batches in the partial files that belong to these images."""
+        found = {}
+        for line in results.lines():
+            number = line["batch"]
+            if isinstance(number, int) and 0 <= number < len(self.keys) and line["key"] == self.keys[number]:
+                found[number] = line["captions"]
+        return found
+
+
+def _records(images: pd.DataFrame) -> list[dict[str, Any]]:
+    """What the index says of each image, with None for missing values, and its references as [[subject, aspect, text], …]."""
+    columns = [*IMAGE_COLUMNS, "references"]
+    table = images.reindex(columns=columns).astype(object)
+    records = table.where(table.notna(), None).to_dict("records")
+    for record in records:
+        record["phase"] = None if record["phase"] is None else int(record["phase"])
+        record["references"] = [[*kind, text] for kind, text in (record["references"] or {}).items()]
+    return records
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=True).encode()).hexdigest()
+
+
+def partial_path(output: str | Path, rank: int = 0) -> Path:
+    """Where process `rank` keeps finished batches. While the file of rank 0 exists, the job of `output` is unfinished."""
+    output = Path(output)
+    return output.with_name(f"{output.stem}.partial{f'.{rank}' if rank else ''}.jsonl")
+
+
+class _PartialResults:
+    """Finished batches, one JSON line each, in one append-only file per process; the first line is the job's header."""
+
+    def __init__(self, output: Path, rank: int) -> None:
+        self.output, self.rank = output, rank
+        self.file, self.synced = None, -math.inf
+        self.counted: dict[Path, int] = {}  # bytes of each file in which `new_batches` has counted lines
+
+    def files(self) -> list[Path]:
+        """The partial files of all processes, also of earlier starts with more of them."""
+        names = self.output.parent.glob(f"{self.output.stem}.partial*.jsonl")
+        return sorted(path for path in names if not path.name.endswith(".old.jsonl"))
+
+    def prepare(self, header: dict[str, Any], keep_batch_size: bool) -> None:
+        """Keep the files of this job, rename those of another one, and write the header; called by one process.
+
+        `keep_batch_size`: use the batch size of an earlier start, because nobody chose one.
+        """
+        main = partial_path(self.output)
+        old = _read_header(main)
+        names = [name for name in {**(old or {}), **header} if not (keep_batch_size and name == "batch_size")]
+        changed = [
+            f"{name} was {old.get(name)}, is {header.get(name)}" for name in names if old and old.get(name) != header.get(name)
+        ]
+        for path in self.files():
+            if changed or old is None or _read_header(path) != old:
+                os.replace(path, path.with_name(f"{path.stem}.old.jsonl"))
+            else:  # the last line may have been cut by a kill or a full disk
+                os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        if changed:
+            print(f"{main}: starts from scratch, because {'; '.join(changed)}. The file is kept as {main.stem}.old.jsonl.")
+        if not main.exists():
+            write_text(main, json.dumps(header, ensure_ascii=False) + "\n")
+
+    def header(self) -> dict[str, Any]:
+        return _read_header(partial_path(self.output)) or {}
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """The finished batches in all files; a damaged line is skipped, so its batch is captioned again."""
+        for path in self.files():
+            with path.open("rb") as file:
+                for line in file.readlines()[1:]:
+                    try:
+                        batch = json.loads(line)
+                        yield {name: batch[name] for name in ("batch", "key", "captions")}
+                    except (ValueError, KeyError, TypeError, RecursionError):
+                        continue
+
+    def append(self, batch: dict[str, Any]) -> None:
+        """Append one finished batch: a kill after this call cannot lose it, a power cut only the last `SYNC_SECONDS`."""
+        path = partial_path(self.output, self.rank)
+        data = json.dumps(batch, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        try:
+            if self.file is None:
+                if not path.exists():
+                    data = json.dumps(self.header(), ensure_ascii=False).encode() + b"\n" + data
+                self.file = path.open("ab", buffering=0)
+            while data:  # an unbuffered write may be short
+                data = data[self.file.write(data) :]
+            if time.monotonic() - self.synced > SYNC_SECONDS:
+                os.fsync(self.file.fileno())
+                self.synced = time.monotonic()
+        except OSError as error:
+            raise OSError(
+                f"{path}: {error.strerror}. Finished captions are kept: free some space and run the same command again."
+            ) from None
+
+    def new_batches(self) -> int:
+        """How many batches all processes have finished since the last call."""
+        count = 0
+        for path in self.files():
+            with path.open("rb") as file:
+                start = file.seek(self.counted.get(path, 0))
+                data = file.read()
+            count += data.count(b"\n") - (start == 0 and b"\n" in data)  # the first line is the header
+            self.counted[path] = start + len(data)
+        return count
+
+    def remove(self) -> None:
+        for path in self.files():
+            path.unlink()
+
+
+def _read_header(path: Path) -> dict[str, Any] | None:
+    """The first line of a partial file; None if there is no file, or its first line is not whole."""
+    try:
+        with path.open("rb") as file:
+            line = file.readline(1_000_000)
+        header = json.loads(line) if line.endswith(b"\n") else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return header if isinstance(header, dict) else None
+
+
+def _processes(captioner: Captioner) -> tuple[int, int, Callable[[], None]]:
+    """This process's rank among those that a launcher started, their number, and a function that waits for all."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return 0, 1, lambda: None
+    state = PartialState(cpu=captioner.device.type == "cpu", timeout=timedelta(days=1))  # shares take unequal time
+    return state.process_index, state.num_processes, state.wait_for_everyone
+
+
+def caption_images(
+    captioner: Captioner,
+    images: pd.DataFrame,
+    root: str | Path,
+    output: str | Path,
+    num_beams: int = 3,
+    batch_size: int | None = None,
+    max_minutes: float = 0.0,
+    num_workers: int = 10,
+    meta: dict[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Caption images with every caption type of the model, resumably, and write `output`; returns its table.
+
+    `images`: one row per image as `images_to_caption` returns, paths relative to `root`. `meta` identifies the checkpoint; it
+    is written to `output`, and a job with another `meta` is not continued. After `max_minutes` (0: no limit) the captions so
+    far are returned without scores; `output` is not written, and `partial_path(output)` exists.
+    """
+    deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
+    output, plan = Path(output), _Plan(images, Path(root))
+    options = {**(meta or {}), "num_beams": num_beams, "max_tokens": captioner.max_tokens}
+    options |= {"length_penalty": captioner.length_penalty, "image_size": captioner.model.config.image_size}
+    options |= {"caption_types": [list(kind) for kind in captioner.caption_types or [UNNAMED]]}
+    if _is_complete(output, options | plan.identity):
+        print(f"{output}: complete. Delete it to caption these images again.")
+        return read_predictions(output).drop(columns="outside")
+    rank, processes, wait = _processes(captioner)
+    results = _PartialResults(output, rank)
+    with _only_job(output) if rank == 0 else nullcontext():
+        if rank == 0:
+            size = batch_size or choose_batch_size(captioner, num_beams)
+            results.prepare({**options, "batch_size": size}, keep_batch_size=batch_size is None)
+        wait()
+        plan.divide(results.header()["batch_size"])
+        finished = plan.finished(results)
+        results.new_batches()  # so that it counts from here
+        wait()  # until every process has read the files, before one of them appends
+        todo = [number for number in range(len(plan.batches)) if number not in finished][rank::processes]
+        initial = sum(len(plan.batches[number]) for number in finished)
+        bar = {"desc": output.name, "unit": "image", "file": sys.stdout, "mininterval": 1, "ncols": 100, "disable": rank > 0}
+        with tqdm(total=len(plan.records), initial=initial, **bar) as progress:
+            _caption_todo(captioner, plan, todo, results, num_beams, num_workers, deadline, progress)
+        wait()  # until the batches of all processes are in the files
+        table = _finish(plan, results, output, {**results.header(), **plan.identity}) if rank == 0 else predictions_table([])
+        wait()
+    return table
+
+
+def _is_complete(output: Path, wanted: dict[str, Any]) -> bool:
+    """Whether `output` has captions of this checkpoint, these options and these images, and no job for it is unfinished."""
+    if not output.is_file() or partial_path(output).exists():
+        return False
+    meta = read_meta(output)
+    return {name: meta.get(name) for name in wanted} == wanted
+
+
+@contextmanager
+def _only_job(output: Path) -> Iterator[None]:
+    """Refuse a second job that writes `output`. The operating system releases the lock when this process ends."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(output.with_name(f".{output.stem}.lock"), timeout=0)
+    try:
+        with lock:
+            yield
+    except filelock.Timeout:
+        raise FolderInUse(f"{output}: another process is writing it. Wait until it ends, or stop it.") from None
+
+
+def _caption_todo(
+    captioner, plan: _Plan, todo: list[int], results, num_beams, workers, deadline: float, progress: tqdm
+) -> None:
+    """Caption the batches `todo` and append each; stop if the next one may end after `deadline`."""
+    batches = [plan.batches[number] for number in todo]
+    precision = partial(inference_precision, captioner.device)
+    before, slowest = time.monotonic(), 0.0
+    stream = caption_batches(captioner, plan.paths, batches, num_beams, workers, precision)
+    for number, (captions, problems) in zip(todo, stream, strict=True):
+        items = [problems.get(i) or [_as_json(captioner, caption) for caption in captions[i]] for i in plan.batches[number]]
+        results.append({"batch": number, "key": plan.keys[number], "captions": items})
+        if not progress.disable:
+            progress.update(min(results.new_batches() * len(plan.batches[0]), progress.total - progress.n))
+        now = time.monotonic()
+        slowest, before = max(slowest, now - before), now
+        if now + slowest > deadline:
+            break
+
+
+def _as_json(captioner: Captioner, caption: Caption) -> list[Any]:
+    if not math.isfinite(caption.log_prob):
+        raise ValueError(
+            f"the model gives the log-probability {caption.log_prob}: its weights hold NaN or infinity. Train again from an "
+            "earlier checkpoint."
+        )
+    return [caption.text, round(caption.log_prob, 4), [round(p, 4) for p in word_probs(captioner.tokenizer, caption)]]
+
+
+def _finish(plan: _Plan, results: _PartialResults, output: Path, meta: dict[str, Any]) -> pd.DataFrame:
+    """Put the captions together; if none is missing, score and write them, and remove the partial files."""
+    finished, rows, skipped = plan.finished(results), [], []
+    for number in sorted(finished):
+        for index, item in zip(plan.batches[number], finished[number], strict=True):
+            record = plan.records[index]
+            if isinstance(item, str):
+                skipped.append({"image": record["image"], "problem": item})
+                continue
+            references = {(subject, aspect): text for subject, aspect, text in record["references"]}
+            for kind, caption in zip(meta["caption_types"], item, strict=True):
+                about = [record[name] for name in IMAGE_COLUMNS]
+                rows.append([*about, *kind, *caption, references.get(tuple(kind)), None])
+    table = predictions_table(rows)
+    if len(finished) < len(plan.batches):
+        count = sum(len(plan.batches[number]) for number in finished)
+        print(f"{output}: {count} of {len(plan.records)} images captioned. Run the same command again to continue.")
+        return table
+    table = score_predictions(table).round({"official_score": 2})
+    write_predictions(output, table, {**meta, "skipped": skipped})
+    results.remove()
+    if skipped:
+        first = "; ".join(f"{image['image']}: {image['problem']}" for image in skipped[:5])
+        print(
+            f"{output}: {len(skipped)} images cannot be read and have no captions: {first}{'; …' if len(skipped) > 5 else ''}"
+        )
+    return table
+
+
+# --- a run folder --------------------------------------------------------------------------------------------------
+
+
+def images_to_caption(
+    root: str | Path, splits: Sequence[str], captioner: Captioner, max_images: int | None = None
+) -> pd.DataFrame:
+    """The images in the index files of `splits`, at most `max_images` of each, one row per image.
+
+    Columns are what the index says of an image, and `references`: {caption type: text}, "" for an aspect that is not
+    mentioned, without caption types whose reference is unknown. Splits without an index are skipped; with none it is an error.
+    """
+    root, tables = Path(root), []
+    paths = {split: root / INDEX_NAME.format(split=split) for split in splits}
+    for split, path in paths.items():
+        if not path.is_file():
+            continue
+        lines = read_index(path)
+        references: dict[str, dict[CaptionType, str]] = {}
+        for sample in group_captions(lines, captioner.caption_types or [UNNAMED], captioner.tokenizer):
+            references.setdefault(sample.image, {kind: text for kind, (_, text) in sample.captions.items()})
+        first = lines.drop_duplicates("image_path").head(max_images or len(lines)).rename(columns={"image_path": "image"})
+        stems = first["image"].map(lambda name: Path(name).stem)  # the recipe's index names no scenario
+        first = first.assign(split=split, scenario=first["scenario"].where(first["scenario"].notna(), stems))
+        tables.append(first.assign(references=[references.get(image, {}) for image in first["image"]]))
+    if not tables:
+        names = ", ".join(path.name for path in paths.values())
+        raise FileNotFoundError(f"{root}: expected {names}, found none of them. Run notebook 2, or choose other splits.")
+    return pd.concat(tables, ignore_index=True)[[*IMAGE_COLUMNS, "references"]]
+
+
+def caption_run(
+    run: str | Path,
+    checkpoint: str = "best",
+    splits: Sequence[str] = ("val", "test"),
+    num_beams: int = 3,
+    batch_size: int | None = None,
+    max_images: int | None = None,
+    max_minutes: float = 0.0,
+    num_workers: int = 10,
+    num_gpus: int = 1,
+    device: str = "auto",
+) -> pd.DataFrame:
+    """Caption the images of a run folder and write predictions.json, or predictions.quick.json with `max_images`.
+
+    `num_gpus` above 1 starts that many processes, which share the images.
+    """
+    options = {name: value for name, value in locals().items() if name not in ("run", "num_gpus")}
+    run = Path(run)
+    output = run / (QUICK_NAME if max_images else PREDICTIONS_NAME)
+    if num_gpus > 1 and "WORLD_SIZE" not in os.environ:
+        _launch(run, options, num_gpus)
+        return predictions_table([]) if partial_path(output).exists() else read_predictions(output).drop(columns="outside")
+    folder = readable_folder(run / checkpoint)
+    found = choose_device(device)
+    if found.type == "cuda":
+        found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    captioner = load_captioner(folder, found).to_inference_precision()
+    images = images_to_caption(run, splits, captioner, max_images)
+    meta = {"checkpoint": checkpoint, "checkpoint_sha256": file_hash(folder / WEIGHTS_NAME), "splits": list(splits)}
+    print("{}: {} images; {}, {} ({})".format(output, len(images), found, *choose_precision("auto", found)))
+    return caption_images(captioner, images, run, output, num_beams, batch_size, max_minutes, num_workers, meta)
+
+
+def _launch(run: Path, options: dict[str, Any], num_gpus: int) -> None:
+    """Run this module in `num_gpus` processes; their output is printed here, so that notebooks show it."""
+    if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
+        raise ValueError(f"num_gpus: expected at most {torch.cuda.device_count()}, the GPUs of this machine, got {num_gpus}")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_gpus)]
+    command += ["--module", "beit3lib.evaluate", str(run)]
+    for name, value in options.items():
+        if value is not None:
+            command += [f"--{name}", *(map(str, value) if isinstance(value, (list, tuple)) else [str(value)])]
+    here = str(Path(beit3lib.__file__).parents[1])  # a notebook may have found the package in a folder that is not installed
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as child:
+        try:
+            for chunk in iter(lambda: child.stdout.read1(65536), b""):  # not by line: a progress bar ends none
+                print(chunk.decode("utf-8", "replace"), end="", flush=True)
+        except BaseException:
+            child.terminate()
+            raise
+    if child.returncode:
+        raise RuntimeError(f"captioning in {num_gpus} processes failed with exit status {child.returncode}; see above")
+
+
+@exit_on_error(RuntimeError)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Caption the images of a run folder."""
+    parser = argparse.ArgumentParser(prog="python -m beit3lib.evaluate", description=main.__doc__, allow_abbrev=False)
+    parser.add_argument("run", type=Path, help="run folder with index files, images and a checkpoint")
+    parser.add_argument("--checkpoint", default="best", help="folder of the checkpoint inside the run folder [best]")
+    parser.add_argument("--splits", nargs="+", default=["val", "test"], choices=["train", "val", "test"], help="[val test]")
+    parser.add_argument("--num_beams", type=int, default=3, help="beams of the search [3]")
+    parser.add_argument("--batch_size", type=int, help="images decoded together [by free memory]")
+    parser.add_argument("--max_images", type=int, help="a quick look at this many images of each split")
+    parser.add_argument("--max_minutes", type=float, default=0.0, help="stop in time; run again to continue [no limit]")
+    parser.add_argument("--num_workers", type=int, default=10, help="processes that load images, at most one per core [10]")
+    parser.add_argument("--num_gpus", type=int, default=1, help="processes that share the images [1]")
+    parser.add_argument("--device", default="auto", choices=["auto", "cuda", "cpu"], help="[auto]")
+    caption_run(**vars(parser.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    main()

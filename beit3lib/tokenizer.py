@@ -1,9 +1,8 @@
-"""`beit3.spm` as transformers' XLM-RoBERTa tokenizer, checked.
+"""Load `beit3.spm` as transformers' XLM-RoBERTa tokenizer, and check it.
 
-Ids: piece id + 1; 0 `<s>`, 1 `<pad>`, 2 `</s>`, 3 `<unk>`, the last `<mask>`. transformers 5 raises on
-`XLMRobertaTokenizer("beit3.spm")` and silently yields five words for `XLMRobertaTokenizer(vocab_file=…)`;
-`from_pretrained` on a folder that names the file `sentencepiece.bpe.model` gives version 4's ids in both. The tests
-hold this to golden ids.
+Ids: piece id + 1; 0 `<s>`, 1 `<pad>`, 2 `</s>`, 3 `<unk>`, the last one `<mask>`. With transformers 5
+`XLMRobertaTokenizer("beit3.spm")` raises and `XLMRobertaTokenizer(vocab_file=…)` silently yields a vocabulary of five
+words; `from_pretrained` on a folder that names the file `sentencepiece.bpe.model` gives version 4's ids in both.
 """
 
 import shutil
@@ -13,63 +12,62 @@ from pathlib import Path
 import sentencepiece
 from transformers import PreTrainedTokenizerBase, XLMRobertaTokenizer
 
+from beit3lib.files import check_regular_file
+
 SPM_NAME = "sentencepiece.bpe.model"
-UNUSED_ROWS = 8  # public BEiT-3: 64,010 rows for 64,002 ids
+UNUSED_ROWS = 8  # public BEiT-3 models have 64,010 rows of text embeddings for 64,002 ids
 XLM_ROBERTA_PIECES = 250_000
+MAX_SPM_BYTES = 100_000_000  # beit3.spm is 1.4 MB
 
 
 class TokenizerError(ValueError):
-    """The file is not a vocabulary that BEiT-3 can use."""
+    """The file is not a sentencepiece model that BEiT-3 can use."""
 
 
 def load_tokenizer(spm_path: str | Path, vocab_size: int | None = None) -> PreTrainedTokenizerBase:
-    """Read a sentencepiece unigram model; with `vocab_size` also hold it to the rows of the model it is for.
+    """Read a sentencepiece unigram model; with `vocab_size` also check that it has the size of that model's vocabulary.
 
-    `TokenizerError` names the file and what was found instead. `model_max_length` is unbounded: captions are cut by
-    `num_max_bpe_tokens`, not here.
+    `model_max_length` is unbounded: captions are cut at `num_max_bpe_tokens` instead.
     """
-    path = Path(spm_path)
-    pieces = _read_pieces(path)
+    path = check_regular_file(spm_path, MAX_SPM_BYTES)
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(path.read_bytes())
+    except RuntimeError:
+        raise TokenizerError(
+            f"{path}: expected a sentencepiece model, found another kind of file. Use the beit3.spm of the BEiT-3 release."
+        ) from None
+    pieces = [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
     _check_pieces(path, pieces, vocab_size)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copyfile(path, Path(folder) / SPM_NAME)
         tokenizer = XLMRobertaTokenizer.from_pretrained(folder)
     if len(tokenizer) != len(pieces) + 2 or tokenizer.mask_token_id != len(pieces) + 1:
         raise TokenizerError(
-            f"{path}: transformers made {len(tokenizer)} ids of {len(pieces)} pieces, expected {len(pieces) + 2}; "
-            "use transformers 4.57 or newer, with sentencepiece installed"
+            f"{path}: expected {len(pieces) + 2} ids from {len(pieces)} pieces, got {len(tokenizer)}. "
+            "Install transformers 4.57 or newer, and sentencepiece."
         )
     return tokenizer
 
 
-def _read_pieces(path: Path) -> list[str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected the sentencepiece model beit3.spm here, found nothing")
-    processor = sentencepiece.SentencePieceProcessor()
-    try:
-        processor.LoadFromSerializedProto(path.read_bytes())
-    except RuntimeError:
-        raise TokenizerError(f"{path}: expected a sentencepiece model (beit3.spm), found another kind of file") from None
-    return [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
-
-
 def _check_pieces(path: Path, pieces: list[str], vocab_size: int | None) -> None:
+    if pieces[:3] != ["<unk>", "<s>", "</s>"]:
+        raise TokenizerError(
+            f"{path}: expected the pieces <unk>, <s>, </s> first, found {', '.join(pieces[:3])}. "
+            "Use the beit3.spm of the BEiT-3 release."
+        )
     if len(pieces) >= XLM_ROBERTA_PIECES:
         raise TokenizerError(
-            f"{path}: {len(pieces):,} pieces: this is XLM-RoBERTa's own vocabulary; BEiT-3 has another, beit3.spm, "
-            "with 64,000 pieces"
+            f"{path}: expected BEiT-3's vocabulary, found {len(pieces):,} pieces, which is XLM-RoBERTa's. "
+            "Use the beit3.spm of the BEiT-3 release, which has 64,000."
         )
-    if pieces[:3] != ["<unk>", "<s>", "</s>"]:
-        raise TokenizerError(f"{path}: expected pieces <unk>, <s>, </s> first, found {', '.join(pieces[:3])}")
-    found, wanted = len(pieces), None if vocab_size is None else vocab_size - UNUSED_ROWS - 2
-    if wanted is not None and found != wanted:
-        few = "too few" if found < wanted else "too many"
+    if vocab_size is not None and len(pieces) != vocab_size - UNUSED_ROWS - 2:
         raise TokenizerError(
-            f"{path}: {few} pieces: found {found:,}, expected {wanted:,} for a model of {vocab_size:,} rows; "
-            "use the beit3.spm that belongs to the checkpoint"
+            f"{path}: expected {vocab_size - UNUSED_ROWS - 2:,} pieces for a model with {vocab_size:,} rows of text "
+            f"embeddings, found {len(pieces):,}. Use the beit3.spm that belongs to the checkpoint."
         )
 
 
-def prefix_ids(tokenizer: PreTrainedTokenizerBase, subject: str, aspect: str) -> list[int]:
-    """The words that tell a model of several descriptions which one is asked for, as ids without special tokens."""
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, subject: str, aspect: str) -> list[int]:
+    """Return the ids that a caption of this type is conditioned on, fed between `<s>` and the caption."""
     return tokenizer.encode(f"{subject} {aspect.replace('_', ' ')}:", add_special_tokens=False)

@@ -1,241 +1,314 @@
-"""Fine-tuning: the public captioning recipe on packed captions, complete or resumed.
+"""Fine-tune BEiT-3 captioning with the public recipe; a run that was killed and rerun ends with the same weights.
 
     python -m beit3lib.train --model beit3_base_patch16_224 --data_path runs/mine --output_dir runs/mine \
         --sentencepiece_model data/beit3.spm --finetune data/beit3_base_patch16_224.pth --epochs 10
     accelerate launch --num_processes 2 -m beit3lib.train …            several GPUs or machines, as accelerate is set up
 
-Every random choice follows from (seed, epoch, sample) or (seed, step): a run that was killed and started again ends
-with the weights of one that was not. `log.jsonl` has a line per event.
+The run folder: `best/` (the captioner with the best validation score), `last/` (what resuming needs), `log.jsonl` (one
+event per line), `results.json`.
+
+What is random follows from (seed, epoch, image) and (seed, step, micro-batch), never from the process that computes it.
+A run resumed with the same number of processes ends with bit-equal weights on the same device. With another number of
+processes and the same global batch (batch_size x processes x update_freq), the images, crops, masks and the loss
+function are the same, and losses differ by float rounding alone; stochastic depth and the ignored worst tokens are also
+the same if `batch_size` is, because both are drawn per micro-batch.
 """
 
-import copy
 import ctypes
+import dataclasses
+import importlib.util
 import json
 import math
 import os
+import pickle
 import shutil
+import signal
+import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pydantic
 import torch
-from accelerate.utils import gather_object
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from timm.utils import ModelEmaV3
+from torch import nn
 
-from beit3lib.checkpoint import META_NAME, WEIGHTS_NAME, load_pretrained, write_captioner
-from beit3lib.config import TrainConfig, exit_with_help, parse_command
+import beit3lib
+from beit3lib.captioner import Captioner
+from beit3lib.checkpoint import WEIGHTS_NAME, load_pretrained, save_captioner, write_captioner_files
+from beit3lib.config import OptionError, TrainConfig, parse_arguments
+from beit3lib.data.images import open_image
 from beit3lib.data.index import INDEX_NAME, read_index
-from beit3lib.dataset import Batch, CaptionDataset
+from beit3lib.dataset import Batch, CaptionDataset, num_workers
+from beit3lib.device import choose_device, choose_precision
+from beit3lib.evaluate import validate
 from beit3lib.files import (
+    FileError,
     atomic_folder,
-    in_one_sentence,
+    check_regular_file,
+    exit_on_error,
+    file_hash,
+    lock_folder,
+    previous_folder,
     read_json,
-    recover_folder,
-    sweep_up,
+    readable_folder,
     versions,
     write_json,
     write_text,
 )
-from beit3lib.log import LOG_NAME, Log, read_log
 from beit3lib.loss import LossModel, drop_worst
-from beit3lib.model import Captioner, choose_device, choose_precision, initialise, model_config
-from beit3lib.pipeline.manifest import load_manifest
-from beit3lib.pipeline.settings import OptionError
-from beit3lib.processes import RESULTS_NAME, gathered, refuse_strategies, spread
+from beit3lib.model import CaptionModel, model_config
 from beit3lib.tokenizer import UNUSED_ROWS, load_tokenizer
 
-STATE_NAME, OPTIMIZER_NAME, VALIDATION_NAME = "state.json", "optimizer.pt", "validation.json"
-LOG_EVERY = 10  # steps between lines of the log
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-NEEDED = {
-    "sentencepiece_model": "the path of beit3.spm",
-    "data_path": "the folder of the index files that notebook 2 makes",
-    "output_dir": "the folder for best/, last/ and log.jsonl",
+LOG_NAME, RESULTS_NAME, VALIDATION_NAME = "log.jsonl", "results.json", "validation.json"
+STATE_NAME, OPTIMIZER_NAME = "state.json", "optimizer.pt"  # in last/, beside the files of a captioner
+PRINT_EVERY = 50  # steps; log.jsonl has every step
+SMALLEST_SCALE = 1e-3  # of the fp16 scaler, which starts at 65,536 and is halved at every overflow
+SESSION_OPTIONS = {  # options that do not change the result of a run, so that a resumed run may have others
+    *("output_dir", "data_path", "log_dir", "sentencepiece_model", "finetune", "resume", "auto_resume", "eval", "dist_eval"),
+    *("device", "precision", "checkpoint_activations", "num_workers", "pin_mem", "eval_batch_size", "report_to", "samples"),
+    *("max_minutes", "max_steps", "save_every_minutes", "save_ckpt_freq", "patience"),
+    *("batch_size", "update_freq"),  # their product with the number of processes is compared instead
 }
-OF_WEIGHTS = ("width", "layers", "heads", "image_size", "patch_size", "vocab_size")  # what makes weights fit a model
-OF_A_SESSION = {  # options that may differ from one start of a run to the next without a word
-    *("resume", "auto_resume", "eval", "output_dir", "data_path", "log_dir", "sentencepiece_model", "finetune", "device"),
-    *("max_minutes", "max_steps", "num_workers", "pin_mem", "dist_eval", "eval_batch_size", "batch_size", "update_freq"),
+
+
+REQUIRED = {
+    "sentencepiece_model": "the path of beit3.spm",
+    "data_path": "the folder of the index files",
+    "output_dir": "the folder for best/ and last/",
 }
 
 
 class TrainingStopped(RuntimeError):
-    """Training cannot go on; the last good state is saved."""
+    """Training cannot continue; the message says why and which saved state is good."""
 
 
-# --- optimiser and schedule -----------------------------------------------------------------------------------------
+class Interrupted(BaseException):
+    """Raised by a signal in a validation, which may take longer than a host waits."""
 
 
-def layer_of(name: str, layers: int) -> int:
-    """0 for embeddings, N + 1 for layer N, L + 1 for the rest: the recipe's numbering for layer decay."""
-    name = name.removeprefix("beit3.")
+class ResumeError(ValueError):
+    """A `last/` that belongs to a run with other options or other data; the message names what differs."""
+
+
+# --- optimizer and schedule ----------------------------------------------------------------------------------------
+
+
+def layer_index(name: str, layers: int) -> int:
+    """Depth of a parameter for layer decay: 0 for embeddings, N + 1 for layer N, `layers` + 1 for everything else."""
     if "embed" in name:
         return 0
-    if ".layers." in name:
-        return int(name.split(".layers.")[1].split(".")[0]) + 1
-    return layers + 1
+    return int(name.split(".layers.")[1].split(".")[0]) + 1 if ".layers." in name else layers + 1
 
 
-def decays(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies: not to vectors and biases, the class token and image positions."""
-    spared = name.endswith("cls_token") or name.endswith("embed_positions.A.weight")
-    return parameter.ndim > 1 and not name.endswith(".bias") and not spared
+def parameter_groups(model: CaptionModel, config: TrainConfig) -> list[dict[str, Any]]:
+    """AdamW's parameter groups, one per weight decay and learning rate scale `lr_scale` = layer_decay^(top - layer).
 
-
-def parameter_groups(model: Captioner, config: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW's groups: one per weight decay and layer scale; `lr_scale` = layer_decay^(top - layer)."""
-    top = model.config.layers + 1
+    Vectors, biases, the class token and image positions have no weight decay. Source: the recipe's `optim_factory`.
+    """
+    layers = model.config.layers
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decay = config.weight_decay if decays(name, parameter) else 0.0
-            scale = config.layer_decay ** (top - layer_of(name, model.config.layers))
+            no_decay = parameter.ndim <= 1 or name.endswith((".bias", "cls_token", "embed_positions.A.weight"))
+            decay = 0.0 if no_decay else config.weight_decay
+            scale = config.layer_decay ** (layers + 1 - layer_index(name, layers))
             group = groups.setdefault((decay, scale), {"params": [], "weight_decay": decay, "lr_scale": scale})
             group["params"].append(parameter)
     return list(groups.values())
 
 
 def make_optimizer(groups: list[dict[str, Any]], device: torch.device, **options: Any) -> torch.optim.AdamW:
-    """AdamW in one pass over the parameters where PyTorch has that; on a CPU it takes a ninth of the time."""
+    """AdamW, fused into one pass over the parameters where PyTorch can; on a CPU that takes a ninth of the time."""
     return torch.optim.AdamW(groups, fused=device.type in ("cuda", "cpu"), **options)
 
 
 def learning_rate(step: int, total: int, warmup: int, config: TrainConfig) -> float:
-    """Linear from `warmup_lr` to lr over the warm-up, then half a cosine to min_lr."""
+    """Learning rate of a step (from 0): linspace(0, lr, warmup), then half a cosine to min_lr at `total`.
+
+    Source: the recipe's `cosine_scheduler`, which reaches lr at the last step of the warm-up and not after it.
+    """
     if step < warmup:
-        return config.warmup_lr + (config.lr - config.warmup_lr) * step / max(1, warmup)
-    done = (step - warmup) / max(1, total - warmup)
-    return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * done))
+        return config.lr * step / (warmup - 1) if warmup > 1 else 0.0
+    progress = (step - warmup) / max(1, total - warmup)
+    return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress))
 
 
-# --- one step -------------------------------------------------------------------------------------------------------
+# --- one step ------------------------------------------------------------------------------------------------------
 
 
 class Step(NamedTuple):
-    """What a step gives, left on the device: mean loss, norm of the gradient before clipping, and whether it was skipped."""
+    """Result of `train_step`: mean loss, norm of the gradient before clipping, whether the fp16 scaler skipped the step."""
 
-    loss: Tensor
-    norm: Tensor | None
-    skipped: Tensor
+    loss: float
+    grad_norm: float
+    skipped: bool
 
 
 def train_step(loss_model: nn.Module, batches: list[Batch], optimizer, accelerator, config: TrainConfig, step: int) -> Step:
-    """One optimiser step over the `update_freq` batches of a process.
+    """One optimizer step over the micro-batches of this process.
 
-    Every position counts the same, whichever batch or process it is in. Nothing here waits for the device but a scaler. A
-    step whose loss or gradient is not finite changes no weight; under FSDP, which spreads the gradients, it does.
+    The loss is averaged over the masked tokens of all micro-batches and processes, so that every token counts the same.
+    Raises `TrainingStopped` with the names of the images before a loss or gradient that is not finite reaches the weights.
     """
-    counts = [len(batch.places) for batch in batches]
-    everywhere = accelerator.reduce(torch.full((), float(sum(counts)), device=accelerator.device), "sum")
+    world = accelerator.num_processes
+    count = torch.full((), float(sum(len(batch.mask_positions) for batch in batches)), device=accelerator.device)
+    count = accelerator.reduce(count, "sum")
     total = torch.zeros((), device=accelerator.device)
-    for number, batch in enumerate(batches):
-        torch.manual_seed(_step_seed(config.seed, step, number, accelerator.process_index))
-        last = number == len(batches) - 1
-        with accelerator.autocast(), nullcontext() if last else accelerator.no_sync(loss_model):
-            losses = loss_model(batch)
-        weight = accelerator.num_processes / everywhere
-        if step >= config.drop_worst_after and config.drop_worst_ratio:
+    for part, batch in enumerate(batches):
+        number = part * world + accelerator.process_index  # of the micro-batch in the global batch
+        torch.manual_seed(int(np.random.SeedSequence((config.seed, step, number)).generate_state(1)[0]))  # stochastic depth
+        with accelerator.autocast(), nullcontext() if part == len(batches) - 1 else accelerator.no_sync(loss_model):
+            losses = loss_model(batch)  # (n,)
+        kept = losses
+        if config.drop_worst_ratio and step > config.drop_worst_after:
             kept = drop_worst(losses, config.drop_worst_ratio)
-            losses, weight = kept, weight * (counts[number] / len(kept))
-        loss = losses.sum() * weight
+        loss = kept.mean() * (len(losses) * world / count)  # DistributedDataParallel averages gradients over processes
         accelerator.backward(loss)
         total += loss.detach()
-    norm = accelerator.clip_grad_norm_(loss_model.parameters(), config.clip_grad) if config.clip_grad else None
-    mean = accelerator.reduce(total, "mean")
-    skipped = torch.zeros_like(mean, dtype=torch.bool)
-    if not isinstance(loss_model, FSDPModule):
-        inner = getattr(optimizer, "optimizer", optimizer)
-        norm = _norm(inner, accelerator.scaler) if norm is None else norm
-        skipped = ~(norm.isfinite() & mean.isfinite())
-        if (
-            accelerator.scaler is None
-        ):  # as for a scaler, the fused AdamW passes over the step: the device decides, nobody waits
-            inner.found_inf = skipped.float()
+    if accelerator.scaler is not None:
+        accelerator.scaler.unscale_(getattr(optimizer, "optimizer", optimizer))
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    if config.clip_grad:
+        nn.utils.clip_grads_with_norm_(parameters, config.clip_grad, norm)
+    # The only wait for the device in a step; it comes before the update, so that weights and last/ stay finite.
+    loss, norm = torch.stack([accelerator.reduce(total, "mean"), norm]).tolist()
+    if not math.isfinite(loss) or (accelerator.scaler is None and not math.isfinite(norm)):
+        names = ", ".join(gather_object([name for batch in batches for name in batch.names]))
+        raise TrainingStopped(
+            f"step {step + 1}: expected a finite loss and gradient, found loss {loss} and gradient norm {norm}. Look at these "
+            f"images and their captions, or try a lower --lr, --clip_grad 1 or --precision fp32: {names}"
+        )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return Step(mean, norm, skipped)
+    return Step(loss, norm, getattr(optimizer, "step_was_skipped", False))
 
 
-def _norm(optimizer: torch.optim.Optimizer, scaler) -> Tensor:
-    """Of the whole gradient, freed of the scaler's factor."""
-    if scaler is not None:
-        scaler.unscale_(optimizer)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+# --- state of a run ------------------------------------------------------------------------------------------------
 
 
-def _step_seed(seed: int, step: int, batch: int, process: int) -> int:
-    return int(np.random.SeedSequence((seed, step, batch, process)).generate_state(1)[0])
+@pydantic.dataclasses.dataclass
+class State:
+    """`last/state.json`: what resuming needs beside the tensors, and what must be equal to resume."""
+
+    step: pydantic.NonNegativeInt
+    validated: int  # step of the last validation
+    best_score: float | None
+    stale: int  # epochs since the best score
+    skipped: int  # steps that the fp16 scaler skipped
+    global_batch: int
+    options: dict[str, Any]
+    index: dict[str, str | None]  # SHA-256 of the index files
+    files: dict[str, int]  # sizes of the other files of last/, by which a truncated or missing one is found
 
 
-# --- the whole ------------------------------------------------------------------------------------------------------
+def read_run_state(folder: str | Path) -> State:
+    """Read `last/state.json` and check that every file it lists is there in full; `FileError` or `FileNotFoundError` if not."""
+    folder = Path(folder)
+    try:
+        state = State(**read_json(folder / STATE_NAME, dict))
+    except (TypeError, pydantic.ValidationError) as error:
+        raise FileError(f"{folder / STATE_NAME}: expected the state of a run, found other content ({error})") from None
+    for name, size in state.files.items():
+        found = check_regular_file(folder / name).stat().st_size
+        if found != size:
+            raise FileError(f"{folder / name}: expected {size:,} bytes, found {found:,}")
+    return state
 
 
-def finetune(config: TrainConfig) -> dict[str, Any]:
-    """Fine-tune as `config` says; returns results: steps, losses, best score, seconds, precision, where they lie."""
-    return Trainer(config).run()
+def index_hashes(data_path: str | Path) -> dict[str, str | None]:
+    """SHA-256 of the training and validation index, None where there is none."""
+    paths = {split: Path(data_path) / INDEX_NAME.format(split=split) for split in ("train", "val")}
+    return {split: file_hash(path) if path.is_file() else None for split, path in paths.items()}
+
+
+def differences(state: State, config: TrainConfig) -> list[str]:
+    """What keeps a run from being resumed with `config`: changed options and index files, each as a phrase."""
+    options = dataclasses.asdict(config)
+    changed = [name for name in options if name not in SESSION_OPTIONS and options[name] != state.options.get(name)]
+    index = index_hashes(config.data_path)
+    return [f"{name} {state.options.get(name)} (now {options[name]})" for name in changed] + [
+        f"another {split} index" for split in index if index[split] != state.index.get(split)
+    ]
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The events of a log.jsonl; damaged lines are skipped and reported, a half-written last line is skipped silently."""
+    path, events, damaged = Path(path), [], []
+    if not path.exists():
+        return events
+    text = check_regular_file(path).read_bytes().decode("utf-8", "replace")
+    for number, line in enumerate(text.split("\n")[:-1], start=1):  # captions may contain U+2028, so no splitlines
+        try:
+            event = json.loads(line)
+            events.append({"event": event["event"], "step": int(event["step"]), **event})
+        except (ValueError, TypeError, KeyError, RecursionError):
+            damaged.append(number)
+    if damaged:
+        print(f"{path}: expected an event per line, skipped damaged line {', '.join(map(str, damaged[:10]))}", flush=True)
+    return events
+
+
+# --- the run -------------------------------------------------------------------------------------------------------
 
 
 class Trainer:
-    """The state of a fine-tuning: what `last/` holds, and what is made anew from the config."""
+    """Model, data and optimizer of a run; `run` trains until it is finished, out of time, out of patience or interrupted."""
 
     def __init__(self, config: TrainConfig) -> None:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-
-        self.config = config
-        for name, what in NEEDED.items():
+        for name, what in REQUIRED.items():
             if not getattr(config, name):
-                raise OptionError(f"--{name}: expected {what}, found none given")
-        self.started = time.monotonic()
-        self.output = Path(config.output_dir)
-        self.output.mkdir(parents=True, exist_ok=True)  # a place that cannot be written to is known before an epoch is done
+                raise OptionError(f"--{name}: expected {what}, found nothing")
+        self.config, self.output, self.started = config, Path(config.output_dir).expanduser(), time.monotonic()
         device = choose_device(config.device)
         if device.type == "cpu":
             keep_freed_memory()
         self.precision, self.reason = choose_precision(config.precision, device)
-        if not torch.distributed.is_initialized():  # else a second run in one kernel could not change precision or device
+        if not torch.distributed.is_initialized():  # accelerate keeps precision and device of an earlier run in this process
             AcceleratorState._reset_state(reset_partial_state=True)
-        self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=self.precision)
-        refuse_strategies(self.accelerator)
-        self.say(f"precision: {self.precision if self.precision != 'no' else 'fp32'} ({self.reason})")
-        keeps_log = self.accelerator.is_main_process and not config.eval
-        self.log = Log(Path(config.log_dir or config.output_dir) / LOG_NAME, keeps_log)
-        self._make_model()
-        self._make_data()
-        self._make_optimizer()
-        self.step, self.best, self.stale = 0, -math.inf, 0
-        self.skipped = torch.zeros((), device=self.accelerator.device)
-        self.skipped_before = 0  # the last line of the log
-        self.first_step, self.due, self.saved = 0, False, -1  # `due`: last/ was saved, its validation not done
-        self.recent: deque[tuple[Tensor, list[str]]] = deque(maxlen=LOG_EVERY)
-        self.clock, self.steps_timed, self.tokens = time.monotonic(), 0, 0
-        self._resume()
+        tracker = tracker_name(config)
+        project_dir = (config.log_dir or config.output_dir) if tracker else None
+        self.accelerator = Accelerator(
+            cpu=device.type == "cpu", mixed_precision=self.precision, log_with=tracker, project_dir=project_dir
+        )
+        if self.accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+            kind = self.accelerator.distributed_type.value
+            raise OptionError(
+                f"accelerate is set to {kind}: expected one process or data parallelism. Run `accelerate config`."
+            )
+        self.print(f"precision: {self.precision if self.precision != 'no' else 'fp32'} ({self.reason})")
+        self.step, self.validated, self.best_score, self.stale, self.skipped = 0, 0, None, 0, 0
+        self.signal, self.in_validation, self.ema = 0, False, None
+        self.build_model()
+        self.build_data()
+        if not config.eval:
+            self.build_optimizer()
 
-    def say(self, text: str) -> None:
-        """Print on the main process only."""
+    def print(self, text: str) -> None:
+        """Print on the main process."""
         if self.accelerator.is_main_process:
             print(text, flush=True)
 
-    def _make_model(self) -> None:
-        config = self.config
-        rows = config.vocab_size if config.finetune else None
-        named = model_config(config.model)
-        if config.finetune and config.vocab_size == TrainConfig.vocab_size:
-            rows = named.vocab_size
+    def build_model(self) -> None:
+        """The network, from --finetune or random weights, and its tokenizer."""
+        config, named = self.config, model_config(self.config.model)
+        rows = config.vocab_size or (named.vocab_size if config.finetune else None)
         self.tokenizer = load_tokenizer(config.sentencepiece_model, rows)
         torch.manual_seed(config.seed)
-        make = Captioner.unset if config.finetune else Captioner
-        model = make(
+        make = CaptionModel.empty if config.finetune or config.eval else CaptionModel
+        self.model = make(
             model_config(
                 config.model,
                 vocab_size=rows or len(self.tokenizer) + UNUSED_ROWS,
@@ -245,532 +318,570 @@ class Trainer:
             )
         )
         if config.finetune:
-            report = load_pretrained(model, config.finetune, config.model_key, config.model_prefix)
-            self.say(f"{config.finetune}: {report}")
-            if report.fresh:
-                initialise(model.mlm_head)
-        model.tokenizer = self.tokenizer
-        self.model = model
+            report = load_pretrained(self.model, config.finetune, config.model_key, config.model_prefix)
+            self.print(f"{config.finetune}: {report}")
 
-    def _make_data(self) -> None:
-        config, root = self.config, Path(self.config.data_path)
-        size = self.model.config.image_size
+    def build_data(self) -> None:
+        """Training and validation sets, and the numbers of steps that follow from their sizes."""
+        config, root = self.config, Path(self.config.data_path).expanduser()
 
-        def dataset(split: str, train: bool) -> CaptionDataset:
-            table = read_index(root / INDEX_NAME.format(split=split))
-            return CaptionDataset(table, root, self.tokenizer, size, config, train)
+        def dataset(split: str, needed: bool) -> CaptionDataset | None:
+            path = root / INDEX_NAME.format(split=split)
+            if not needed and not path.is_file():
+                return None
+            size = self.model.config.image_size
+            return CaptionDataset(read_index(path), root, self.tokenizer, size, config, train=split == "train")
 
-        self.train_set = dataset("train", True)
-        self.model.descriptions, self.model.vocabulary = self.train_set.descriptions, self.train_set.vocabulary()
-        has_val = (root / INDEX_NAME.format(split="val")).is_file()
-        self.val_set = dataset("val", False) if has_val else None
-        if self.val_set is not None and self.val_set.descriptions != self.train_set.descriptions:
-            raise ValueError(f"{root}: one of the two indexes names its descriptions, the other does not; make both anew")
-        world = self.accelerator.num_processes * config.update_freq
-        if len(self.train_set) < world:
-            raise OptionError(
-                f"update_freq: expected {world} pictures or more for processes x update_freq, found {len(self.train_set)}"
-            )
-        self.global_batch = min(config.batch_size * world, max(world, len(self.train_set) // world * world))
-        self.steps_per_epoch = max(1, len(self.train_set) // self.global_batch)
+        self.train_set, self.val_set = dataset("train", not config.eval), dataset("val", config.eval)
+        self.caption_types, self.index = (self.train_set or self.val_set).caption_types, index_hashes(root)
+        if self.val_set is not None and self.val_set.caption_types != self.caption_types:
+            raise ValueError(f"{root}: expected subject and aspect in both index files or in neither. Make both again.")
+        if config.eval:
+            return
+        parts = self.accelerator.num_processes * config.update_freq
+        self.micro_batch, self.update_freq = min(config.batch_size, len(self.train_set) // parts), config.update_freq
+        if not self.micro_batch:
+            raise OptionError(f"--update_freq: expected at least {parts} training images, found {len(self.train_set)}")
+        self.global_batch = self.micro_batch * parts
+        self.steps_per_epoch = len(self.train_set) // self.global_batch
         self.total_steps = self.steps_per_epoch * config.epochs
-        if config.max_steps:
-            self.total_steps = min(self.total_steps, config.max_steps)
+        self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
+        # The recipe also warms up by epochs with --warmup_steps 0.
+        self.warmup = config.warmup_steps if config.warmup_steps > 0 else config.warmup_epochs * self.steps_per_epoch
 
-    def _make_optimizer(self) -> None:
-        config = self.config
+    def build_optimizer(self) -> None:
+        """AdamW and the moving average, on the device and for all processes."""
+        config, device = self.config, self.accelerator.device
         groups = parameter_groups(self.model, config)
-        optimizer = make_optimizer(groups, self.accelerator.device, lr=config.lr, betas=config.opt_betas, eps=config.opt_eps)
-        self.loss_model = LossModel(self.model, config.label_smoothing)
-        self.loss_model, self.optimizer = self.accelerator.prepare(self.loss_model, optimizer)
-        average = config.model_ema
-        self.ema = {n: v.detach().clone() for n, v in self.model.state_dict().items()} if average else None
-        per_epoch = self.steps_per_epoch * config.warmup_epochs
-        self.warmup = config.warmup_steps if config.warmup_steps >= 0 else per_epoch
+        optimizer = make_optimizer(groups, device, lr=config.lr, betas=tuple(config.opt_betas), eps=config.opt_eps)
+        loss_model = LossModel(self.model, config.label_smoothing)
+        self.loss_model, self.optimizer = self.accelerator.prepare(loss_model, optimizer)
+        if config.model_ema:
+            self.ema = ModelEmaV3(self.model, decay=config.model_ema_decay)
+
+    # --- training ---
 
     def run(self) -> dict[str, Any]:
-        """Train to the end, or to the limit of time, which counts from here; validate after each epoch."""
+        """Train and return the results, which are also in results.json; with --eval only validate.
+
+        SIGTERM and SIGINT end the process with status 143 and 130 after the current step, with last/ saved.
+        """
         if self.config.eval:
-            return {"validation": self.validate(self._epoch())}
+            return self.validate_only()
         self.started = time.monotonic()
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        there = [name for name in ("last", "best") if (self.output / name).exists()]
-        if there and not self.first_step:
-            self.say(f"{self.output}: begins anew; what an earlier run left in {' and '.join(there)} is replaced")
-        self.say(
-            f"{len(self.train_set)} images, {self.total_steps} steps of {self.global_batch}, "
-            f"{len(self.train_set.descriptions)} descriptions; on {self.accelerator.device}"
-        )
-        if self.step >= self.total_steps and not self.due:
-            self.say("all steps are done; --no_auto_resume begins anew")
-        if self.due:
-            self._judge((self.step - 1) // self.steps_per_epoch)
-        stopped = self._no_better()
-        while self.step < self.total_steps and not stopped:
-            self._train_epoch(self._epoch())
-            if self.step % self.steps_per_epoch == 0 or self.step >= self.total_steps:
-                self._end_epoch((self.step - 1) // self.steps_per_epoch)
-            stopped = self._time_is_up() or self._no_better()
-        return self._results(stopped or "finished")
+        with (
+            lock_folder(self.output, "training") if self.accelerator.is_main_process else nullcontext(),
+            on_signals(self.receive),
+        ):
+            self.load()
+            if self.accelerator.device.type == "cuda":  # a CPU has no out-of-memory error that could be caught
+                self.fit_batch()
+            self.start_log()
+            stopped = self.end_epoch() if self.validation_is_due() else ""
+            while self.step < self.last_step and not stopped:
+                epoch, first = divmod(self.step, self.steps_per_epoch)
+                self.loss_model.train()
+                clock = time.monotonic()
+                for batches in self.batches(epoch, first):
+                    lr = learning_rate(self.step, self.total_steps, self.warmup, self.config)
+                    for group in self.optimizer.param_groups:
+                        group["lr"] = lr * group["lr_scale"]
+                    done = train_step(self.loss_model, batches, self.optimizer, self.accelerator, self.config, self.step)
+                    if self.ema is not None:
+                        self.ema.update(self.model)
+                    self.step += 1
+                    self.log_step(done, epoch, lr, batches, time.monotonic() - clock)
+                    stopped, save_now = self.agree()
+                    if stopped or self.step == self.last_step:
+                        break
+                    if save_now:
+                        self.save()
+                    clock = time.monotonic()
+                self.save()
+                if self.validation_is_due() and not stopped:
+                    stopped = self.end_epoch()
+            return self.finish(stopped or "finished")
 
-    def _epoch(self) -> int:
-        return self.step // self.steps_per_epoch
-
-    def _train_epoch(self, epoch: int) -> None:
-        self.loss_model.train()
-        first = self.step % self.steps_per_epoch
-        self.clock, self.steps_timed, self.tokens = time.monotonic(), 0, 0  # validation lies between epochs
-        for batches in self._windows(epoch, first):
-            rate = learning_rate(self.step, self.total_steps, self.warmup, self.config)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * group["lr_scale"]
-            done = train_step(self.loss_model, batches, self.optimizer, self.accelerator, self.config, self.step)
-            self.step += 1
-            self.skipped += done.skipped
-            self._average()
-            self._note(done.loss, rate, batches, epoch)
-            if self.step >= self.total_steps or self._out_of_time():
-                break
-
-    def _windows(self, epoch: int, first: int) -> Iterator[list[Batch]]:
-        """The batches of each step of an epoch, from step `first` on, for this process."""
-        config, world, rank = self.config, self.accelerator.num_processes, self.accelerator.process_index
-        each = self.global_batch // (world * config.update_freq)
-        order = self.train_set.order(epoch, self.global_batch)[: self.steps_per_epoch][first:]
-        mine = [
-            whole[(part * world + rank) * each : (part * world + rank + 1) * each]
-            for whole in order
-            for part in range(config.update_freq)
-        ]
+    def batches(self, epoch: int, first: int) -> Iterator[list[Batch]]:
+        """The micro-batches of each step of an epoch for this process, from step `first` of the epoch on."""
+        world, rank, size = self.accelerator.num_processes, self.accelerator.process_index, self.micro_batch
+        order = self.train_set.epoch_batches(epoch, self.global_batch)[first : self.steps_per_epoch]
+        mine = [whole[(part * world + rank) * size :][:size] for whole in order for part in range(self.update_freq)]
         loader = torch.utils.data.DataLoader(
             self.train_set.at_epoch(epoch),
             batch_sampler=mine,
-            num_workers=min(config.num_workers, max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))),
+            num_workers=num_workers(self.config.num_workers, size * self.train_set[0][0].nbytes),
             collate_fn=self.train_set.collate,
-            pin_memory=config.pin_mem and self.accelerator.device.type == "cuda",
+            pin_memory=self.config.pin_mem and self.accelerator.device.type == "cuda",
+            worker_init_fn=ignore_signals,
         )
-        window: list[Batch] = []
-        for batch in loader:
-            window.append(batch.to(self.accelerator.device))
-            if len(window) == config.update_freq:
-                yield window
-                window = []
+        loaded = iter(loader)
+        for _ in order:
+            yield [next(loaded).to(self.accelerator.device) for _ in range(self.update_freq)]
 
-    def _average(self) -> None:
-        if self.ema is not None:
-            with torch.no_grad():
-                for name, value in self.model.state_dict().items():
-                    self.ema[name].lerp_(value, 1 - self.config.model_ema_decay)
+    def fit_batch(self) -> None:
+        """Reduce the micro-batch until the images with the longest captions fit in memory; the global batch stays.
 
-    def _note(self, loss: Tensor, rate: float, batches: list[Batch], epoch: int) -> None:
-        """A line of the log every few steps; only then the loss is fetched from the device, and the clock read."""
-        self.recent.append((loss, [name for batch in batches for name in batch.names]))
-        self.steps_timed += 1
-        self.tokens += sum(batch.tokens for batch in batches)
-        if self.step % LOG_EVERY and self.step != self.total_steps and self.step != 1:
-            return
-        value = sum(self._finite_losses()) / len(self.recent)
-        skipped = self._steps_skipped()
-        self.recent.clear()
-        now = time.monotonic()
-        seconds, rate_of_tokens = self._speed(now)
-        left = (self.total_steps - self.step) * (now - self.started) / max(1, self.step - self.first_step)
-        self.log.write(
-            "step",
-            step=self.step,
-            epoch=epoch,
-            loss=value,
-            lr=rate,
-            skipped=skipped,
-            timing={
-                "seconds_per_step": round(seconds, 3),
-                "tokens_per_s": round(rate_of_tokens),
-                "minutes_left": round(left / 60, 1),
-                "peak_mb": peak_mb(),
-            },
-        )
-        if self.step % (5 * LOG_EVERY) == 0 or self.step == self.total_steps:
-            self.say(
-                f"step {self.step}/{self.total_steps}  epoch {epoch + 1}  loss {value:.3f}  "
-                f"{rate_of_tokens:.0f} tokens/s  {left / 60:.1f} min left" + (f"  {skipped} steps skipped" if skipped else "")
-            )
+        This runs before the first step and without communication, because a process that runs out of memory in a step would
+        leave the others waiting for its gradients.
+        """
+        size, longest = self.micro_batch, np.argsort(-self.train_set.lengths, kind="stable")
+        while not self.fits([self.train_set[i] for i in longest[:size]]):
+            if size == 1:
+                raise torch.OutOfMemoryError(f"one image does not fit in the memory of {self.accelerator.device}")
+            size = next(smaller for smaller in range(size // 2, 0, -1) if size % smaller == 0)
+        size = min(gather_object([size]))
+        if size < self.micro_batch:
+            self.update_freq *= self.micro_batch // size
+            self.print(f"out of memory with batch_size {self.micro_batch}: using {size}, with update_freq {self.update_freq}")
+            self.micro_batch = size
 
-    def _speed(self, now: float) -> tuple[float, float]:
-        """Seconds per step and tokens per second of all processes since the last line of the log, or the epoch's begin."""
-        seconds = max(now - self.clock, 1e-6)
-        found = seconds / self.steps_timed, self.tokens * self.accelerator.num_processes / seconds
-        self.clock, self.steps_timed, self.tokens = now, 0, 0
-        return found
+    def fits(self, samples: list) -> bool:
+        """Whether forward and backward of these samples fit in memory, beside the two moments that AdamW keeps."""
+        try:
+            moments = [] if self.optimizer.state else [torch.empty_like(p) for p in self.model.parameters() for _ in range(2)]
+            batch = self.train_set.collate(samples).to(self.accelerator.device)
+            with self.accelerator.autocast(), self.accelerator.no_sync(self.loss_model):
+                self.loss_model.train()(batch).mean().backward()
+            del moments
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+        return True
 
-    def _finite_losses(self) -> list[float]:
-        """The losses since the last line of the log; one that is not finite ends the run with the last good state saved."""
-        losses = torch.stack([loss for loss, _ in self.recent]).tolist() if self.recent else []
-        wrong = next((place for place, loss in enumerate(losses) if not math.isfinite(loss)), None)
-        if wrong is not None:
-            parts = gather_object([self.recent[wrong][1]])  # the loss is that of all processes, so all are here
-            names = ", ".join(name for part in parts for name in part)
-            raise TrainingStopped(
-                f"step {self.step - len(losses) + wrong + 1}: the loss is {losses[wrong]}; images of the batch: {names}. "
-                f"{self._keep_good_state()}; look at these images and captions, try a smaller --lr, or --precision fp32"
-            )
-        return losses
+    def receive(self, number: int) -> None:
+        """Note a signal for `agree` after the current step; a validation is ended at once, because last/ is saved before it."""
+        self.signal = number
+        if self.in_validation:
+            raise Interrupted
 
-    def _steps_skipped(self) -> int:
-        """Steps so far that changed no weight; a run in which all since the last line did not is no training, and ends."""
-        before, self.skipped_before = self.skipped_before, int(self.skipped)
-        if LOG_EVERY // 2 < len(self.recent) == self.skipped_before - before:
-            raise TrainingStopped(
-                f"step {self.step}: the last {len(self.recent)} steps changed no weight, their gradients are not finite. "
-                f"{self._keep_good_state()}; try a smaller --lr, --clip_grad 1, or --precision fp32"
-            )
-        return self.skipped_before
+    def agree(self) -> tuple[str, bool]:
+        """Why to stop after this step ("" to continue) and whether to save, the same answer in every process."""
+        now, limit, every = time.monotonic(), 60 * self.config.max_minutes, 60 * self.config.save_every_minutes
+        late = bool(limit) and now - self.started > 0.9 * limit  # the last tenth is for saving
+        wishes = [self.signal == signal.SIGTERM, self.signal == signal.SIGINT, late, bool(every) and now - self.saved > every]
+        if self.accelerator.num_processes > 1:
+            wishes = torch.tensor(wishes, dtype=torch.float, device=self.accelerator.device)
+            wishes = self.accelerator.reduce(wishes, "sum").tolist()
+        reasons = [reason for reason, wish in zip(("SIGTERM", "SIGINT", "out of time"), wishes[:3], strict=True) if wish]
+        return (reasons or [""])[0], bool(wishes[3])
 
-    def _keep_good_state(self) -> str:
-        """Save what a step that was not finite has not touched; where it has, what was saved before stays."""
-        self.recent.clear()
-        last = self.output / "last"
-        if all(bool(value.isfinite().all()) for value in gathered(self.model.state_dict()).values()):
-            self._save("last")
-            return f"That step changed no weight: the last good state is saved in {last}; the same started again goes on there"
-        return f"The last good state is in {last}, as of its last save" if last.exists() else "No good state was saved before"
+    def validation_is_due(self) -> bool:
+        """Whether an epoch or the run has ended without its validation."""
+        ended = self.step % self.steps_per_epoch == 0 or self.step == self.last_step
+        return self.step > 0 and ended and self.validated != self.step
 
-    def _end_epoch(self, epoch: int) -> None:
-        """Save, then validate: a run that dies while captioning begins there again, and not an epoch earlier."""
-        self._finite_losses()
-        self.due = True
-        self._save("last")
-        self._judge(epoch)
-
-    def _judge(self, epoch: int) -> None:
-        """Validate, keep the best so far, and note that this was done."""
-        found = self.validate(epoch)
-        score = found.get("score", -math.inf) if found else float(self.step)
-        if score > self.best:
-            self.best, self.stale = score, 0
-            self._save("best")
-        else:
-            self.stale += 1
-        if (epoch + 1) % self.config.save_ckpt_freq == 0 and epoch + 1 < self.config.epochs:
-            self._save(f"checkpoint-{epoch + 1}")
-        self.due = False  # after the others: what is missing beside last/ would never be made again
-        if self.saved != self.step:
-            self._save("last")
-        elif self.accelerator.is_main_process:
-            with self._telling_a_full_disk(self.output / "last"):
-                write_json(self.output / "last" / STATE_NAME, self._state())
+    def end_epoch(self) -> str:
+        """Validate, keep the best captioner, and note in last/ that this is done; returns why to stop, or ""."""
+        epoch, score, result = (self.step - 1) // self.steps_per_epoch, None, None
+        if self.val_set is not None:
+            self.in_validation = True
+            try:
+                if self.signal:
+                    raise Interrupted
+                result = validate(self.captioner(), self.val_set, self.train_set, self.config, self.accelerator)
+            except Interrupted:
+                return signal.Signals(self.signal).name
+            finally:
+                self.in_validation = False
+            score = result["score"]
+            self.print(f"epoch {epoch + 1}: {summary(result)}")
+        self.stale = 0 if score is None or self.best_score is None or score > self.best_score else self.stale + 1
+        if not self.stale:
+            self.best_score = score
+            self.save_captioner("best")
+        if self.step % (self.steps_per_epoch * self.config.save_ckpt_freq) == 0 and self.step < self.total_steps:
+            self.save_captioner(f"checkpoint-{epoch + 1}")
+        if result is not None:
+            seconds = result.pop("seconds")
+            self.log({"event": "validation", "step": self.step, "epoch": epoch, "timing": {"seconds": seconds}, **result})
+        self.validated = self.step
+        if self.accelerator.is_main_process:
+            self.write_state(self.output / "last")
         self.accelerator.wait_for_everyone()
-
-    def _time_is_up(self) -> str:
-        if not self._out_of_time():
-            return ""
-        self._finite_losses()
-        if not math.isfinite(self.best):  # not one epoch done: what there is can be looked at all the same
-            self._save("best")
-        if self.saved != self.step:
-            self._save("last")
-        self.say(
-            f"stopped after {self.config.max_minutes} minutes, all is saved; the same again goes on (notebook 3: resume = True)"
-        )
-        return "out of time"
-
-    def _no_better(self) -> str:
         if self.config.patience and self.stale >= self.config.patience:
-            self.say(f"stopped: no better score for {self.stale} epochs")
+            self.print(f"stopped: no better score for {self.stale} epochs")
             return "no better score"
         return ""
 
-    def _out_of_time(self) -> bool:
-        """One tenth is kept for validation and saving. Processes agree on it every few steps, since that waits for them."""
-        limit = self.config.max_minutes * 60
-        if not limit:
-            return False
-        late = time.monotonic() - self.started > 0.9 * limit
-        if self.accelerator.num_processes == 1:
-            return late
-        if self.step % LOG_EVERY and self.step % self.steps_per_epoch:
-            return False
-        return bool(self.accelerator.reduce(torch.full((), float(late), device=self.accelerator.device), "sum") > 0)
+    def finish(self, stopped: str) -> dict[str, Any]:
+        """Write results.json; or exit with the status of the signal that stopped the run."""
+        self.accelerator.end_training()
+        rerun = f"stopped after step {self.step}, saved in {self.output / 'last'}. Rerun the same command to resume."
+        if stopped in ("SIGTERM", "SIGINT"):
+            self.print(f"{stopped}: {rerun}")
+            sys.exit(128 + signal.Signals[stopped])
+        if stopped == "out of time":
+            self.print(f"{self.config.max_minutes} minutes: {rerun}")
+        if stopped == "out of time" and not self.validated:
+            self.save_captioner("best")  # no epoch is done, but there should be something to caption with
+        if not self.accelerator.is_main_process:
+            return {}
+        losses = [event["loss"] for event in read_log(self.output / LOG_NAME) if event["event"] == "step"]
+        results = {
+            "steps": self.step,
+            "stopped": stopped,
+            "first_loss": losses[0] if losses else None,
+            "last_loss": float(np.mean(losses[-10:])) if losses else None,
+            "best_score": self.best_score,
+            "train_seconds": round(time.monotonic() - self.started, 1),
+            "precision": self.precision,
+            "device": str(self.accelerator.device),
+            "peak_mb": peak_mb(),
+            "skipped_steps": self.skipped,
+            "best": str(self.output / "best"),
+        }
+        delete_previous(self.output / "last")
+        write_json(self.output / RESULTS_NAME, results)
+        return results
 
-    def validate(self, epoch: int) -> dict[str, Any] | None:
-        """Caption held-out pictures and score them; logged, and the same on every process."""
-        if self.val_set is None:
-            return None
-        from beit3lib.evaluate import caption_and_score
+    def validate_only(self) -> dict[str, Any]:
+        """Validate the weights of --finetune, or else those of last/; also writes validation.json."""
+        source = self.config.finetune or self.config.resume or str(self.output / "last")
+        if not self.config.finetune:
+            load_pretrained(self.model, source)
+        self.model.to(self.accelerator.device).eval()
+        result = validate(self.captioner(), self.val_set, self.train_set, self.config, self.accelerator)
+        self.print(f"{source}: {summary(result)}")
+        if self.accelerator.is_main_process:
+            write_json(self.output / VALIDATION_NAME, {"validation": result})
+        return {"validation": result}
 
-        self.model.eval()
-        with self._averaged(), self._unsharded():
-            found = caption_and_score(self.model, self.val_set, self.train_set, self.config, self.accelerator)
-        self.model.train()
-        seconds = found.pop("seconds")
-        self.log.write("validation", step=self.step, epoch=epoch, timing={"seconds": seconds}, **found)
-        self.say(
-            f"epoch {epoch + 1}: score {found['score']:.1f} on {found['captions']} captions, "
-            f"{found['distinct']:.0%} distinct ({found['of_references']['distinct']:.0%} of the references), "
-            f"{found['copied']:.0%} also in training ({found['of_references']['copied']:.0%})"
-        )
-        return found
+    # --- saving and resuming ---
 
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The moving average in the model's place, where one is kept."""
-        if self.ema is None:
-            yield
-            return
-        own = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        self.model.load_state_dict(self.ema)
-        yield
-        self.model.load_state_dict(own)
+    def captioner(self) -> Captioner:
+        """The network, or its moving average, with tokenizer and decoding options."""
+        model = (self.model if self.ema is None else self.ema.module).eval()
+        tokens, penalty = self.config.num_max_bpe_tokens, self.config.length_penalty
+        return Captioner(model, self.tokenizer, self.caption_types, tokens, penalty, self.meta())
 
-    @contextmanager
-    def _unsharded(self) -> Iterator[None]:
-        """Whole weights in every process, for work outside the forward of `loss_model`, where FSDP has spread them."""
-        if not isinstance(self.loss_model, FSDPModule):
-            yield
-            return
-        self.loss_model.unshard()
-        yield
-        self.loss_model.reshard()
-
-    def _meta(self) -> dict[str, Any]:
-        subject_aspect = {"subject": self.config.subject, "aspect": self.config.aspect}
+    def meta(self) -> dict[str, Any]:
+        """What meta.json says about how to caption with the weights and where they come from."""
         return {
-            **subject_aspect,
-            "options": asdict(self.config),
+            "caption_types": self.caption_types,
+            "max_tokens": self.config.num_max_bpe_tokens,
+            "length_penalty": self.config.length_penalty,
+            "subject": self.config.subject,
+            "aspect": self.config.aspect,
+            "options": dataclasses.asdict(self.config),
+            "index": self.index,
             "step": self.step,
+            "best_score": self.best_score,
             "precision": self.precision,
             "precision_reason": self.reason,
             "device": str(self.accelerator.device),
             "seconds": round(time.monotonic() - self.started, 1),
             "versions": versions(),
-            "manifest": load_manifest().hash,
         }
 
-    def _save(self, name: str) -> None:
-        """A checkpoint folder, complete or not at all; `last` also holds what going on needs."""
-        last = name == "last"
-        weights = gathered(self.ema if self.ema is not None and not last else self.model.state_dict())
-        tensors = gathered({"optimizer": self.optimizer.state_dict(), "ema": self.ema}) if last else {}
-        self.accelerator.wait_for_everyone()
+    def save_captioner(self, name: str) -> None:
+        """Save a folder to caption with."""
         if self.accelerator.is_main_process:
-            folder, meta = self.output / name, self._meta() | ({} if last else {"best_score": self._best()})
-            with self._telling_a_full_disk(folder), atomic_folder(folder) as new:
-                write_captioner(self.model, new, self.config.sentencepiece_model, meta, weights)
-                if last:
-                    torch.save({**tensors, "scaler": self._scaler_state()}, new / OPTIMIZER_NAME)
-                    write_json(new / STATE_NAME, self._state())
-        if last:
-            self.saved = self.step
-        self.accelerator.wait_for_everyone()
+            with disk_errors(self.output / name):
+                save_captioner(self.captioner(), self.output / name, self.config.sentencepiece_model, self.meta())
 
-    @contextmanager
-    def _telling_a_full_disk(self, folder: Path) -> Iterator[None]:
+    def save(self) -> None:
+        """Save last/, from which training resumes; the state before it stays beside it until this one is known to be whole."""
+        last = self.output / "last"
+        if self.accelerator.is_main_process:
+            delete_previous(last)  # so that two states are on the disk and never three
+            tensors = {"optimizer": self.optimizer.state_dict()}
+            tensors |= {"ema": self.ema.module.state_dict()} if self.ema is not None else {}
+            tensors |= {"scaler": self.accelerator.scaler.state_dict()} if self.accelerator.scaler is not None else {}
+            with disk_errors(last), atomic_folder(last, keep_previous=True) as new:
+                spm, weights = self.config.sentencepiece_model, self.model.state_dict()
+                write_captioner_files(new, weights, self.model.config, spm, self.meta())
+                torch.save(tensors, new / OPTIMIZER_NAME)
+                self.write_state(new)
+        self.accelerator.wait_for_everyone()
+        self.saved = time.monotonic()
+
+    def write_state(self, folder: Path) -> None:
+        """Write `State`, after the other files because it lists their sizes."""
+        files = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != STATE_NAME}
+        numbers = (self.step, self.validated, self.best_score, self.stale, self.skipped, self.global_batch)
+        state = State(*numbers, options=dataclasses.asdict(self.config), index=self.index, files=files)
+        write_json(folder / STATE_NAME, dataclasses.asdict(state))
+
+    def load(self) -> None:
+        """Resume from last/ if there is one; a broken one falls back to the state saved before it."""
+        last, main = self.output / "last", self.accelerator.is_main_process
+        if self.config.resume and main and not readable_folder(last).exists():
+            copy_run(Path(self.config.resume).parent, self.output)
+        self.accelerator.wait_for_everyone()
+        source, broken = None, []
+        folders = [last, previous_folder(last)] if self.config.auto_resume or self.config.resume else []
+        for folder in filter(Path.exists, folders):
+            try:
+                self.load_from(folder)
+                source = folder
+                break
+            except (OSError, FileError, SafetensorError) as error:
+                broken.append(folder)
+                self.print(str(error))
+        if len(set(gather_object([self.step]))) > 1:
+            raise ResumeError(f"{last}: some processes found it and others did not. Use an output_dir that all machines share.")
+        if source is None and broken:
+            raise ResumeError(f"{last}: no complete state to resume from. Start from scratch with --no_auto_resume.")
+        if source is not None and main:
+            if broken:  # it must not push the good state out at the next save
+                shutil.rmtree(last)
+            if source != last:
+                os.replace(source, last.resolve())
+            log = [e for e in read_log(self.output / LOG_NAME) if e["step"] < self.step or self.is_done(e)]
+            write_text(self.output / LOG_NAME, "".join(map(as_line, log)))
+        if source is not None:
+            self.print(
+                f"resumed from {source} after step {self.step}" + (", the state before the broken one" if broken else "")
+            )
+
+    def is_done(self, event: dict[str, Any]) -> bool:
+        """Whether an event of the log is of the resumed step, and not a validation that has to be repeated."""
+        return event["step"] == self.step and (event["event"] == "step" or self.validated == self.step)
+
+    def load_from(self, folder: Path) -> None:
+        """Load one saved state; `FileError` if a file is missing or damaged, `ResumeError` if it is of another run."""
+        state = read_run_state(folder)
+        different = differences(state, self.config)
+        if state.global_batch != self.global_batch:
+            different.append(f"a global batch of {state.global_batch} (now {self.global_batch})")
+        if different:
+            raise ResumeError(
+                f"{folder}: expected a run with the same options and data, found {', '.join(different)}. Use the same, or start "
+                f"from scratch with --no_auto_resume (from these weights with --finetune {folder})."
+            )
+        if state.step > self.total_steps:
+            raise FileError(f"{folder / STATE_NAME}: expected at most step {self.total_steps}, found {state.step}")
         try:
-            yield
-        except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
-            before = "the checkpoint that was there before is whole" if folder.exists() else "there was none before"
+            self.model.load_state_dict(load_file(folder / WEIGHTS_NAME))
+            tensors = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+            self.optimizer.load_state_dict(tensors["optimizer"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(tensors["ema"])
+            if self.accelerator.scaler is not None and "scaler" in tensors:  # absent if the precision was another one
+                self.accelerator.scaler.load_state_dict(tensors["scaler"])
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise FileError(
+                f"{folder}: expected the weights and optimizer of this run, found other content ({reason})"
+            ) from None
+        self.step, self.validated, self.skipped = state.step, state.validated, state.skipped
+        self.best_score, self.stale = state.best_score, state.stale
+
+    # --- log ---
+
+    def start_log(self) -> None:
+        """Print what will be trained, and start log.jsonl and the tracker."""
+        there = [f"{name}/" for name in ("last", "best") if (self.output / name).exists()]
+        if there and not self.step:
+            self.print(f"{self.output}: starting from scratch; {' and '.join(there)} of an earlier run will be replaced")
+        images, kinds = len(self.train_set), len(self.caption_types)
+        steps = f"{self.total_steps} steps of {self.global_batch}"
+        self.print(f"{images} images, {steps}, {kinds} caption types; on {self.accelerator.device}")
+        if self.val_set is None:
+            self.print("no validation split: best/ is the latest state")
+        if self.step >= self.last_step:
+            self.print("all steps are done; --no_auto_resume starts from scratch")
+        if self.accelerator.is_main_process and not self.step:
+            write_text(self.output / LOG_NAME, "")
+        options = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in dataclasses.asdict(self.config).items()}
+        self.accelerator.init_trackers("beit3lib", options, {"tensorboard": {"purge_step": self.step + 1}})
+        self.saved = self.started
+
+    def log_step(self, done: Step, epoch: int, lr: float, batches: list[Batch], seconds: float) -> None:
+        """A line of log.jsonl for every step, and one on the screen every few."""
+        self.skipped += done.skipped
+        if done.skipped and self.accelerator.scaler.get_scale() < SMALLEST_SCALE:
             raise TrainingStopped(
-                f"{folder}: saving failed ({error}); {before}. Free some space, if that is what is missing, and start the "
-                "same again (in notebook 3: resume = True)"
-            ) from error
+                f"step {self.step}: gradients overflow fp16 at any scale. Use a lower --lr or --precision fp32."
+            )
+        rate = sum(batch.num_tokens for batch in batches) * self.accelerator.num_processes / max(seconds, 1e-6)
+        norm = done.grad_norm if math.isfinite(done.grad_norm) else None
+        timing = {"seconds_per_step": round(seconds, 3), "tokens_per_s": round(rate), "peak_mb": peak_mb()}
+        event = {"event": "step", "step": self.step, "epoch": epoch, "loss": done.loss, "grad_norm": norm, "lr": lr}
+        self.log({**event, "skipped": self.skipped, "timing": timing})
+        if self.step % PRINT_EVERY == 0 or self.step in (1, self.last_step):
+            left = (self.last_step - self.step) * seconds / 60
+            self.print(
+                f"step {self.step}/{self.total_steps}  epoch {epoch + 1}  loss {done.loss:.3f}  {rate:.0f} tokens/s  "
+                f"{left:.1f} min left" + (f"  {self.skipped} steps skipped" if self.skipped else "")
+            )
 
-    def _best(self) -> float | None:
-        return self.best if math.isfinite(self.best) else None
-
-    def _state(self) -> dict[str, Any]:
-        """What going on needs beside weights and optimiser."""
-        return {
-            "step": self.step,
-            "best": self._best(),
-            "stale": self.stale,
-            "skipped": int(self.skipped),
-            "recent": [(float(loss), names) for loss, names in self.recent],
-            "steps_per_epoch": self.steps_per_epoch,
-            "due": self.due,
-        }
-
-    def _scaler_state(self) -> dict[str, Any] | None:
-        return self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
-
-    def _resume(self) -> None:
-        """Go on from a `last/`: weights, optimiser, place in the data; the log is cut back to that step."""
-        folder = self._place_to_go_on_from()
-        if folder is None:
-            if self.config.resume:
-                raise FileNotFoundError(
-                    f"{self.config.resume}: expected a folder last/ to go on from, found none; leave --resume out"
-                    + (", and give --finetune the weights to validate" if self.config.eval else "")
-                )
-            if self.config.eval and not self.config.finetune:
-                raise OptionError("--eval: expected weights, found none; give --finetune, --resume or --auto_resume")
+    def log(self, event: dict[str, Any]) -> None:
+        """Append one event to log.jsonl and send it to the tracker."""
+        if not self.accelerator.is_main_process:
             return
-        state = read_json(folder / STATE_NAME)
-        theirs, ours = read_json(folder / META_NAME)["model"], self.model.meta()
-        other = [f"{name} {theirs[name]}" for name in ours if name in OF_WEIGHTS and theirs[name] != ours[name]]
-        if other:
-            raise ValueError(
-                f"{folder}: holds another model ({', '.join(other)}); give another output_dir, or --no_auto_resume"
-            )
-        own = self.model.state_dict()
-        self.model.load_state_dict(spread(load_file(folder / WEIGHTS_NAME), own))
-        wanted = self.ema is not None or not self.config.eval  # twice the size of the weights
-        saved = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True) if wanted else {}
-        if self.ema is not None:  # without one in the folder it begins with these weights
-            averages = saved["ema"] or gathered(self.model.state_dict())
-            self.ema = spread({name: value.to(self.accelerator.device, copy=True) for name, value in averages.items()}, own)
-        self.step = self.first_step = state["step"]
-        if self.config.eval:
-            self.say(f"validates {folder}, step {self.step}")
+        with (self.output / LOG_NAME).open("a", encoding="utf-8") as file:
+            file.write(as_line(event))
+        if not self.accelerator.trackers:
             return
-        self._take_up(folder, state, saved)
-
-    def _place_to_go_on_from(self) -> Path | None:
-        """The `last/` that was asked for, or None; the same for all processes, or an error."""
-        named = self.config.eval and self.config.finetune  # weights to validate that are not those of the run
-        own = str(self.output / "last") if self.config.auto_resume and not named else ""
-        if self.accelerator.is_main_process:
-            for place in filter(None, (self.config.resume, own)):
-                recover_folder(place)
-                sweep_up(Path(place) / STATE_NAME)
-        self.accelerator.wait_for_everyone()
-        again = 0 <= _step_of(self.config.resume) < _step_of(own)  # the same command, started again
-        place = own if again else self.config.resume or own
-        found = _step_of(place) >= 0
-        everywhere = self.accelerator.reduce(torch.full((), float(found), device=self.accelerator.device), "sum")
-        if found and int(everywhere) == self.accelerator.num_processes:
-            return Path(place)
-        if int(everywhere):
-            raise ValueError(f"{place}: some processes find it, others do not; give an output_dir that all machines share")
-        return None
-
-    def _take_up(self, folder: Path, state: dict[str, Any], saved: dict[str, Any]) -> None:
-        """The rest of a run's state, to train on with."""
-        if state["steps_per_epoch"] != self.steps_per_epoch:
-            raise ValueError(
-                f"{folder}: was trained with {state['steps_per_epoch']} steps per epoch, here there are "
-                f"{self.steps_per_epoch}; resume with the same data and batch size, or begin anew with --no_auto_resume"
-            )
-        self._load_optimizer(folder, saved["optimizer"])
-        if saved["scaler"] is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(saved["scaler"])
-        self.best = -math.inf if state["best"] is None else state["best"]
-        self.stale, self.due, self.skipped_before = state["stale"], state["due"], state["skipped"]
-        self.skipped += state["skipped"]
-        device = self.accelerator.device
-        self.recent.extend((torch.tensor(loss, device=device), names) for loss, names in state["recent"])
-        if folder.resolve() == (self.output / "last").resolve():
-            self.saved = self.step
-        elif self.accelerator.is_main_process:
-            self._bring_along(folder.parent)
-        self.log.cut(self.step, self.due)
-        self.say(f"goes on from {folder}, step {self.step}{_changed(folder, self.config)}")
-
-    def _load_optimizer(self, folder: Path, saved: dict[str, Any]) -> None:
-        """Its moments; rates and decays are those asked for now."""
-        groups = self.optimizer.param_groups
-        if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved["param_groups"]]:
-            raise ValueError(
-                f"{folder}: was trained with another layer_decay; give the same, or begin anew with --no_auto_resume"
-            )
-        asked = [{name: value for name, value in group.items() if name != "params"} for group in groups]
-        parameters = [parameter for group in groups for parameter in group["params"]]
-        saved["state"] = {n: spread(of, dict.fromkeys(of, parameters[n])) for n, of in saved["state"].items()}
-        self.optimizer.load_state_dict(saved)
-        for group, options in zip(self.optimizer.param_groups, asked, strict=True):
-            group.update(options)
-
-    def _bring_along(self, run: Path) -> None:
-        """What lies beside the `last/` of another folder: the best state so far and the log."""
-        if (run / "best").is_dir():
-            with atomic_folder(self.output / "best") as new:
-                shutil.copytree(run / "best", new, dirs_exist_ok=True)
-        if (run / LOG_NAME).is_file():
-            write_text(self.log.path, (run / LOG_NAME).read_text(encoding="utf-8"))
-
-    def _results(self, stopped: str) -> dict[str, Any]:
-        events = read_log(self.log.path) if self.accelerator.is_main_process else []
-        losses = [event["loss"] for event in events if event["event"] == "step"]
-        return {
-            "steps": self.step,
-            "stopped": stopped,
-            "first_loss": losses[0] if losses else None,
-            "last_loss": losses[-1] if losses else None,
-            "best_score": self._best(),
-            "train_seconds": round(time.monotonic() - self.started, 1),
-            "precision": self.precision,
-            "device": str(self.accelerator.device),
-            "peak_mb": peak_mb(),
-            "skipped_steps": int(self.skipped),
-            "best": str(self.output / "best"),
-        }
+        kind, samples = event["event"], event.get("samples", [])
+        numbers = {**event, **event["timing"], **{f"score {k}": v for k, v in event.get("by_caption_type", {}).items()}}
+        values = {f"{kind}/{name}": value for name, value in numbers.items() if isinstance(value, (int, float))}
+        lines = [f"{s['image']}, {s['caption_type']}: {s['caption']}" for s in samples]
+        self.accelerator.log({**values, **({f"{kind}/captions": "\n\n".join(lines)} if lines else {})}, step=event["step"])
+        paths = dict.fromkeys(self.val_set.root / sample["image"] for sample in samples)
+        size = (self.model.config.image_size,) * 2
+        images = [np.asarray(open_image(path).resize(size)) for path in paths]
+        for tracker in self.accelerator.trackers:
+            if images and hasattr(tracker, "log_images"):
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({f"{kind}/images": np.stack(images)}, step=event["step"], **layout)
 
 
-def _step_of(place: str) -> int:
-    """How far a `last/` is; -1 where there is none."""
-    path = Path(place) / STATE_NAME
-    return read_json(path)["step"] if place and path.is_file() else -1
+def as_line(event: dict[str, Any]) -> str:
+    """An event as a line of log.jsonl."""
+    return json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _changed(folder: Path, config: TrainConfig) -> str:
-    """Options that are not those with which `folder` was trained, as they are told."""
-    before, now = read_json(folder / META_NAME)["options"], json.loads(json.dumps(asdict(config)))
-    names = [name for name in now if name not in OF_A_SESSION and now[name] != before.get(name)]
-    return "".join(f"; {name} is now {now[name]}, not {before.get(name)}" for name in names)
+def summary(result: dict[str, Any]) -> str:
+    """One line about a validation."""
+    score = "no score" if result["score"] is None else f"score {result['score']:.1f}"
+    of_references = f"({result['references']['distinct']:.0%} of the references)"
+    distinct = f"{result['distinct']:.0%} distinct {of_references}"
+    return f"{score} on {result['captions']} captions, {distinct}, {result['copied']:.0%} equal to a training caption"
+
+
+# --- around the run ------------------------------------------------------------------------------------------------
+
+
+def delete_previous(last: Path) -> None:
+    """Delete the state before `last` if that one is known to be whole."""
+    with suppress(OSError, ValueError):
+        read_run_state(last)
+        shutil.rmtree(previous_folder(last))
+
+
+def copy_run(source: Path, output: Path) -> None:
+    """Copy last/, best/ and the log of another run, for example from a read-only mount, to resume it in `output`."""
+    if not (source / "last").is_dir():
+        raise FileNotFoundError(f"{source / 'last'}: expected the folder last/ of a run, found none. Leave --resume out.")
+    for name in ("best", "last"):  # last/ comes last: where it is, the copy is complete
+        if (source / name).is_dir():
+            with atomic_folder(output / name) as new:
+                for file in (source / name).iterdir():
+                    shutil.copyfile(file, new / file.name)
+        if name == "best" and (source / LOG_NAME).is_file():
+            write_text(output / LOG_NAME, "".join(map(as_line, read_log(source / LOG_NAME))))
+
+
+@contextmanager
+def on_signals(handle: Callable[[int], None]) -> Iterator[None]:
+    """Call `handle(number)` on SIGTERM and SIGINT instead of ending the process."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers in the main thread alone
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda number, _: handle(number)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def ignore_signals(_: int) -> None:
+    """Let a loader worker outlive Ctrl-C, which reaches the whole process group: the current step still needs its images."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Name the folder that could not be written: each library has its own exception for a full disk."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise TrainingStopped(
+            f"{folder}: saving failed ({error}). The state saved before is still there. If the disk is full, free some space, "
+            "and rerun the same command."
+        ) from error
+
+
+def tracker_name(config: TrainConfig) -> str | None:
+    """The tracker for accelerate's `log_with`."""
+    name = config.report_to
+    if name == "auto":
+        return "tensorboard" if config.log_dir and importlib.util.find_spec("tensorboard") else None
+    if name != "none" and not importlib.util.find_spec(name):
+        raise OptionError(f"--report_to {name}: expected an installed package, found none. Install it: pip install {name}")
+    return None if name == "none" else name
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep large blocks that are freed; elsewhere nothing is changed.
-
-    Gradients of the base model are 1 GB, and to take them from the system in every step, page by page, costs a CPU a sixth
-    of it. The most memory held at once stays the same.
-    """
-    with suppress(OSError, AttributeError, TypeError):  # no glibc here
-        tune = ctypes.CDLL(None).mallopt
-        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
-            tune(parameter, value)
+    """Have glibc keep large freed blocks: fetching 1 GB of gradients from the system takes a CPU a sixth of each step."""
+    trim_threshold, mmap_max = -1, -4  # of malloc.h
+    with suppress(OSError, AttributeError, TypeError):  # not glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def peak_mb() -> int:
-    """Most memory held so far: of the GPU where there is one, else of this process."""
+    """Peak memory so far: of the GPU if there is one, else of this process."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 1e6)
-    import resource
+    import resource  # not on Windows
 
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
 
 
-def overfit(trainer: Trainer, samples: list, steps: int, lr: float = 1e-3) -> list[float]:
-    """Losses of so many steps on a few samples with a copy of the model: it must learn them by heart."""
-    batch = trainer.train_set.collate(samples).to(trainer.accelerator.device)
-    model = LossModel(copy.deepcopy(trainer.model), trainer.config.label_smoothing).train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
-    losses = []
-    for _ in range(steps):
-        loss = model(batch).mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
+def finetune(config: TrainConfig) -> dict[str, Any]:
+    """Fine-tune in this process; returns the results, which are also in results.json."""
+    return Trainer(config).run()
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """`python -m beit3lib.train` with the recipe's flags."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if "--help" in arguments or "-h" in arguments:
-        exit_with_help()
+def launch(config: TrainConfig, num_gpus: int) -> dict[str, Any]:
+    """Fine-tune on several GPUs in a child process, accelerate's launcher, and return its results.
+
+    Signals are passed on to the child. Raises `RuntimeError` with the last lines of a child that failed.
+    """
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(num_gpus), "--main_process_port", "0"]
+    command += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    here = str(Path(beit3lib.__file__).parents[1])  # a notebook may have found the package in a folder that is not installed
+    path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    child = subprocess.Popen(
+        [*command, "-m", "beit3lib.train", *config.arguments()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        start_new_session=True,  # so that Ctrl-C reaches the child once, through here
+    )
+    received, lines, own = [], deque(maxlen=20), True
+
+    def pass_on(number: int) -> None:
+        received.append(number)
+        child.send_signal(number)
+
+    with on_signals(pass_on):
+        for line in child.stdout:
+            print(line, end="", flush=True)
+            own = own and "torch/distributed/elastic" not in line  # the launcher's own traceback follows
+            if own:
+                lines.append(line)
+        child.wait()
+    if received:
+        sys.exit(128 + received[0])
+    if child.returncode:
+        raise RuntimeError(f"training on {num_gpus} processes failed with exit status {child.returncode}:\n{''.join(lines)}")
+    return read_json(Path(config.output_dir) / RESULTS_NAME, dict)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`python -m beit3lib.train` with the recipe's options."""
     try:
-        with in_one_sentence(TrainingStopped, SafetensorError):
-            trainer = Trainer(parse_command(arguments))
+        with exit_on_error(TrainingStopped):
+            trainer = Trainer(parse_arguments(sys.argv[1:] if argv is None else argv))
             results = trainer.run()
     except torch.OutOfMemoryError as error:
-        less = (
-            "halve --batch_size and double --update_freq, or add --checkpoint_activations; in validation: --eval_batch_size 1"
+        sys.exit(
+            f"OutOfMemoryError: {error}\nLower --eval_batch_size if this was in validation, or add --checkpoint_activations"
         )
-        sys.exit(f"OutOfMemoryError: {error}\n{less}")
-    if trainer.accelerator.is_main_process:
-        write_json(trainer.output / (VALIDATION_NAME if trainer.config.eval else RESULTS_NAME), results)
-        print(json.dumps(results, indent=1))
+    except KeyboardInterrupt:  # before training has started
+        sys.exit(130)
+    trainer.print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,32 +1,38 @@
-"""Masking, packing, mirroring and augmentation: what the recipe says, on numbers worked out here."""
+"""Masking and packing against the recipe's own code, and the samples that the data set makes of an index."""
+
+import json
+import random
+import shutil
+from collections import Counter, namedtuple
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from test_transforms import recipe  # noqa: F401  (a fixture)
 
-from beit3lib.config import TrainConfig
-from beit3lib.data.aspects import ASPECTS
+from beit3lib import dataset
+from beit3lib.data.aspects import ASPECTS, SUBJECTS
 from beit3lib.data.index import read_index
-from beit3lib.dataset import (
-    Augmentation,
-    CaptionDataset,
-    ImageError,
-    _crop,
-    can_mirror,
-    collate,
-    load_image,
-    mask_caption,
-    mirror_words,
-    pack,
-    to_picture,
-    to_tensor,
-)
-from beit3lib.pipeline.settings import OptionError
+from beit3lib.dataset import CaptionDataset, collate, mask_caption, num_workers, pack
 from beit3lib.sample import draw as sample
 from beit3lib.tokenizer import load_tokenizer
+from beit3lib.transforms import swap_left_right
 
-MASK, WORDS = 99, 99
+MASK = 99  # the last id of a vocabulary of 100
+
+
+class Config(SimpleNamespace):
+    """The options that the data set reads, with the defaults of TrainConfig."""
+
+    def __init__(self, **options):
+        defaults = {"subject": "all", "aspect": "all", "flip": "swap", "crop_area": 0.5, "randaug": True, "seed": 0}
+        defaults |= {"num_max_bpe_tokens": 64, "captioning_mask_prob": 0.6, "train_interpolation": "bicubic"}
+        super().__init__(**{**defaults, **options})
+
+    def caption_types(self):
+        subjects = SUBJECTS if self.subject == "all" else (self.subject,)
+        return [(s, a) for s in subjects for a in (ASPECTS if self.aspect == "all" else (self.aspect,))]
 
 
 @pytest.fixture(scope="module")
@@ -34,235 +40,242 @@ def tokenizer():
     return load_tokenizer(sample.SPM_PATH)
 
 
-def make(drawn, tokenizer, train=True, split="train", **options):
-    table = read_index(drawn / f"coco_captioning.{split}.jsonl")
-    return CaptionDataset(table, drawn, tokenizer, 64, TrainConfig(**{"randaug": True, **options}), train)
+def make(drawn, tokenizer, train=True, split="train", table=None, **options):
+    table = read_index(drawn / f"coco_captioning.{split}.jsonl") if table is None else table
+    return CaptionDataset(table, drawn, tokenizer, 64, Config(**options), train)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
 
 
 # --- masking -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words, probability, wanted", [(1, 0.7, 2), (3, 0.6, 3), (10, 0.6, 7), (62, 0.7, 45), (2, 0.0, 1)])
-def test_as_many_positions_as_the_recipe_chooses(words, probability, wanted):
-    """clamp(int(n p + 0.5), 1, n - 1) of n = words + 2 tokens."""
-    ids = [0, *range(10, 10 + words), 2]
-    _, chosen = mask_caption(ids, 0, probability, MASK, WORDS, np.random.default_rng(0))
-    assert chosen.sum() == min(max(int((words + 2) * probability + 0.5), 1), words + 1) == wanted and not chosen[0]
+@pytest.fixture
+def recipe_masking(recipe):  # noqa: F811
+    """(ids, probability) -> (masked ids, chosen positions), by the recipe's data set without its files."""
+    bare = object.__new__(recipe.CaptioningDataset)
+    bare.mask_token_id, bare.language_vocab_size = MASK, MASK + 1
+    return lambda ids, probability: bare._masking_on_text_tokens(list(ids), len(ids), probability)
 
 
-def test_the_end_can_be_chosen_and_the_prefix_never():
-    rng, ends = np.random.default_rng(0), 0
+@pytest.mark.parametrize("probability", [0.0, 0.3, 0.6, 0.7, 0.99])
+def test_number_of_masked_positions_equals_the_recipes(recipe_masking, probability):
+    for length in range(3, 65):
+        ids = [0, *range(10, 8 + length), 2]
+        _, chosen = mask_caption(ids, 0, probability, MASK, rng(length))
+        assert chosen.sum() == sum(recipe_masking(ids, probability)[1])
+
+
+def test_positions_and_replacements_are_distributed_as_the_recipes(recipe_masking):
+    def frequencies(mask):
+        positions, kinds = Counter(), Counter()
+        for _ in range(3000):
+            masked, chosen = mask()
+            for position in np.flatnonzero(chosen):
+                positions[int(position)] += 1
+                new = masked[position]
+                kinds["mask" if new == MASK else "same" if new == ids[position] else "low" if new < 3 else "random"] += 1
+        return {key: count / 3000 for key, count in (positions | kinds).items()}
+
+    ids, generator = [0, 20, 21, 22, 23, 24, 25, 2], rng()
+    random.seed(0)
+    ours, theirs = (
+        frequencies(lambda: mask_caption(ids, 0, 0.6, MASK, generator)),
+        frequencies(lambda: recipe_masking(ids, 0.6)),
+    )
+    assert ours.keys() == theirs.keys() and 0 not in ours and 7 in ours and "low" not in ours
+    for key in ours:
+        assert ours[key] == pytest.approx(theirs[key], abs=0.05), key
+
+
+def test_random_replacements_span_the_recipes_range(recipe_masking):
+    ids, generator = [0, *([20] * 998), 2], rng()
+    random.seed(0)
+    ours = np.concatenate([mask_caption(ids, 0, 0.9, MASK, generator)[0] for _ in range(20)])[1:]
+    theirs = np.concatenate([recipe_masking(ids, 0.9)[0] for _ in range(20)])[1:]
+    assert set(ours) - {0} == set(theirs) - {0} == {2, *range(3, MASK + 1)}
+
+
+def test_the_end_can_be_masked_and_the_prompt_never():
+    generator, ends = rng(), 0
     for _ in range(200):
-        read, chosen = mask_caption([0, 50, 51, 10, 11, 2], 2, 0.6, MASK, WORDS, rng)
-        assert not chosen[:3].any() and read[:3].tolist() == [0, 50, 51]
+        masked, chosen = mask_caption([0, 50, 51, 10, 11, 2], 2, 0.6, MASK, generator)
+        assert not chosen[:3].any() and masked[:3].tolist() == [0, 50, 51]
         ends += chosen[-1]
-    assert 80 < ends < 160  # of 3 places 2 are chosen
-
-
-def test_eight_ninths_of_changed_positions_are_masks_and_a_tenth_stays():
-    rng, ids = np.random.default_rng(0), [0, *([20] * 998), 2]
-    reads = np.concatenate([r[c] for r, c in (mask_caption(ids, 0, 0.9, MASK, WORDS, rng) for _ in range(20))])
-    assert abs((reads == MASK).mean() - 0.8) < 0.01 and abs((reads == 20).mean() - 0.1) < 0.01
-    others = reads[(reads != MASK) & (reads != 20) & (reads != 2)]
-    assert others.min() == 3 and others.max() == WORDS - 1  # never <s>, <pad>, </s> or <mask> at random
+    assert 80 < ends < 160  # 2 of 3 positions are chosen
 
 
 # --- packing -------------------------------------------------------------------------------------------------------
 
 
-def test_a_packed_row_restarts_positions_and_numbers_captions():
-    captions = [([0, 50, 10, 2], 1), ([0, 51, 11, 12, 2], 1)]
-    row = pack(captions, 0.5, MASK, WORDS, np.random.default_rng(0))
-    assert row.targets.tolist() == [0, 50, 10, 2, 0, 51, 11, 12, 2]
-    assert row.positions.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4] and row.segments.tolist() == [0] * 4 + [1] * 5
+def test_packed_captions_restart_positions_and_have_their_own_doc_ids():
+    packed = pack([([0, 50, 10, 2], 1), ([0, 51, 11, 12, 2], 1)], 0.5, MASK, rng())
+    assert packed.labels.tolist() == [0, 50, 10, 2, 0, 51, 11, 12, 2]
+    assert packed.positions.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4] and packed.doc_ids.tolist() == [0] * 4 + [1] * 5
 
 
-def test_a_batch_is_as_long_as_its_longest_row_and_padding_is_nobodys():
-    rows = [pack([([0, *range(10, 10 + n), 2], 0)], 0.5, MASK, WORDS, np.random.default_rng(0)) for n in (2, 5)]
-    batch = collate([(torch.zeros(3, 8, 8), row, str(i)) for i, row in enumerate(rows)], pad_id=1)
-    assert batch.ids.shape == (2, 7) and batch.names == ["0", "1"]
-    assert batch.segments[0].tolist() == [0] * 4 + [-1] * 3 and batch.ids[0, 4:].tolist() == [1] * 3
-    assert batch.places.tolist() == [n + 7 * i for i, row in enumerate(rows) for n in np.flatnonzero(row.chosen)]
+def test_a_batch_is_padded_to_its_longest_sequence():
+    sequences = [pack([([0, *range(10, 10 + n), 2], 0)], 0.5, MASK, rng()) for n in (2, 5)]
+    batch = collate([(torch.zeros(3, 8, 8), sequence, str(i)) for i, sequence in enumerate(sequences)], pad_id=1)
+    assert batch.input_ids.shape == (2, 7) and batch.names == ["0", "1"] and batch.num_tokens == 4 + 7
+    assert batch.doc_ids[0].tolist() == [0] * 4 + [-1] * 3 and batch.input_ids[0, 4:].tolist() == [1] * 3
+    assert batch.mask_positions.tolist() == [n + 7 * i for i, s in enumerate(sequences) for n in np.flatnonzero(s.masked)]
 
 
-# --- the set -------------------------------------------------------------------------------------------------------
+# --- samples -------------------------------------------------------------------------------------------------------
 
 
-def test_ten_descriptions_of_a_picture_stand_in_one_row_each_behind_its_prefix(drawn, tokenizer):
-    rows = make(drawn, tokenizer, flip="none")
-    assert len(rows) == 8 and len(rows.descriptions) == 10
-    _, row, name = rows[0]
-    texts = [tokenizer.decode(row.targets[row.segments == n], skip_special_tokens=True) for n in range(10)]
-    told = rows.reference(0)
-    for (subject, aspect), text in zip(rows.descriptions, texts, strict=True):
-        assert text == f"{subject} {aspect.replace('_', ' ')}: {told[subject, aspect]}".strip()
+def test_a_sample_packs_the_ten_captions_of_an_image_each_after_its_prompt(drawn, tokenizer):
+    captions = make(drawn, tokenizer, flip="none")
+    assert len(captions) == 8 and len(captions.caption_types) == 10
+    _, packed, name = captions[0]
+    texts = [tokenizer.decode(packed.labels[packed.doc_ids == n], skip_special_tokens=True) for n in range(10)]
+    for (subject, aspect), text in zip(captions.caption_types, texts, strict=True):
+        assert text == f"{subject} {aspect.replace('_', ' ')}: {captions.reference(0)[subject, aspect]}".strip()
     assert name.startswith("images/avg")
 
 
-def test_an_absent_aspect_is_learnt_as_absent(drawn, tokenizer):
+def test_an_aspect_that_is_not_mentioned_is_trained_as_an_empty_caption(drawn, tokenizer):
     table = read_index(drawn / "coco_captioning.train.jsonl")
     kept = table[(table["aspect"] != "weather") | (table["subject"] != "vehicle")]
-    rows = CaptionDataset(kept, drawn, tokenizer, 64, TrainConfig(flip="none"), True)
-    row = rows[0][1]
-    number = rows.descriptions.index(("vehicle", "weather"))
-    assert tokenizer.decode(row.targets[row.segments == number], skip_special_tokens=True) == "vehicle weather:"
+    captions = make(drawn, tokenizer, table=kept, flip="none")
+    packed, number = captions[0][1], captions.caption_types.index(("vehicle", "weather"))
+    assert captions.reference(0)["vehicle", "weather"] == ""
+    assert tokenizer.decode(packed.labels[packed.doc_ids == number], skip_special_tokens=True) == "vehicle weather:"
 
 
-def test_one_description_has_no_prefix_as_in_the_seed(drawn, tokenizer):
-    rows = make(drawn, tokenizer, subject="vehicle", aspect="road", flip="none")
-    text = tokenizer.decode(rows[0][1].targets, skip_special_tokens=True)
-    assert text == rows.reference(0)["vehicle", "road"] and set(rows[0][1].segments) == {0}
+def test_a_single_caption_type_has_no_prompt_as_in_the_original_repository(drawn, tokenizer):
+    captions = make(drawn, tokenizer, subject="vehicle", aspect="road", flip="none")
+    packed = captions[0][1]
+    text = tokenizer.decode(packed.labels, skip_special_tokens=True)
+    assert text == captions.reference(0)["vehicle", "road"] and set(packed.doc_ids) == {0}
 
 
-def test_a_description_that_no_line_has_is_named(drawn, tokenizer):
+def test_a_caption_type_without_lines_is_an_error_that_names_it(drawn, tokenizer):
     table = read_index(drawn / "coco_captioning.train.jsonl")
-    with pytest.raises(ValueError, match="expected lines of vehicle road"):
-        CaptionDataset(
-            table[table["aspect"] != "road"], drawn, tokenizer, 64, TrainConfig(subject="vehicle", aspect="road"), True
-        )
-    with pytest.raises(OptionError, match="aspect: expected one of moving"):
-        TrainConfig(aspect="rode")
+    with pytest.raises(ValueError, match="expected captions of type vehicle road in the index, found none"):
+        make(drawn, tokenizer, table=table[table["aspect"] != "road"], subject="vehicle", aspect="road")
 
 
-def test_what_is_drawn_follows_from_seed_epoch_and_sample_alone(drawn, tokenizer):
+def test_random_choices_follow_from_seed_epoch_and_index_alone(drawn, tokenizer):
     a, b = make(drawn, tokenizer, seed=3), make(drawn, tokenizer, seed=3)
-    b[5], b.at_epoch(7)[2]
+    b[5], b.at_epoch(7)[2], random.seed(1)
     for x, y in zip(a.at_epoch(1)[4][1], b.at_epoch(1)[4][1], strict=True):
         assert np.array_equal(x, y)
     assert torch.equal(a.at_epoch(1)[4][0], b.at_epoch(1)[4][0])
     assert not torch.equal(a.at_epoch(1)[4][0], a.at_epoch(2)[4][0])
-    assert a.order(0, 2) == b.order(0, 2) != a.order(1, 2)
+    assert a.epoch_batches(0, 2) == b.epoch_batches(0, 2) != a.epoch_batches(1, 2)
 
 
-def test_an_epoch_sees_every_sample_once(drawn, tokenizer):
-    batches = make(drawn, tokenizer).order(0, 2)
-    assert sorted(number for batch in batches for number in batch) == list(range(8))
+def test_loader_workers_give_the_same_samples_as_the_main_process(drawn, tokenizer):
+    captions = make(drawn, tokenizer)
+    batches = captions.epoch_batches(0, 4)
+    loader = torch.utils.data.DataLoader(captions, batch_sampler=batches, num_workers=2, collate_fn=captions.collate)
+    for batch, indices in zip(loader, batches, strict=True):
+        expected = captions.collate([captions[i] for i in indices])
+        assert torch.equal(batch.images, expected.images) and torch.equal(batch.input_ids, expected.input_ids)
 
 
-def test_what_does_not_fill_a_batch_is_left_out_by_chance_and_not_by_length(drawn, tokenizer):
-    rows = make(drawn, tokenizer)
-    seen = {number for epoch in range(12) for batch in rows.order(epoch, 3) for number in batch}
-    assert seen == set(range(8)) and all(len(batch) == 3 for batch in rows.order(0, 3))
+def test_an_epoch_contains_every_sample_once(drawn, tokenizer):
+    batches = make(drawn, tokenizer).epoch_batches(0, 2)
+    assert sorted(index for batch in batches for index in batch) == list(range(8))
 
 
-def test_processes_that_load_for_one_epoch_keep_no_pictures(drawn, tokenizer, monkeypatch):
-    rows = make(drawn, tokenizer)
-    rows[0]
-    assert len(rows._pictures) == 1
-    monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: "a worker")
-    rows[1]
-    assert len(rows._pictures) == 1
+def test_the_incomplete_batch_is_dropped_at_random_and_not_by_length(drawn, tokenizer):
+    captions = make(drawn, tokenizer)
+    seen = {index for epoch in range(12) for batch in captions.epoch_batches(epoch, 3) for index in batch}
+    assert seen == set(range(8)) and all(len(batch) == 3 for batch in captions.epoch_batches(0, 3))
 
 
-def test_captions_longer_than_the_limit_are_cut(drawn, tokenizer):
-    rows = make(drawn, tokenizer, subject="vehicle", aspect="road", num_max_bpe_tokens=6, flip="none")
-    row = rows[0][1]
-    assert len(row.ids) == 6 and row.targets[0] == 0 and row.targets[-1] == 2
-
-
-def test_a_picture_that_cannot_be_opened_is_named(tmp_path):
-    (tmp_path / "a.jpg").write_text("no picture")
-    with pytest.raises(ImageError, match="a.jpg: expected a picture"):
-        load_image(tmp_path / "a.jpg")
-    with pytest.raises(FileNotFoundError, match="b.jpg: expected a picture here"):
-        load_image(tmp_path / "b.jpg")
-
-
-def test_pixels_go_there_and_back():
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
-    pixels = to_tensor(picture, 64)
-    assert pixels.shape == (3, 64, 64) and pixels.min() >= -1 and pixels.max() <= 1
-    assert np.array_equal(np.asarray(to_picture(pixels)), np.asarray(picture))
-    assert pixels[0, 0, 0] == pytest.approx((np.asarray(picture)[0, 0, 0] / 255 - 0.5) / 0.5, abs=1e-6)
-
-
-# --- left and right ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "text, mirrored",
-    [
-        ("On its left, close to the RIGHT side.", "On its right, close to the LEFT side."),
-        ("Left-hand traffic turns leftwards.", "Right-hand traffic turns rightwards."),
-        ("A bright street; he copyrights it.", "A bright street; he copyrights it."),
-    ],
-)
-def test_left_and_right_change_places(text, mirrored):
-    assert mirror_words(text) == mirrored and mirror_words(mirrored) == text
-
-
-@pytest.mark.parametrize(
-    "text, may",
-    [
-        ("The vehicle turns left.", True),
-        ("The pedestrian stands on the right.", True),
-        ("The pedestrian has left the crossing.", False),
-        ("She left her bag behind.", False),
-        ("The vehicle has right of way.", False),
-        ("It is right before the crossing.", False),
-        ("He had left side mirrors folded.", True),
-        ("It stopped right in front of the pedestrian.", False),
-        ("It is diagonally to the right in front of the pedestrian.", True),
-    ],
-)
-def test_a_caption_that_cannot_be_mirrored_is_known(text, may):
-    assert can_mirror(text) == may
+def test_long_captions_are_cut_to_the_limit(drawn, tokenizer):
+    captions = make(drawn, tokenizer, subject="vehicle", aspect="road", num_max_bpe_tokens=6, flip="none")
+    packed = captions[0][1]
+    assert len(packed.labels) == 6 and packed.labels[0] == 0 and packed.labels[-1] == 2
 
 
 @pytest.mark.parametrize("flip", ["swap", "recipe", "none"])
-def test_what_each_way_of_flipping_does_to_picture_and_words(drawn, tokenizer, flip):
+def test_each_kind_of_flip_changes_image_and_caption_as_documented(drawn, tokenizer, flip):
     plain = {"crop_area": 1.0, "randaug": False, "subject": "vehicle", "aspect": "position"}
-    rows, still = make(drawn, tokenizer, flip=flip, **plain), make(drawn, tokenizer, flip="none", **plain)
+    captions, still = make(drawn, tokenizer, flip=flip, **plain), make(drawn, tokenizer, flip="none", **plain)
     seen = set()
-    for number in range(8):
+    for index in range(8):
         for epoch in range(4):
-            pixels, row, _ = rows.at_epoch(epoch)[number]
-            mirrored = torch.equal(pixels, still[number][0].flip(-1))
-            assert mirrored or torch.equal(pixels, still[number][0])
+            pixels, packed, _ = captions.at_epoch(epoch)[index]
+            flipped = torch.equal(pixels, still[index][0].flip(-1))
+            assert flipped or torch.equal(pixels, still[index][0])
             text, original = (
-                tokenizer.decode(row.targets, skip_special_tokens=True),
-                still.reference(number)["vehicle", "position"],
+                tokenizer.decode(packed.labels, skip_special_tokens=True),
+                still.reference(index)["vehicle", "position"],
             )
-            assert text == (mirror_words(original) if mirrored and flip == "swap" else original)
-            seen.add(mirrored)
+            assert text == (swap_left_right(original) if flipped and flip == "swap" else original)
+            seen.add(flipped)
     assert seen == ({False} if flip == "none" else {True, False})
 
 
-# --- augmentation --------------------------------------------------------------------------------------------------
+# --- other index files ---------------------------------------------------------------------------------------------
 
 
-def test_crops_keep_their_share_of_the_area_and_a_sensible_shape():
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        left, top, right, bottom = _crop((200, 150), 0.5, rng)
-        width, height = right - left, bottom - top
-        assert 0 <= left and 0 <= top and right <= 200 + 1e-9 and bottom <= 150 + 1e-9
-        assert 0.5 - 1e-9 <= width * height / 30000 <= 1 and 3 / 4 - 1e-9 <= width / height <= 4 / 3 + 1e-9
-    assert _crop((200, 150), 1.0, rng) == (0, 0, 200, 150)
+def recipe_table(drawn, folder, split, null):
+    """The vehicle road lines with the recipe's three keys alone, `text_segment` null where `null` says so."""
+    lines = [json.loads(line) for line in (drawn / f"coco_captioning.{split}.jsonl").read_text().splitlines()]
+    kept = [line for line in lines if line["aspect"] == "road" and line["subject"] == "vehicle"]
+    for number, line in enumerate(kept):
+        line["text_segment"] = None if null(number) else line["text_segment"]
+    path = folder / "coco_captioning.val.jsonl"
+    keys = ("image_path", "text_segment", "image_id")
+    path.write_text("".join(json.dumps({key: line[key] for key in keys}) + "\n" for line in kept))
+    return read_index(path)
 
 
-@pytest.mark.parametrize("name", Augmentation.OPERATIONS)
-def test_every_operation_keeps_size_and_mode_and_does_something(name):
-    from beit3lib.dataset import _operate
-
-    image = sample.draw_blur(sample.Scene(), sample.Camera(0.0, 0.0, 1.0, 0, 7))
-    changed = _operate(image, name, np.random.default_rng(0))
-    assert changed.size == image.size and changed.mode == "RGB"
-    assert (np.asarray(changed) == np.asarray(image)).all() == (name == "Identity")
+def test_the_recipes_index_is_one_caption_type_without_a_name(drawn, tmp_path, tokenizer):
+    table = recipe_table(drawn, tmp_path, "train", null=lambda number: False)
+    captions = make(drawn, tokenizer, table=table, flip="none")
+    assert captions.caption_types == [("", "")] and len(captions) == 8
+    assert tokenizer.decode(captions[0][1].labels, skip_special_tokens=True) == captions.reference(0)["", ""]
 
 
-def test_operations_are_as_strong_as_the_recipes():
-    """At magnitude 7 of 10: 7 pixels whatever the size, brightness times 1.36, a shear of 0.21."""
-    from beit3lib.dataset import _operate
-
-    grey = Image.new("RGB", (224, 224), (100, 100, 100))
-    assert _operate(grey, "Brightness", np.random.default_rng(0)).getpixel((9, 9)) == (136, 136, 136)
-    for name, axis in (("TranslateX", 1), ("TranslateY", 0)):
-        moved = np.asarray(_operate(Image.new("RGB", (224, 224), "white"), name, np.random.default_rng(0)))[..., 0]
-        assert sorted(np.flatnonzero((moved == 128).all(1 - axis)).tolist()) in (list(range(7)), list(range(217, 224)))
-    sheared = np.asarray(_operate(Image.new("RGB", (200, 200), "white"), "ShearX", np.random.default_rng(0)))[..., 0]
-    assert (sheared[-1] == 128).sum() == pytest.approx(0.21 * 200, abs=1)
+def test_validation_keeps_images_without_reference_and_training_does_not(drawn, tmp_path, tokenizer):
+    table = recipe_table(drawn, tmp_path, "val", null=lambda number: True)
+    captions = make(drawn, tokenizer, table=table, train=False)
+    assert len(captions) == 4 and captions.reference(0) == {}
+    with pytest.raises(ValueError, match="expected captions of type all all in the index, found none"):
+        make(drawn, tokenizer, table=table, train=True)
+    some = recipe_table(drawn, tmp_path, "val", null=lambda number: number == 1)
+    assert len(make(drawn, tokenizer, table=some, train=False)) == 4 and len(make(drawn, tokenizer, table=some)) == 3
 
 
-def test_aspects_of_a_set_are_all_ten(drawn, tokenizer):
-    assert {a for _, a in make(drawn, tokenizer).descriptions} == set(ASPECTS)
+def test_a_null_line_is_unknown_and_not_an_empty_caption(drawn, tokenizer):
+    table = read_index(drawn / "coco_captioning.val.jsonl")
+    is_null = (table["subject"] == "vehicle") & (table["aspect"] == "weather")
+    table["text_segment"] = table["text_segment"].where(~is_null, None)
+    captions = make(drawn, tokenizer, table=table, train=False)
+    assert len(captions.reference(0)) == 9 and ("vehicle", "weather") not in captions.reference(0)
+
+
+@pytest.mark.parametrize("with_text", [True, False])
+def test_an_index_made_with_another_tokenizer_is_refused(drawn, tmp_path, tokenizer, with_text):
+    table = read_index(drawn / "coco_captioning.train.jsonl")
+    if not with_text:
+        table = recipe_table(drawn, tmp_path, "train", null=lambda number: False)
+    table["text_segment"] = [[3 + (i * 7) % 500 for i in ids] for ids in table["text_segment"]]
+    with pytest.raises(ValueError, match="expected an index made with this tokenizer.*make the index again"):
+        make(drawn, tokenizer, table=table)
+
+
+# --- loader workers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "requested, cores, free_mb, processes, workers",
+    [(10, 4, 10_000, 1, 4), (2, 4, 10_000, 1, 2), (0, 4, 0, 1, 0), (10, 4, 64, 1, 2), (10, 4, 20, 1, 0), (10, 4, 10_000, 2, 2)],
+)
+def test_loader_workers_fit_cores_and_shared_memory(monkeypatch, capsys, requested, cores, free_mb, processes, workers):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(dataset.os, "sched_getaffinity", lambda pid: range(cores), raising=False)
+    monkeypatch.setattr(dataset.os.path, "isdir", lambda path: True)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, free_mb * 1_000_000))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert num_workers(requested, batch_bytes=10_000_000) == workers
+    assert ("MB free" in capsys.readouterr().out) == (free_mb in (64, 20))

@@ -1,24 +1,25 @@
-"""Two streams are torchscale's masked forward, packed captions are captions one by one, names are the public ones."""
+"""The two streams equal the recipe's masked forward pass; packed captions equal separate ones."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
-from beit3lib.model import MODELS, Captioner, ModelConfig, model_config
+from beit3lib.model import MODELS, CaptionModel, ModelConfig, model_config
 
 TINY = ModelConfig(width=32, layers=3, heads=4, image_size=16, patch_size=8, vocab_size=60)
 
 
-def make(config, seed=0):
+def make_model(config=TINY, seed=0):
     torch.manual_seed(seed)
-    return Captioner(config)
+    return CaptionModel(config)
 
 
-def make_quickly(config):
-    """Random weights without the recipe's cut normal, which takes a minute for a base model."""
-    with torch.device("meta"):
-        model = Captioner(config)
+def make_large_model(config):
+    """A large model with random weights; initializing it as the recipe does takes half a minute."""
+    model = CaptionModel.empty(config)
     torch.manual_seed(0)
-    for name, parameter in model.to_empty(device="cpu").named_parameters():
+    for name, parameter in model.named_parameters():
         if "norm" in name or "_ln." in name or "layernorm" in name:
             torch.nn.init.constant_(parameter, float(name.endswith("weight")))
         else:
@@ -26,128 +27,139 @@ def make_quickly(config):
     return model
 
 
-def torchscale_logits(model, images, text_ids, padding):
-    """The recipe's way: one sequence, one mask; True where attention is forbidden."""
-    image_tokens, length = model.config.image_tokens, text_ids.shape[1]
-    total = image_tokens + length
-    mask = torch.zeros(total, total)
-    mask[:image_tokens, image_tokens:] = 1
-    mask[image_tokens:, image_tokens:] = torch.ones(length, length).triu(1)
-    out = model.beit3(textual_tokens=text_ids, visual_tokens=images, text_padding_position=padding, attn_mask=mask)
-    return model.mlm_head(out["encoder_out"][:, image_tokens:])
-
-
-def inputs(config, batch=2, length=9, seed=1):
+def make_inputs(config, batch=2, length=9, seed=1):
     rng = torch.Generator().manual_seed(seed)
     images = torch.rand(batch, 3, config.image_size, config.image_size, generator=rng) * 2 - 1
     return images, torch.randint(3, config.vocab_size, (batch, length), generator=rng)
 
 
+@pytest.fixture(scope="module")
+def reference():
+    pytest.importorskip("beit3")
+    import reference
+
+    return reference
+
+
 @pytest.mark.parametrize("name", ["tiny", pytest.param("beit3_base_patch16_224", marks=pytest.mark.slow)])
-def test_logits_and_gradients_equal_torchscales_masked_forward(name):
+def test_logits_and_gradients_equal_the_recipe(reference, name):
     config = TINY if name == "tiny" else model_config(name)
-    model = make_quickly(config).eval()
-    images, text = inputs(config)
+    model = make_large_model(config).eval()
+    images, text = make_inputs(config)
     padding = torch.zeros_like(text)
     padding[1, 6:] = 1
     real = padding == 0
-    reference = torchscale_logits(model, images, text, padding)[real]
-    reference.square().mean().backward()
-    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+    theirs = reference.captioning_model(model)
+    expected = reference.logits(theirs, images, text, padding)[real]
+    expected.square().mean().backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     ours = model(images, text)[real]
     ours.square().mean().backward()
-    assert (ours - reference).abs().max() < 1e-4
-    for parameter_name, parameter in model.named_parameters():
-        if parameter_name in expected:
-            assert (parameter.grad - expected[parameter_name]).abs().max() < 1e-4, parameter_name
+    assert (ours - expected).abs().max() < 1e-4
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad and n in gradients]
+    assert len(trained) > 50
+    for parameter_name, parameter in trained:
+        assert (parameter.grad - gradients[parameter_name]).abs().max() < 1e-4, parameter_name
 
 
-def test_frozen_parameters_are_those_without_gradient_in_torchscale():
-    model = make(TINY).eval()
+def test_frozen_parameters_have_no_gradient_in_the_recipe(reference):
+    model = make_model().eval()
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    images, text = inputs(TINY)
-    torchscale_logits(model, images, text, torch.zeros_like(text)).square().mean().backward()
-    silent = {n for n, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-12}
-    always_trained = {"beit3.encoder.layers.2.self_attn.k_proj.A.bias"}  # softmax does not see a shift of all keys
-    assert frozen - silent == set()
-    assert {n for n in silent - frozen if not n.endswith("k_proj.A.bias") and not n.endswith("k_proj.B.bias")} == set()
-    assert always_trained & frozen == set()
+    model.requires_grad_(True)
+    images, text = make_inputs(TINY)
+    reference.logits(reference.captioning_model(model), images, text).square().mean().backward()
+    without = {n for n, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-12}
+    assert frozen <= without
+    # Softmax does not depend on a shift of all keys, so key biases have no gradient either.
+    assert all(name.endswith(("k_proj.A.bias", "k_proj.B.bias")) for name in without - frozen)
 
 
-def test_packed_captions_equal_the_same_captions_one_by_one():
-    model = make(TINY).eval()
-    images, text = inputs(TINY, batch=1, length=11)
-    lengths = [4, 5, 2]
-    segments = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))[None]
-    positions = torch.cat([torch.arange(n) for n in lengths])[None]
-    packed = model(images, text, positions, segments)[0]
-    start = 0
-    for length in lengths:
-        alone = model(images, text[:, start : start + length])[0]
-        assert (packed[start : start + length] - alone).abs().max() < 1e-5
-        start += length
-
-
-def test_padding_changes_nothing():
-    model = make(TINY).eval()
-    images, text = inputs(TINY, batch=1, length=6)
-    padded = torch.cat([text, torch.ones(1, 3, dtype=torch.long)], 1)
-    segments = torch.tensor([[0] * 6 + [-1] * 3])
-    positions = torch.tensor([[*range(6), 0, 0, 0]])
-    assert (model(images, padded, positions, segments)[:, :6] - model(images, text)).abs().max() < 1e-5
-
-
-def test_chosen_positions_only():
-    model = make(TINY).eval()
-    images, text = inputs(TINY)
-    chosen = torch.zeros_like(text, dtype=torch.bool)
-    chosen[0, 3] = chosen[1, 5] = True
-    assert (model(images, text, chosen=chosen) - model(images, text)[chosen]).abs().max() < 1e-6
-    assert model(images, text, chosen=chosen, head=False).shape == (2, TINY.width)
-
-
-def test_recorded_attention_is_what_the_fast_way_uses():
-    model = make(TINY).eval()
-    images, text = inputs(TINY)
-    record = []
+def test_stochastic_depth_equals_the_recipe(reference):
+    """The rate of every layer, and which branches are scaled: those of an image and its caption together."""
+    config = replace(TINY, drop_path=0.5)
+    model = make_model(config).train()
+    images, text = make_inputs(config, batch=4)
     memory = model.encode_image(images)
-    states = model.encode_text(memory, text, record=record)
-    assert (states - model.encode_text(memory, text)).abs().max() < 1e-5
-    assert len(record) == TINY.layers and record[0].shape == (2, TINY.heads, 9, TINY.image_tokens)
-    assert all((0 < weights.sum(-1)).all() and (weights.sum(-1) < 1).all() for weights in record)
+    theirs = reference.captioning_model(model, drop_path=0.5).train()
+    assert [layer.drop_path.drop_prob for layer in theirs.beit3.encoder.layers] == pytest.approx([0, 0.25, 0.5])
+    for layer, scales in zip(theirs.beit3.encoder.layers, memory.branch_scales, strict=True):
+        branches = iter(scales)  # attention, then feed-forward network
+        layer.drop_path.forward = lambda x, branches=branches: x * next(branches)[:, None, None]
+    assert (model(memory, text) - reference.logits(theirs, images, text)).abs().max() < 1e-5
 
 
-def test_activation_checkpointing_changes_no_gradient():
-    images, text = inputs(TINY)
-    grads = []
+def test_stochastic_depth_keeps_the_mean():
+    model = make_model(replace(TINY, drop_path=0.5)).train()
+    scales = model.encode_image(make_inputs(TINY, batch=1000)[0]).branch_scales
+    assert (scales[0] == 1).all()
+    assert set(scales[-1].unique().tolist()) == {0.0, 2.0} and scales[-1].mean().item() == pytest.approx(1.0, abs=0.1)
+    assert model.eval().encode_image(make_inputs(TINY)[0]).branch_scales is None
+
+
+@pytest.mark.parametrize("lengths", [[4, 5, 2], [1, 1, 9], [11], [2, 7], [3, 3, 3, 3]], ids=str)
+def test_packed_captions_equal_separate_captions(lengths):
+    model = make_model().eval()
+    images, text = make_inputs(TINY, batch=1, length=sum(lengths))
+    doc_ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None]
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    packed = model(images, text, positions, doc_ids)[0].split(lengths)
+    for together, alone in zip(packed, text[0].split(lengths), strict=True):
+        assert (together - model(images, alone[None])[0]).abs().max() < 1e-5
+
+
+def test_gradients_of_packed_captions_equal_those_of_separate_captions():
+    """The last caption of the last sequence is the longest, and the other sequence is shorter."""
+    model = make_model().eval()
+    lengths = [[3, 2], [2, 6]]
+    images, text = make_inputs(TINY, length=8)
+    doc_ids = torch.tensor([[0, 0, 0, 1, 1, -1, -1, -1], [0, 0, 1, 1, 1, 1, 1, 1]])
+    positions = torch.tensor([[0, 1, 2, 0, 1, 0, 0, 0], [0, 1, 0, 1, 2, 3, 4, 5]])
+    model(images, text, positions, doc_ids)[doc_ids >= 0].square().sum().backward()
+    packed = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    for image, row, parts in zip(images, text, lengths, strict=True):
+        for ids in row[: sum(parts)].split(parts):
+            model(image[None], ids[None]).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if name in packed:
+            assert torch.allclose(parameter.grad, packed[name], rtol=1e-3, atol=1e-4), name
+
+
+def test_padding_does_not_change_logits():
+    model = make_model().eval()
+    images, text = make_inputs(TINY, batch=1, length=6)
+    padded = torch.cat([text, torch.ones(1, 3, dtype=torch.long)], 1)
+    doc_ids = torch.tensor([[0] * 6 + [-1] * 3])
+    positions = torch.tensor([[*range(6), 0, 0, 0]])
+    assert (model(images, padded, positions, doc_ids)[:, :6] - model(images, text)).abs().max() < 1e-5
+
+
+def test_mask_positions_select_logits():
+    model = make_model().eval()
+    images, text = make_inputs(TINY)
+    selected = torch.tensor([3, 9 + 5])
+    expected = torch.stack([model(images, text)[0, 3], model(images, text)[1, 5]])
+    assert (model(images, text, mask_positions=selected) - expected).abs().max() < 1e-6
+    assert model(images, text, mask_positions=selected, head=False).shape == (2, TINY.width)
+
+
+def test_activation_checkpointing_does_not_change_gradients():
+    images, text = make_inputs(TINY)
+    gradients = []
     for checkpointed in (False, True):
-        model = make(ModelConfig(**{**TINY.__dict__, "checkpoint_activations": checkpointed, "drop_path": 0.5}))
-        model.train()
+        model = make_model(replace(TINY, checkpoint_activations=checkpointed, drop_path=0.5)).train()
         torch.manual_seed(7)
         model(images, text).square().mean().backward()
-        grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
-    assert torch.allclose(*grads, atol=1e-7)
-
-
-def test_stochastic_depth_drops_image_and_caption_together_and_keeps_the_mean():
-    config = ModelConfig(**{**TINY.__dict__, "drop_path": 0.5})
-    model = make(config).train()
-    torch.manual_seed(0)
-    paths = model.encode_image(inputs(config, batch=4000 // 4)[0]).paths
-    assert (paths[0] == 1).all()  # the rate starts at 0
-    assert paths[-1].mean().item() == pytest.approx(1.0, abs=0.1)
-    assert set(paths[-1].unique().tolist()) == {0.0, 2.0}
-    assert model.eval().encode_image(inputs(config)[0]).paths is None
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert torch.allclose(*gradients, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_public_names_and_shapes(name):
+def test_parameter_names_and_shapes_are_public(name):
     config = MODELS[name]
     with torch.device("meta"):
-        model = Captioner(config)
+        model = CaptionModel(config)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     assert shapes["beit3.text_embed.weight"] == (config.vocab_size, config.width)
     assert shapes["beit3.encoder.embed_positions.A.weight"] == (config.image_tokens + 2, config.width)
@@ -155,29 +167,36 @@ def test_public_names_and_shapes(name):
     last = f"beit3.encoder.layers.{config.layers - 1}"
     for module in ("self_attn.q_proj", "ffn.fc1", "self_attn_layer_norm", "final_layer_norm"):
         stem, _, leaf = module.partition(".")
-        for side in "AB":
-            inner = f"{stem}.{side}.{leaf}" if stem == "ffn" else f"{module}.{side}"
+        for stream in "AB":
+            inner = f"{stem}.{leaf}.{stream}" if stem == "self_attn" else f"{stem}.{stream}" + (f".{leaf}" if leaf else "")
             assert f"{last}.{inner}.weight" in shapes
 
 
-def test_public_sizes_of_the_base_model():
+def test_base_model_has_the_public_size():
     with torch.device("meta"):
-        model = Captioner(MODELS["beit3_base_patch16_224"])
+        model = CaptionModel(MODELS["beit3_base_patch16_224"])
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(271e6, rel=0.01)
     assert MODELS["beit3_base_patch16_480"].image_tokens == 901
 
 
-def test_start_follows_the_recipe():
-    model = make(TINY)
+def test_initialization_follows_the_recipe():
+    model = make_model()
     assert model.mlm_head.weight.abs().max() <= 0.02 and model.mlm_head.weight.std() > 0.009
     assert model.mlm_head.bias.abs().max() == 0
     positions = model.beit3.encoder.embed_positions
     assert all(table.weight.std().item() == pytest.approx(0.2, rel=0.1) for table in (positions.A, positions.B))
 
 
-def test_errors_name_what_was_expected():
-    model = make(TINY)
-    with pytest.raises(ValueError, match=r"expected images of shape \(B, 3, 16, 16\), found \(1, 3, 8, 8\)"):
-        model.encode_image(torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ValueError, match="beit3_huge.*expected one of.*beit3_base_patch16_224"):
-        model_config("beit3_huge")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: make_model().encode_image(torch.zeros(1, 3, 8, 8)), r"expected shape \(B, 3, 16, 16\), got \(1, 3, 8, 8\)"),
+        (lambda: model_config("beit3_huge"), "expected one of beit3_base_patch16_224.*got 'beit3_huge'"),
+        (lambda: replace(TINY, image_size=20), "image_size: expected a multiple of patch_size 8, got 20"),
+        (lambda: replace(TINY, heads=5), "width: expected a multiple of heads 5, got 32"),
+    ],
+    ids=["images", "model", "image_size", "heads"],
+)
+def test_errors_name_the_expected_value(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

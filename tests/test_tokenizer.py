@@ -1,33 +1,36 @@
-"""The ids are transformers 4's, and a file that is not BEiT-3's vocabulary is refused by name."""
+"""Ids are those of transformers 4, and a file that is not BEiT-3's vocabulary is refused by name."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import sentencepiece.sentencepiece_model_pb2 as spm_format
 
-from beit3lib.sample import draw as sample
-from beit3lib.tokenizer import TokenizerError, load_tokenizer, prefix_ids
+from beit3lib.data.aspects import ASPECTS, SUBJECTS
+from beit3lib.files import FileError
+from beit3lib.sample import SPM_PATH, draw
+from beit3lib.tokenizer import TokenizerError, load_tokenizer, prompt_ids
 
 GOLDEN = Path(__file__).parents[2] / "shared/data/tokenizer"
 
 
-def spm_with(path, pieces):
-    """A sentencepiece unigram model of so many pieces: the sample's, and fillers behind them."""
-    model = spm_format.ModelProto.FromString(sample.SPM_PATH.read_bytes())
-    for number in range(pieces - len(model.pieces)):
-        model.pieces.add(piece=f"▁filler{number}", score=-99.0)
+def write_spm(path, pieces):
+    """A sentencepiece unigram model with `pieces` pieces: the sample's, and fillers."""
+    model = spm_format.ModelProto.FromString(SPM_PATH.read_bytes())
+    for index in range(pieces - len(model.pieces)):
+        model.pieces.add(piece=f"▁filler{index}", score=-99.0)
     path.write_bytes(model.SerializeToString())
     return path
 
 
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"the golden ids are not here: {GOLDEN}")
-def test_golden_ids():
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden ids at {GOLDEN}")
+def test_ids_equal_the_golden_ids():
     golden = json.loads((GOLDEN / "golden.json").read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(GOLDEN / "toy.spm")
     assert len(tokenizer) == golden["len"] and tokenizer.mask_token_id == golden["mask_token_id"]
-    names = {"bos": "bos", "pad": "pad", "eos": "eos", "unk": "unk"}
-    assert {key: getattr(tokenizer, f"{name}_token_id") for key, name in names.items()} == {k: golden[k] for k in names}
+    names = ("bos", "pad", "eos", "unk")
+    assert {name: getattr(tokenizer, f"{name}_token_id") for name in names} == {name: golden[name] for name in names}
     for case in golden["cases"]:
         ids = tokenizer.encode(case["text"], add_special_tokens=False)
         assert ids == case["ids"], case["text"]
@@ -35,31 +38,39 @@ def test_golden_ids():
 
 
 def test_a_vocabulary_of_the_public_size(tmp_path):
-    tokenizer = load_tokenizer(spm_with(tmp_path / "beit3.spm", 64000), vocab_size=64010)
+    tokenizer = load_tokenizer(write_spm(tmp_path / "beit3.spm", 64000), vocab_size=64010)
     assert len(tokenizer) == 64002 and tokenizer.mask_token_id == 64001
 
 
-def test_the_samples_captions_survive_the_tokenizer():
-    tokenizer = load_tokenizer(sample.SPM_PATH)
-    text = sample.full_caption(sample.Scene(), "vehicle")
+def test_captions_of_the_sample_are_encoded_without_loss():
+    tokenizer = load_tokenizer(SPM_PATH)
+    text = draw.full_caption(draw.Scene(), "vehicle")
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
     assert tokenizer.unk_token_id not in tokenizer.encode("".join(map(chr, range(33, 127))), add_special_tokens=False)
 
 
-def test_prefixes_differ_between_all_descriptions():
-    tokenizer = load_tokenizer(sample.SPM_PATH)
-    prefixes = {tuple(prefix_ids(tokenizer, s, a)) for s in ("vehicle", "pedestrian") for a in sample.ATTRIBUTES}
-    assert len(prefixes) == 10
+def test_every_caption_type_has_its_own_prompt():
+    tokenizer = load_tokenizer(SPM_PATH)
+    assert len({tuple(prompt_ids(tokenizer, subject, aspect)) for subject in SUBJECTS for aspect in ASPECTS}) == 10
 
 
-def test_wrong_files_are_refused_by_name(tmp_path):
-    text = tmp_path / "notes.spm"
-    text.write_text("not a model")
-    with pytest.raises(TokenizerError, match=r"notes\.spm: expected a sentencepiece model"):
-        load_tokenizer(text)
-    with pytest.raises(TokenizerError, match=r"sample\.spm: too few pieces.*expected 64,000"):
-        load_tokenizer(sample.SPM_PATH, vocab_size=64010)
-    with pytest.raises(TokenizerError, match="XLM-RoBERTa's own vocabulary"):
-        load_tokenizer(spm_with(tmp_path / "xlmr.spm", 250000))
+def test_a_vocabulary_of_another_size_is_refused(tmp_path):
+    with pytest.raises(TokenizerError, match=r"sample\.spm: expected 64,000 pieces for a model with 64,010 rows.*found 166"):
+        load_tokenizer(SPM_PATH, vocab_size=64010)
+    with pytest.raises(TokenizerError, match=r"xlmr\.spm: expected BEiT-3's vocabulary, found 250,000 pieces"):
+        load_tokenizer(write_spm(tmp_path / "xlmr.spm", 250_000))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", bytes(1000)], ids=["empty", "text", "zeros"])
+def test_another_kind_of_file_is_refused(tmp_path, content):
+    (tmp_path / "notes.spm").write_bytes(content)
+    with pytest.raises(TokenizerError, match=r"notes\.spm: expected "):
+        load_tokenizer(tmp_path / "notes.spm")
+
+
+def test_a_missing_file_and_a_pipe_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_tokenizer(tmp_path / "nowhere.spm")
+    os.mkfifo(tmp_path / "pipe.spm")
+    with pytest.raises(FileError, match=r"pipe\.spm: expected a regular file"):
+        load_tokenizer(tmp_path / "pipe.spm")

@@ -1,210 +1,214 @@
-"""`data_manifest.yaml`: what every input must contain, where it lies here and on Kaggle, where it comes from.
+"""Find every input that `data_manifest.yaml` describes, here and on Kaggle.
 
-    python -m beit3lib.pipeline.manifest            one table of everything, found or missing
-    python -m beit3lib.pipeline.manifest wts        the same for one entry; ends with 1 if it is missing
+    python -m beit3lib.pipeline.manifest            a table of all inputs, found or missing
+    python -m beit3lib.pipeline.manifest wts        the same for one input; exit code 1 if it is missing
 
-An entry is a folder (`contains`: glob patterns with the least number of matches), a `file`, or `weights`: names of
-checkpoints, which arrive as `.pth`, renamed `.zip`, without an ending, or unpacked into a folder.
+Weights are found as `.pth`, `.zip`, `.pt`, `.safetensors`, without a suffix, or as the folder that Kaggle unpacks.
 """
 
 import argparse
-import hashlib
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from beit3lib.files import in_one_sentence
+from beit3lib.data.prepared import find_prepared
+from beit3lib.data.wts import find_wts
+from beit3lib.files import exit_on_error, read_text
+from beit3lib.pipeline.mounts import folders_in, kaggle_inputs, kaggle_root
 
 NAME = "data_manifest.yaml"
-KAGGLE_INPUT = Path("/kaggle/input")
-KAGGLE_DEPTHS = ("*", "*/*", "*/*/*", "*/*/*/*")  # <slug>/, datasets/<owner>/<slug>/, and a folder or two inside
-WEIGHT_ENDINGS = (".pth", ".zip", ".pt", "", ".safetensors")
-KEYS = {"what", "env", "kaggle", "looked_for", "contains", "not_contains", "file", "weights", "from", "terms"}
+MAX_BYTES, MAX_DEPTH = 1_000_000, 20
+WEIGHT_SUFFIXES = (".pth", ".zip", ".pt", "", ".safetensors")
+
+
+def find_download(folder: Path) -> Path | None:
+    """The WTS download that the reader finds at `folder`, but not the drawn sample, which has the same structure."""
+    found = find_wts(folder)
+    is_sample = found is not None and any((inside / "drawn.json").exists() for inside in folders_in(found, 3))
+    return None if is_sample else found
+
+
+READERS: dict[str, Callable[[Path], Path | None]] = {"wts": find_download, "prepared": find_prepared}
 
 
 class ManifestError(ValueError):
-    """The manifest itself is wrong; the message names the entry and the key."""
+    """The manifest itself is wrong; the message names file, entry and key."""
 
 
 class MissingInput(FileNotFoundError):
-    """An input was not found; the message says where it was looked for and where it comes from."""
+    """An input was not found; the message says where it was looked for and where to get it."""
 
 
-@dataclass(frozen=True)
+class Entry(BaseModel):
+    """One input of the manifest. The comment at the top of `data_manifest.yaml` explains the keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    what: str
+    env: str
+    source: str = Field(alias="from")
+    terms: str
+    looked_for: list[str]
+    kaggle: str | None = None
+    contains: dict[str, int] | None = None
+    file: str | None = None
+    reader: str | None = None
+    models: dict[str, list[str]] | None = None
+    checkpoints: list[str] | None = Field(None, exclude=True)  # of one of the `models`
+
+    @model_validator(mode="after")
+    def _one_way_to_recognize(self) -> "Entry":
+        given = [name for name in ("contains", "file", "reader", "models") if getattr(self, name) is not None]
+        if len(given) != 1 and self.checkpoints is None:
+            raise ValueError(f"expected exactly one of contains, file, reader, models, got {', '.join(given) or 'none'}")
+        if self.reader is not None and self.reader not in READERS:
+            raise ValueError(f"reader: expected one of {', '.join(READERS)}, got {self.reader!r}")
+        return self
+
+    def lacks(self, path: Path) -> list[str]:
+        """What is missing at `path`; an empty list means that this input is there."""
+        if self.reader is not None:
+            return [] if READERS[self.reader](path) else [f"what the reader of {self.reader} data expects"]
+        if self.contains is not None:
+            return [pattern for pattern, least in self.contains.items() if _count(path, pattern, least) < least]
+        # Kaggle unpacks a .pth file, which is a zip archive, into a folder with data.pkl.
+        is_there = path.is_file() or (self.checkpoints and path.is_dir() and any(path.rglob("data.pkl")))
+        return [] if is_there else [path.name]
+
+    def paths_in(self, folder: Path) -> list[Path]:
+        """Where this input may be inside `folder`."""
+        if self.checkpoints:
+            return [folder / f"{name}{suffix}" for name in self.checkpoints for suffix in WEIGHT_SUFFIXES]
+        return [folder / self.file] if self.file else [folder]
+
+
 class Manifest:
-    """The entries of a manifest; `kaggle` is where Kaggle mounts inputs, `here` where relative places begin."""
+    """The entries of a manifest, and where relative paths begin (`here`)."""
 
-    path: Path
-    entries: dict[str, dict[str, Any]]
-    here: Path
-    kaggle: Path = KAGGLE_INPUT
-
-    @property
-    def hash(self) -> str:
-        """Of the file's bytes: it stands in `meta.json` beside what was made."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()[:12]
+    def __init__(self, path: Path, entries: dict[str, Entry], here: Path) -> None:
+        self.path, self.entries, self.here = path, entries, here
 
     def find(self, name: str) -> Path | None:
-        """Where an input lies, or None."""
-        return next((place for place in self._places(name) if not _lacks(self._entry(name), place)), None)
+        """Where an input is, or None."""
+        entry = self._entry(name)
+        found = next((path for path in self._candidates(entry) if not entry.lacks(path)), None)
+        return READERS[entry.reader](found) if found and entry.reader else found
 
     def locate(self, name: str) -> Path:
-        """Where an input lies; `MissingInput` says where it was looked for, and how to get it."""
-        found = self.find(name)
+        """Where an input is; raises `MissingInput` with every path that was tried and how to get the input."""
+        entry, found = self._entry(name), self.find(name)
         if found is None:
-            entry = self._entry(name)
+            tried = [f"${entry.env}", *(str(self.here / path) for path in entry.looked_for), "the same in the folders above"]
             raise MissingInput(
-                f"{name}: expected {entry['what']}, found none.\n  looked in: {', '.join(self._looked_in(name))}\n"
-                f"  get it from: {entry['from']}\n  or set {entry['env']} to where it lies; terms: {entry['terms']}"
+                f"{name}: expected {entry.what}, found nothing in {', '.join([*tried, str(kaggle_root())])}. "
+                f"Get it from {entry.source} (terms: {entry.terms}), or set {entry.env} to its path."
             )
         return found
 
-    def check(self, name: str) -> pd.DataFrame:
-        """A row per thing that the input must contain: entry, needs, found, where, how to get it."""
-        entry, place = self._entry(name), self.find(name)
-        nearest = place or next((p for p in self._places(name) if p.exists()), None)
+    def table(self, names: list[str] | None = None) -> pd.DataFrame:
+        """One row per input: what it is, whether and where it was found, what a half-complete one lacks, where to get it."""
         rows = []
-        for needs, count in _requirements(entry):
-            there = 0 if nearest is None else _count(nearest, needs, 10_000) if count else int(place is not None)
-            rows.append((name, needs, there, str(nearest or ""), "" if there >= max(count, 1) else entry["from"]))
-        return pd.DataFrame(rows, columns=["input", "needs", "found", "where", "get it from"])
+        for name in names or self.entries:
+            entry, found = self._entry(name), self.find(name)
+            near = next((path for path in self._candidates(entry) if path.exists()), None) if found is None else None
+            lacks = ", ".join(entry.lacks(near)) if near and entry.contains else ""
+            source = "" if found else f"{entry.source}; or set {entry.env}"
+            rows.append((name, entry.what, "yes" if found else "no", str(found or ""), lacks, source, entry.terms))
+        columns = ["input", "what", "found", "where", "lacks", "get it from", "terms"]
+        return pd.DataFrame(rows, columns=columns).set_index("input")
 
-    def table(self) -> pd.DataFrame:
-        """Everything at one look: input, what it is, whether and where it was found, where to get it, terms."""
-        rows = []
-        for name, entry in self.entries.items():
-            place = self.find(name)
-            source = "" if place else f"{entry['from']}; or set {entry['env']}"
-            rows.append((name, entry["what"], "yes" if place else "no", str(place or ""), source, entry["terms"]))
-        return pd.DataFrame(rows, columns=["input", "what", "found", "where", "get it from", "terms"]).set_index("input")
-
-    def _entry(self, name: str) -> dict[str, Any]:
+    def _entry(self, name: str) -> Entry:
         if name not in self.entries:
-            raise ManifestError(f"{self.path}: no entry {name!r}; it has {', '.join(self.entries)}")
+            raise ManifestError(f"{self.path}: expected one of {', '.join(self.entries)}, got {name!r}.")
         return self.entries[name]
 
-    def _places(self, name: str) -> Iterator[Path]:
-        """Candidates in the order of preference: the variable, local places from here up, Kaggle's mounts."""
-        entry = self._entry(name)
-        if named := os.environ.get(entry["env"]):
-            if not Path(named).exists():
-                raise MissingInput(
-                    f"{entry['env']}={named}: expected {entry['what']}, found nothing; mend or unset the variable"
-                )
-            if _lacks(entry, Path(named)):
-                raise MissingInput(
-                    f"{entry['env']}={named}: expected {entry['what']} ({_described(entry)}), found something else; "
-                    "mend or unset the variable"
-                )
-            yield Path(named)
+    def _candidates(self, entry: Entry) -> Iterator[Path]:
+        """Paths in order of preference: the environment variable, folders from `here` upwards, Kaggle's mounts."""
+        if named := os.environ.get(entry.env):
+            path = Path(named).expanduser()
+            if lacks := entry.lacks(path):
+                found = f"no {' and no '.join(lacks)}" if path.exists() else "nothing"
+                raise MissingInput(f"{entry.env}={named}: expected {entry.what}, found {found}. Correct or unset {entry.env}.")
+            yield path
         for folder in (self.here, *self.here.parents, self.path.parent):
-            for place in _local_names(entry):
-                yield folder / place
-        for folder in self._mounts():
-            yield from ([folder / n for n in _file_names(entry)] if "contains" not in entry else [folder])
-
-    def _mounts(self) -> Iterator[Path]:
-        for depth in KAGGLE_DEPTHS:
-            yield from sorted(p for p in self.kaggle.glob(depth) if p.is_dir())
-
-    def _looked_in(self, name: str) -> list[str]:
-        entry = self._entry(name)
-        local = [str(self.here / place) for place in _local_names(entry)]
-        return [f"${entry['env']}", *local, "the folders above", f"{self.kaggle}/…"]
+            for name in entry.looked_for:
+                yield from entry.paths_in(folder / name)
+        for top in kaggle_inputs():  # a reader searches all folders in `top` itself
+            for folder in folders_in(top, 0 if entry.reader else 3):
+                yield from entry.paths_in(folder)
 
 
-def _local_names(entry: dict[str, Any]) -> list[str]:
-    if "weights" in entry:
-        return [f"{folder}{name}" for folder in ("data/", "") for name in _file_names(entry)]
-    return entry["looked_for"]
+def _count(folder: Path, pattern: str, enough: int) -> int:
+    """Number of files that match, counted up to `enough`, because a download has tens of thousands."""
+    return sum(1 for _ in islice(folder.glob(pattern), enough)) if folder.is_dir() else 0
 
 
-def _file_names(entry: dict[str, Any]) -> list[str]:
-    if "weights" in entry:
-        return [stem + ending for stem in entry["weights"] for ending in WEIGHT_ENDINGS]
-    return [entry["file"]]
-
-
-def _requirements(entry: dict[str, Any]) -> list[tuple[str, int]]:
-    if "contains" in entry:
-        return list(entry["contains"].items())
-    return [(entry.get("file") or " or ".join(entry["weights"]), 0)]
-
-
-def _described(entry: dict[str, Any]) -> str:
-    without = f", without {entry['not_contains']}" if "not_contains" in entry else ""
-    return " and ".join(needs for needs, _ in _requirements(entry)) + without
-
-
-def _lacks(entry: dict[str, Any], place: Path) -> bool:
-    if "contains" not in entry:
-        return not (place.is_file() or (place.is_dir() and any(place.rglob("data.pkl"))))
-    if not place.is_dir() or ("not_contains" in entry and _count(place, entry["not_contains"], 1)):
-        return True
-    return any(_count(place, pattern, least) < least for pattern, least in entry["contains"].items())
-
-
-def _count(place: Path, pattern: str, enough: int) -> int:
-    """Matches of a pattern, counted up to `enough`: a download has tens of thousands."""
-    return sum(1 for _ in islice(place.glob(pattern), enough)) if place.is_dir() else 0
-
-
-def load_manifest(path: str | Path | None = None, here: Path | None = None, kaggle: Path = KAGGLE_INPUT) -> Manifest:
-    """Read a manifest; without `path` the project's own, beside the package or in the working folder."""
-    path = Path(path) if path else _own_path()
+def load_manifest(path: str | Path | None = None, here: Path | None = None) -> Manifest:
+    """Read a manifest; by default the project's own, which is beside the package or in the working folder."""
+    own = [Path(__file__).parents[2] / NAME, Path.cwd() / NAME]
+    path = Path(path) if path else next((p for p in own if p.is_file()), own[0])
+    text = read_text(path, MAX_BYTES)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ManifestError(f"{path}: expected YAML, found a file that cannot be read as such ({error})") from None
-    if not isinstance(content, dict) or not isinstance(content.get("entries"), dict):
-        raise ManifestError(f"{path}: expected a mapping with `version` and `entries`")
-    for name, entry in content["entries"].items():
-        _check_entry(path, name, entry)
-    return Manifest(path, content["entries"], (here or Path.cwd()), kaggle)
+        _refuse_bombs(path, text)
+        content = yaml.safe_load(text)
+    except ManifestError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ManifestError(f"{path}: expected YAML, found text that is not ({reason}). Correct the file.") from None
+    entries = content.get("entries") if isinstance(content, dict) else None
+    if not isinstance(entries, dict):
+        raise ManifestError(f"{path}: expected a mapping with `version` and `entries`. Correct the file.")
+    return Manifest(path, dict(_checked(path, entries)), here or Path.cwd())
 
 
-def _own_path() -> Path:
-    places = [Path(__file__).parents[2] / NAME, Path.cwd() / NAME]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        raise MissingInput(f"{NAME}: expected it beside the folder beit3lib, looked in {', '.join(map(str, places))}")
-    return found
+def _refuse_bombs(path: Path, text: str) -> None:
+    """Raise `ManifestError` for YAML of a few lines that would take gigabytes or hours to read."""
+    depth = 0
+    for token in yaml.scan(text, yaml.SafeLoader):
+        kind = type(token).__name__
+        depth += ("Start" in kind) - ("End" in kind)  # StreamStart, BlockMappingStart, FlowSequenceStart, … and their ends
+        if kind in ("AnchorToken", "AliasToken") or depth > MAX_DEPTH:
+            problem = f"more than {MAX_DEPTH} levels" if depth > MAX_DEPTH else "& or *"
+            raise ManifestError(f"{path}: expected plain YAML, found {problem}. Correct the file.")
 
 
-def _check_entry(path: Path, name: str, entry: Any) -> None:
-    where = f"{path}, entry {name}"
-    if not isinstance(entry, dict):
-        raise ManifestError(f"{where}: expected a mapping, found {type(entry).__name__}")
-    unknown, absent = sorted(set(entry) - KEYS), sorted({"what", "env", "from", "terms"} - set(entry))
-    if unknown or absent:
-        raise ManifestError(f"{where}: unknown keys: {unknown or 'none'}; missing keys: {absent or 'none'}")
-    if sum(key in entry for key in ("contains", "file", "weights")) != 1:
-        raise ManifestError(f"{where}: expected exactly one of contains, file, weights")
-    if "weights" not in entry and not isinstance(entry.get("looked_for"), list):
-        raise ManifestError(f"{where}: looked_for: expected a list of places")
-    counts = entry.get("contains", {"": 1})
-    if not isinstance(counts, dict) or not all(isinstance(n, int) and n > 0 for n in counts.values()):
-        raise ManifestError(f"{where}: contains: expected patterns with how many at least, as in {{'*.mp4': 1}}")
+def _checked(path: Path, entries: dict) -> Iterator[tuple[str, Entry]]:
+    """Entries by name, where `models` becomes one entry per model."""
+    for name, values in entries.items():
+        try:
+            entry = Entry.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ", ".join([f"{path}, entry {str(name)[:50]}", *(f"key {part}" for part in first["loc"][:1])])
+            problem = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+            raise ManifestError(f"{where}: {problem}. Correct the file.") from None
+        if entry.models is None:
+            yield str(name), entry
+        for model, checkpoints in (entry.models or {}).items():
+            short = model.removeprefix("beit3_").replace("_patch16", "").upper()  # BASE_224
+            change = {
+                "what": f"{entry.what} for {model}",
+                "env": entry.env.replace("{model}", short),
+                "checkpoints": checkpoints,
+            }
+            yield model, entry.model_copy(update=change)
 
 
-@in_one_sentence()
+@exit_on_error()
 def main() -> int:
     """`python -m beit3lib.pipeline.manifest [entry …]`."""
-    parser = argparse.ArgumentParser(prog="python -m beit3lib.manifest", description=__doc__.splitlines()[0])
-    parser.add_argument("entries", nargs="*", help="inputs to look for; ends with 1 where one is missing [all, ends with 0]")
-    wanted = parser.parse_args().entries
-    manifest = load_manifest()
-    names = wanted or list(manifest.entries)
-    table = pd.concat([manifest.check(name) for name in names])
-    print(table.to_string(index=False, max_colwidth=70))
-    return int(bool(wanted) and any(manifest.find(name) is None for name in names))
+    parser = argparse.ArgumentParser(prog="python -m beit3lib.pipeline.manifest", description=__doc__.splitlines()[0])
+    parser.add_argument("entries", nargs="*", help="inputs to look for; exit code 1 if one is missing [all, exit code 0]")
+    names = parser.parse_args().entries
+    table = load_manifest().table(names or None)
+    print(table.to_string(max_colwidth=70))
+    return int(bool(names) and (table["found"] == "no").any())
 
 
 if __name__ == "__main__":

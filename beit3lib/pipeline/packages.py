@@ -1,125 +1,108 @@
-"""What the host lacks, installed without touching what it has.
+"""Install what a host lacks, and change nothing that it has.
 
-    python -m beit3lib.pipeline.packages        torchscale and fairscale, and on Kaggle what its image lacks
+    python -m beit3lib.pipeline.packages
 
-torchscale 0.3.0 pins timm 0.6.13, and fairscale 0.4.0 comes as it was then; both import beside today's timm and torch, so
-they are installed without what they ask for. This is the only place that does it: README, Makefile and notebooks call it.
+requirements.txt gives the lowest versions. torchscale and fairscale come without their dependencies, because torchscale
+0.3.0 pins versions of timm and fairscale that no longer install. Notebooks call `prepare_host`, which on Kaggle installs
+from the folder `wheels` beside the package, or from the package index if there is no such folder. Only the standard
+library and `packaging` are imported here: everything else may be what is missing.
 """
 
-import importlib.metadata
-import importlib.util
+import importlib
+import os
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator
+import zipfile
+from importlib import metadata
 from pathlib import Path
 
-UNPINNED = {"torchscale": "0.3.0", "fairscale": "0.4.0"}
-IMPORTS = {  # import name -> what pip calls it; requirements.txt is held to these names
-    "torch": "torch",
-    "torchvision": "torchvision",
-    "timm": "timm",
-    "transformers": "transformers",
-    "sentencepiece": "sentencepiece",
-    "google.protobuf": "protobuf",
-    "accelerate": "accelerate",
-    "safetensors": "safetensors",
-    "numpy": "numpy",
-    "pandas": "pandas",
-    "PIL": "pillow",
-    "matplotlib": "matplotlib",
-    "av": "av",
-    "joblib": "joblib",
-    "nltk": "nltk",
-    "rouge_score": "rouge-score",
-    "yaml": "pyyaml",
-}
-KAGGLE = Path("/kaggle/input")
+from packaging.requirements import Requirement
+
+from beit3lib.pipeline.mounts import kaggle_root
+
+BESIDE = Path(__file__).parents[2]  # the folder that holds beit3lib, requirements.txt and wheels
+WITHOUT_DEPENDENCIES = ("torchscale==0.3.0", "fairscale==0.4.0")
+NOT_IN_A_KERNEL = {"jupyter", "papermill"}  # these start notebooks; inside a running one they are not needed
+SAME_MODULE = {"opencv-python-headless": ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")}
+
+
+def requirements() -> list[str]:
+    """What the package needs, as in requirements.txt; an installed package without that file knows it as well."""
+    path = BESIDE / "requirements.txt"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else metadata.requires("beit3lib") or []
+    lines = [line.split("#")[0].strip() for line in lines]
+    needed = [line for line in lines if line and "extra ==" not in line and Requirement(line).name not in NOT_IN_A_KERNEL]
+    return [*needed, *WITHOUT_DEPENDENCIES]
 
 
 def missing_packages() -> list[str]:
-    """What pip must bring: names of packages that cannot be imported, torchscale and fairscale with their versions."""
-    plain = [package for module, package in IMPORTS.items() if not _importable(module)]
-    return plain + [f"{name}=={version}" for name, version in UNPINNED.items() if _version(name) != version]
+    """The requirements that no installed version satisfies."""
+    return [line for line in requirements() if not _satisfied(Requirement(line))]
 
 
-def _importable(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # a parent package is missing
-        return False
+def _satisfied(requirement: Requirement) -> bool:
+    for name in (requirement.name, *SAME_MODULE.get(requirement.name, ())):
+        try:
+            if requirement.specifier.contains(metadata.version(name), prereleases=True):
+                return True
+        except metadata.PackageNotFoundError:
+            continue
+    return False
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def install_missing(wheels: Path | None = None) -> list[str]:
-    """Install what is missing, never upgrading; from a folder of `wheels` where there is no internet.
-
-    Returns what was installed. A failing pip is a RuntimeError with its last lines.
-    """
-    missing = missing_packages()
-    source = ["--no-index", "--find-links", str(wheels)] if wheels else []
-    plain = [name for name in missing if "==" not in name]
-    for names, extra in ((plain, []), ([name for name in missing if "==" in name], ["--no-deps"])):
-        if names:
-            _pip([*names, *extra, *source])
+def install_missing() -> list[str]:
+    """Install what is missing or too old and return it; raises `RuntimeError` with pip's last lines if pip fails."""
+    missing, wheels, constraints = missing_packages(), BESIDE / "wheels", BESIDE / "constraints.txt"
+    source = ["--no-index", "--find-links", str(_checked_wheels(wheels))] if wheels.is_dir() else []
+    if not source and constraints.is_file():  # the versions that were tested, not whatever is newest today
+        source = ["--constraint", str(constraints)]
+    alone = [line for line in missing if line in WITHOUT_DEPENDENCIES]
+    for lines, option in (([line for line in missing if line not in alone], []), (alone, ["--no-deps"])):
+        if lines:
+            run_pip("install", *option, *source, *lines)
     importlib.invalidate_caches()
     return missing
 
 
-def _pip(arguments: list[str]) -> None:
-    command = [sys.executable, "-m", "pip", "install", "--quiet", *arguments]
+def _checked_wheels(folder: Path) -> Path:
+    if broken := [path.name for path in sorted(folder.glob("*.whl")) if not zipfile.is_zipfile(path)]:
+        raise RuntimeError(
+            f"{folder}: expected wheels, found files that are empty or cut: {', '.join(broken)}. Upload them again."
+        )
+    return folder
+
+
+def run_pip(*arguments: str | Path) -> None:
+    """Run pip in this Python; raises `RuntimeError` with its last lines."""
+    command = [sys.executable, "-m", "pip", *map(str, arguments), "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        last = "\n".join(done.stderr.strip().splitlines()[-5:])
-        raise RuntimeError(f"`{' '.join(command)}` failed; without internet, attach a folder of wheels:\n{last}")
+        last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-5:])
+        raise RuntimeError(f"`{' '.join(command)}` failed. Without internet, attach a folder of wheels.\n{last}")
 
 
 def prepare_host() -> None:
-    """For notebooks: on Kaggle bring what its image lacks from attached wheels; elsewhere say what to run.
-
-    Nothing that the host has is changed.
-    """
+    """For notebooks: install what is missing on Kaggle and Colab; elsewhere raise `RuntimeError` with the command to run."""
     missing = missing_packages()
     if not missing:
         return
-    if not KAGGLE.is_dir():
+    if not (kaggle_root().is_dir() or "COLAB_RELEASE_TAG" in os.environ):
         raise RuntimeError(
-            f"missing: {', '.join(missing)}; run `pip install -r requirements.txt`, then `python -m beit3lib.pipeline.packages`"
+            f"expected {', '.join(missing)}, found other versions or none. "
+            "Run `pip install -r requirements.txt`, then `python -m beit3lib.pipeline.packages`."
         )
-    folder = next(_wheel_folders(), None)
-    print(f"installing {', '.join(missing)} from {folder or 'the internet'}")
-    install_missing(folder)
-
-
-def _wheel_folders() -> Iterator[Path]:
-    """Folders of wheels on Kaggle's mounts, at both depths at which it mounts a data set."""
-    for depth in ("*", "*/*", "*/*/*", "*/*/*/*"):
-        yield from (path.parent for path in KAGGLE.glob(f"{depth}/torchscale-*.whl"))
-
-
-def import_torchscale():
-    """torchscale's (BEiT3, EncoderConfig), without the one warning that timm gives about where it imports from."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Importing from timm.models.layers", category=FutureWarning)
-        try:
-            from torchscale.architecture.config import EncoderConfig
-            from torchscale.model.BEiT3 import BEiT3
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f"{error}; run `python -m beit3lib.pipeline.packages`") from error
-    return BEiT3, EncoderConfig
+    print(f"installing {', '.join(missing)} from {BESIDE / 'wheels' if (BESIDE / 'wheels').is_dir() else 'the package index'}")
+    install_missing()
 
 
 def main() -> None:
     """`python -m beit3lib.pipeline.packages`."""
     if sys.argv[1:]:
-        sys.exit(f"{__doc__.strip()}\n\nIt takes no options.")
-    installed = install_missing(next(_wheel_folders(), None))
+        sys.exit(f"{__doc__.strip()}\n\nThis command has no options.")
+    try:
+        installed = install_missing()
+    except RuntimeError as error:
+        sys.exit(str(error))
     print(f"installed {', '.join(installed)}" if installed else "nothing is missing")
 
 

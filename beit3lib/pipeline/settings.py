@@ -1,177 +1,114 @@
-"""Settings that are checked: a notebook's parameters and the fields of a config.
+"""Check the parameters of a notebook with pydantic before anything runs.
 
-papermill only warns of an unknown parameter, and `-y "{lr: 1e-4}"` gives the string '1e-4' (YAML 1.1): both end or are
-mended here, before anything runs.
+papermill only warns about an unknown parameter, and `-y "{lr: 1e-4}"` passes the string '1e-4' (YAML 1.1). Here an
+unknown name ends the run, together with the closest known name, and '1e-4' becomes a float.
 """
 
-import dataclasses
+import ast
 import difflib
 import html
-import types
-import typing
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
-CHECKED = "_beit3lib_parameters"  # left in a notebook: names that later cells make are no parameters
-NOT_PARAMETERS = {"In", "Out"}
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, create_model
 
-
-class OptionError(ValueError):
-    """A setting that is unknown, missing, or of the wrong kind; the message names it."""
+PAPERMILL_PREFIX = "PAPERMILL_"  # names that papermill's engines inject themselves, such as PAPERMILL_INPUT_PATH
 
 
-class Kind(NamedTuple):
-    """What a value may be: how it is described, and the check, which returns the value to use or raises ValueError."""
-
-    text: str
-    check: Callable[[Any], Any]
+class ParameterError(ValueError):
+    """A parameter that is unknown, missing or of the wrong type; the message names it."""
 
 
-def between(low: float, high: float, kind: type = int) -> Kind:
-    """A number from `low` to `high`, both included."""
-    number = _kind_of(kind)
+class Parameters(BaseModel):
+    """The checked parameters of a notebook, which Jupyter shows as a table."""
 
-    def check(value: Any) -> Any:
-        value = number.check(value)
-        if not low <= value <= high:
-            raise ValueError
-        return value
-
-    return Kind(f"{number.text} from {low:g} to {high:g}", check)
-
-
-def optional(kind: Any) -> Kind:
-    """A value of `kind`, or None."""
-    inner = _kind_of(kind)
-    return Kind(f"{inner.text}, or None", lambda value: None if value is None else inner.check(value))
-
-
-def _kind_of(kind: Any) -> Kind:
-    """A Kind from a Kind, a type, a tuple of choices, or an annotation."""
-    if isinstance(kind, Kind):
-        return kind
-    if isinstance(kind, tuple):
-        return _choice(kind)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return _choice(arguments)
-    if origin in (typing.Union, types.UnionType):
-        return _union(arguments)
-    if origin is tuple:
-        return _tuple_of(arguments)
-    return _plain(kind)
-
-
-def _choice(values: tuple) -> Kind:
-    def check(value: Any) -> Any:
-        if not any(value == known and type(value) is type(known) for known in values):
-            raise ValueError
-        return value
-
-    return Kind("one of " + ", ".join(map(str, values)), check)
-
-
-def _union(arguments: tuple) -> Kind:
-    kinds = [_kind_of(argument) for argument in arguments if argument is not type(None)]
-
-    def check(value: Any) -> Any:
-        if value is None and type(None) in arguments:
-            return None
-        for kind in kinds:
-            try:
-                return kind.check(value)
-            except (ValueError, TypeError):
-                continue
-        raise ValueError
-
-    none = ", or None" if type(None) in arguments else ""
-    return Kind(" or ".join(kind.text for kind in kinds) + none, check)
-
-
-def _tuple_of(arguments: tuple) -> Kind:
-    kinds = [_kind_of(argument) for argument in arguments]
-
-    def check(value: Any) -> tuple:
-        if isinstance(value, str) or len(value) != len(kinds):
-            raise ValueError
-        return tuple(kind.check(part) for kind, part in zip(kinds, value, strict=True))
-
-    return Kind("(" + ", ".join(kind.text for kind in kinds) + ")", check)
-
-
-def _plain(kind: type) -> Kind:
-    names = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
-
-    def check(value: Any) -> Any:
-        if kind is float and not isinstance(value, bool):
-            return float(value)  # an int, or the text '1e-4' that YAML makes of 1e-4
-        if kind is int and isinstance(value, bool) or not isinstance(value, kind):
-            raise ValueError
-        return value
-
-    return Kind(names.get(kind, kind.__name__), check)
-
-
-def _checked(name: str, kind: Any, value: Any) -> Any:
-    described = _kind_of(kind)
-    try:
-        return described.check(value)
-    except (ValueError, TypeError):
-        found = f"{value!r} ({type(value).__name__})"
-        raise OptionError(f"{name}: expected {described.text}, found {found}; set {name} to such a value") from None
-
-
-def check_fields(instance: Any) -> None:
-    """For `__post_init__` of a frozen dataclass: hold every field to its annotation, mending '1e-4' and 1 for 1.0."""
-    hints = typing.get_type_hints(type(instance))
-    for field in dataclasses.fields(instance):
-        value = getattr(instance, field.name)
-        object.__setattr__(instance, field.name, _checked(field.name, hints[field.name], value))
-
-
-def build(cls: type, values: Mapping[str, Any]) -> Any:
-    """A dataclass from a dict; all names that it does not have are named in one error, each with the closest it has."""
-    known = [field.name for field in dataclasses.fields(cls)]
-    _refuse_unknown([name for name in values if name not in known], known, cls.__name__)
-    return cls(**values)
-
-
-def _refuse_unknown(unknown: list[str], known: list[str], where: str) -> None:
-    if unknown:
-        told = []
-        for name in unknown:
-            close = difflib.get_close_matches(name, known, n=1)
-            told.append(f"{name} (did you mean {close[0]}?)" if close else name)
-        raise OptionError(f"{where} has no {', '.join(told)}; it has: {', '.join(known)}")
-
-
-class Parameters(types.SimpleNamespace):
-    """The checked parameters of a notebook, shown as a table."""
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{html.escape(repr(value))}</td></tr>" for name, value in vars(self).items()
-        )
+        cells = ((html.escape(name), html.escape(repr(value))) for name, value in self)
+        rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in cells)
         return f"<table><tr><th>parameter</th><th>value</th></tr>{rows}</table>"
 
 
-def read_parameters(namespace: dict[str, Any], **kinds: Any) -> Parameters:
-    """Hold a notebook's parameters to their kinds, right after its parameters cell, and write mended values back.
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("Input should be a number")
+    return value
 
-    `namespace`: `globals()` of the notebook. A kind is a type, a tuple of choices, `between(…)` or `optional(…)`. A plain
-    value there that is no known parameter is a misspelt one, and an `OptionError`; when the cell is run again by hand,
-    names that later cells made are left alone.
+
+# An int stays an int: pydantic would also accept True and "3". A float may come as text, see the top of this file.
+STRICT = {int: Annotated[int, Strict()], str: Annotated[str, Strict()], bool: Annotated[bool, Strict()]}
+STRICT[float] = Annotated[float, BeforeValidator(_not_bool)]
+
+
+def choice(*values: str) -> Any:
+    """One of `values`."""
+    return Literal[values]
+
+
+def between(low: float, high: float, kind: type = int) -> Any:
+    """A number of type `kind` from `low` to `high`, both included."""
+    return Annotated[STRICT[kind], Field(ge=low, le=high)]
+
+
+def optional(kind: Any) -> Any:
+    """A value of `kind`, or None."""
+    return STRICT.get(kind, kind) | None
+
+
+def read_parameters(namespace: Mapping[str, Any], **kinds: Any) -> Parameters:
+    """Return the checked parameters of a notebook.
+
+    `namespace` is `globals()`. `kinds` gives each parameter of the parameters cell a type, or `choice(…)`,
+    `between(…)`, `optional(…)`. Raises `ParameterError` that names every wrong parameter. Other variables of the kernel
+    are no parameters: only the parameters cell and the cell that papermill injects are searched for unknown names.
     """
-    if CHECKED not in namespace:
-        plain = (str, int, float, bool, list, dict, type(None))
-        found = [name for name, value in namespace.items() if isinstance(value, plain) and not name.startswith("_")]
-        _refuse_unknown(
-            [name for name in found if name not in kinds and name not in NOT_PARAMETERS], list(kinds), "This notebook"
-        )
-    missing = [name for name in kinds if name not in namespace]
-    if missing:
-        raise OptionError(f"the parameters cell lacks {', '.join(missing)}; run it first, or put them back")
-    values = {name: _checked(name, kind, namespace[name]) for name, kind in kinds.items()}
-    namespace.update(values)
-    namespace[CHECKED] = True
-    return Parameters(**values)
+    problems = list(_unknown_names(namespace.get("In", ()), list(kinds)))
+    if missing := [name for name in kinds if name not in namespace]:
+        problems.append(f"{', '.join(missing)}: expected in the parameters cell, found nothing. Run that cell first.")
+    model = create_model("Parameters", __base__=Parameters, **{name: (STRICT.get(k, k), ...) for name, k in kinds.items()})
+    try:
+        if not problems:
+            return model(**{name: namespace[name] for name in kinds})
+    except ValidationError as error:
+        problems = [_explain(problem) for problem in error.errors()]
+    raise ParameterError("\n".join(problems)) from None
+
+
+def _unknown_names(cells: list[str], known: list[str]) -> Iterator[str]:
+    """Describe names that a cell of parameters assigns and this notebook does not have."""
+    for source in cells:
+        names = _assigned(source)
+        if not (source.startswith("# Parameters") or set(names) & set(known)):
+            continue
+        for name in names:
+            if name not in known and not name.startswith(PAPERMILL_PREFIX):
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"Did you mean {close[0]}?" if close else f"It has {', '.join(known)}."
+                yield f"{name}: expected a parameter of this notebook, got an unknown name. {hint}"
+
+
+def _assigned(source: str) -> list[str]:
+    """Names that a cell assigns if it does nothing else, as cells of parameters do."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:  # a cell with a magic
+        return []
+    targets = [part.targets[0] if isinstance(part, ast.Assign) else getattr(part, "target", None) for part in body]
+    literal = all(isinstance(part, (ast.Assign, ast.AnnAssign)) and _is_literal(part.value) for part in body)
+    return [target.id for target in targets if isinstance(target, ast.Name)] if literal else []
+
+
+def _is_literal(node: ast.expr | None) -> bool:
+    """Whether a value needs no name to be computed, except `float`, which papermill writes for infinity and NaN."""
+    return node is not None and all(n.id == "float" for n in ast.walk(node) if isinstance(n, ast.Name))
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    """One line about one of pydantic's errors."""
+    name, value = problem["loc"][0], problem["input"]
+    expected = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    text = f"{name}: expected {expected}, got {value!r} ({type(value).__name__})."
+    if problem["type"] == "string_type":  # papermill's -p turns 2026 into a number
+        return f"{text} With papermill, write `-r {name} {value}` instead of `-p {name} {value}`."
+    return f"{text} Change {name}."

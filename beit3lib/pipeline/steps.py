@@ -1,343 +1,272 @@
-"""The five steps of a run as functions: what each reads from the run's folder, and what it leaves there.
+"""The stages of a run as functions, which the notebooks call: prepare, index, finetune, caption, score, submit.
 
-    runs/<name>/   phases.csv, segments.csv, images/, captions/{train,val}/, coco_captioning.*.jsonl, tokenizer.spm,
-                   best/, last/, log.jsonl, predictions.json, gallery.html, scores.json, submission.json, summary.json
+    python -m beit3lib.pipeline.steps runs/demo      what a run contains, and which file to open
 
-Notebooks call these. A step whose input is missing makes it first (`ensure`), with the defaults of the step that owes
-it.
+A stage first makes sure that the stages before it are up to date (`ensure`): preparing and indexing are cheap and are rerun
+when something changed; training and captioning are started by themselves for the drawn sample only.
 """
 
+import argparse
+import dataclasses
+import difflib
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import filelock
 import pandas as pd
 
-from beit3lib.files import Problem, in_one_sentence, read_json, versions, write_json, write_text
-from beit3lib.pipeline.manifest import load_manifest
-
-SUMMARY_NAME, PHASES_NAME, PREDICTIONS_NAME, SPM_NAME = (
-    "summary.json",
-    "phases.csv",
-    "predictions.json",
-    "tokenizer.spm",
+from beit3lib import sample
+from beit3lib.data.aspects import SUBJECTS, write_caption_files
+from beit3lib.data.index import INDEX_NAME, IndexReport, build_index, index_images, read_index, read_table, write_table
+from beit3lib.data.predictions import PREDICTIONS_NAME, read_predictions
+from beit3lib.data.prepared import find_prepared, import_prepared
+from beit3lib.data.wts import list_segments, read_wts, split_by_group
+from beit3lib.files import Problem, atomic_folder, atomic_path, exit_on_error, lock_folder, read_json, write_json
+from beit3lib.pipeline.manifest import find_download, load_manifest
+from beit3lib.pipeline.run_folder import (
+    PHASES_NAME,
+    SCORES_NAME,
+    SEGMENTS_NAME,
+    SPM_NAME,
+    STAGES,
+    SUBMISSION_NAME,
+    SUMMARY_NAME,
+    has_outputs,
+    project_folder,
+    read_record,
+    read_summary,
+    record_stage,
+    stale,
 )
-SCORES_NAME, SUBMISSION_NAME, SEGMENTS_NAME = "scores.json", "submission.json", "segments.csv"
-SECTIONS = ("prepare", "index", "finetune", "inspect", "score")
-MARKERS = {  # what tells that a step is done
-    "prepare": PHASES_NAME,
-    "index": "coco_captioning.train.jsonl",
-    "finetune": "best/meta.json",
-    "inspect": PREDICTIONS_NAME,
-}
-KAGGLE_INPUT = Path("/kaggle/input")
+from beit3lib.track2 import submission
+from beit3lib.track2.metrics import Scores, score_segments
+
+DATASETS = ("auto", "wts", "prepared", "sample")
+NOTEBOOKS = {"finetune": "notebook 3", "caption": "notebook 4"}  # stages that may take hours, and what runs them
+MAX_LISTED = 100  # problems in summary.json; a million of them made a file of 232 MB
 
 
-def home() -> Path:
-    """Where relative places begin: here, or the project's own folder when started inside it, as Jupyter is in notebooks/."""
-    above = (folder for folder in Path.cwd().parents if (folder / "beit3lib" / "__init__.py").is_file())
-    return Path() if Path("beit3lib/__init__.py").is_file() else next(above, Path())
+class StageError(RuntimeError):
+    """A stage that cannot run yet; the message says which notebook to run first."""
 
 
-def open_run(name: str, folder: str | Path = "runs") -> Path:
-    """The folder of a run, made if it is new; a relative `folder` begins at `home`.
+def ensure(run: Path, stage: str) -> None:
+    """Bring `stage` and the stages before it up to date, or say in one line what is out of date and why.
 
-    On Kaggle the output of the notebook before lies on a read-only mount: it is copied here once, so that each step
-    finds the run whole and may write to it.
+    Files without a record, such as an index or a checkpoint made elsewhere, are used as they are. Raises `StageError` if
+    training or captioning of real data is needed first.
     """
-    run = home() / folder / name
-    if not (run / SUMMARY_NAME).is_file():
-        for source in _mounted_runs(name):
-            print(f"{run}: continues {source}")
-            shutil.copytree(source, run, dirs_exist_ok=True)
-            for path in (run, *run.rglob("*")):  # copies of read-only files are read-only too
-                path.chmod(path.stat().st_mode | 0o200)
-            break
-    run.mkdir(parents=True, exist_ok=True)
-    return run
-
-
-def _mounted_runs(name: str) -> list[Path]:
-    """Runs of that name on Kaggle's mounts, the furthest on first."""
-    found = [
-        path.parent for depth in ("*", "*/*", "*/*/*") for path in KAGGLE_INPUT.glob(f"{depth}/runs/{name}/{SUMMARY_NAME}")
-    ]
-    return sorted(found, key=lambda run: -len(read_json(run / SUMMARY_NAME)))
-
-
-def read_summary(run: Path) -> dict[str, Any]:
-    """`summary.json`: a section per step that has run."""
-    path = run / SUMMARY_NAME
-    return read_json(path) if path.is_file() else {}
-
-
-def add_summary(run: Path, section: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Put a step's section into `summary.json`; the other sections stay as they are."""
-    summary = read_summary(run) | {section: values}
-    write_json(run / SUMMARY_NAME, summary)
-    return values
-
-
-@contextmanager
-def timed(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Put the seconds that the block took into `values`."""
-    started = time.monotonic()
-    yield values
-    values["seconds"] = round(time.monotonic() - started, 1)
-
-
-def ensure(run: Path, section: str) -> None:
-    """Make what `section` should have left in the run, where it is missing, by running that step with its defaults."""
-    makers: dict[str, Callable[[Path], Any]] = {
-        "prepare": prepare,
-        "index": index,
-        "finetune": finetune,
-        "inspect": caption_images,
-    }
-    if (run / MARKERS[section]).is_file():
+    record, there = read_record(run, stage), has_outputs(run, stage)
+    if record is None and there:
         return
-    print(f"{run} holds no {MARKERS[section]}: step '{section}' is run first, with its defaults")
-    makers[section](run)
+    if STAGES[stage].after:
+        ensure(run, STAGES[stage].after)
+    reason = stale(run, stage)
+    if not reason:
+        return
+    if stage in NOTEBOOKS and there:
+        print(f"{run}: the outputs of stage '{stage}' are out of date: {reason}. Run {NOTEBOOKS[stage]} to renew them.")
+        return
+    if stage in NOTEBOOKS and not is_sample(run):
+        wanted = " and ".join(STAGES[stage].outputs)
+        raise StageError(f"{run}: expected {wanted}, found none: {reason}. Run {NOTEBOOKS[stage]} first.")
+    print(f"{run}: stage '{stage}' runs now: {reason}.")
+    stages: dict[str, Callable[..., Any]] = {"prepare": prepare, "index": index, "finetune": finetune, "caption": caption}
+    stages[stage](run, **(record["options"] if record else {}))
 
 
-def find_data(dataset: str = "auto", wts_root: str | None = None, sample_dir: str | Path = "data/sample") -> tuple[str, Path]:
-    """("wts", "prepared" or "sample", root) of the data to use, "auto" in this order. Says in a line which.
+def is_sample(run: Path) -> bool:
+    """Whether the data of a run are the drawn sample."""
+    return (run / sample.DRAWN_NAME).is_file()
 
-    `prepared` are images and caption files that were made before; the root is that of the captions. The sample is drawn
-    where it is missing.
+
+# --- 1: prepare ----------------------------------------------------------------------------------------------------
+
+
+class Prepared(NamedTuple):
+    """The phases that have an image, the problems, and which videos of each scenario were chosen and why."""
+
+    phases: pd.DataFrame
+    problems: list[Problem]
+    choices: pd.DataFrame
+
+
+def find_data(dataset: str = "auto", root: str | Path = "") -> tuple[str, Path]:
+    """Return ("wts", "prepared" or "sample", its root) and print it; "auto" takes the first of these that is there.
+
+    `root` is the one folder of the data; without it the manifest says where to look. The sample is drawn if it is missing.
     """
-    manifest = load_manifest()
-    found = Path(wts_root) if wts_root else manifest.find("wts")
-    if dataset == "wts" or (dataset == "auto" and found is not None):
-        root = found or manifest.locate("wts")
-        print(f"data: the WTS download in {root}")
-        return "wts", root
-    if dataset == "prepared" or (dataset == "auto" and manifest.find("images") and manifest.find("captions")):
-        print(f"data: prepared images in {manifest.locate('images')}, captions in {manifest.locate('captions')}")
-        return "prepared", manifest.locate("captions")
-    root = manifest.find("sample")
-    if root is None:
-        from beit3lib.sample.draw import write_sample
+    if dataset not in DATASETS:
+        raise ValueError(f"dataset: expected one of {', '.join(DATASETS)}, got {dataset!r}.")
+    manifest, given = load_manifest(), Path(root).expanduser() if root else None
+    for kind, finder in (("wts", find_download), ("prepared", find_prepared)):
+        found = (finder(given) if given else manifest.find(kind)) if dataset in ("auto", kind) else None
+        if found is not None:
+            print(f"data: {manifest.entries[kind].what}, in {found}")
+            return kind, found
+    if dataset in ("wts", "prepared") and given is None:
+        manifest.locate(dataset)  # raises MissingInput
+    if dataset != "sample" and given is not None:
+        wanted = " or ".join(manifest.entries[kind].what for kind in ("wts", "prepared") if dataset in ("auto", kind))
+        raise FileNotFoundError(f"{given}: expected {wanted}, found {'something else' if given.exists() else 'nothing'}.")
+    found = given if given and given.is_dir() else manifest.find("sample") or _draw_sample(project_folder() / "data" / "sample")
+    print(f"data: {manifest.entries['sample'].what}, in {found}")
+    return "sample", found
 
-        print(f"data: no WTS download found, so the sample is drawn into {sample_dir} (half a minute)")
-        return "sample", write_sample(home() / sample_dir)
-    print(f"data: the drawn sample in {root}")
-    return "sample", root
+
+def _draw_sample(folder: Path) -> Path:
+    """Draw the sample, or wait for another process that does."""
+    from beit3lib.sample.draw import write_sample
+
+    print(f"data: drawing the sample into {folder} (half a minute)")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder.parent / ".sample.lock"):
+        return load_manifest().find("sample") or write_sample(folder)
 
 
 def prepare(
     run: Path,
     dataset: str = "auto",
-    wts_root: str | None = None,
+    root: str | Path = "",
     views: str = "all",
     image_size: int = 224,
     weights: str = "linear",
-    jobs: int | None = None,
-    max_scenarios: int | None = None,
-) -> pd.DataFrame:
-    """Step 1: phases.csv, one motion-blur image per phase and video, and the caption files; returns the phases.
+    jobs: int = 0,
+    max_scenarios: int = 0,
+) -> Prepared:
+    """Stage 1: write phases.csv, segments.csv, one motion-blur image per phase and video, and the caption files.
 
-    `.attrs` holds `problems`, `views` (what was chosen, and why) and `counts`.
+    Images that are already there and were made with the same options are kept; all others, and the caption files of earlier
+    data, are removed. `jobs` 0 means one process per core, `max_scenarios` 0 all scenarios of each split.
     """
-    from beit3lib.data.prepared import import_prepared
-
-    summary: dict[str, Any] = {}
-    with timed(summary):
-        kind, root = find_data(dataset, wts_root)
+    kind, root = find_data(dataset, root)
+    options = {"dataset": kind, "root": str(root), "views": views, "image_size": image_size, "weights": weights}
+    options |= {"max_scenarios": max_scenarios}
+    with record_stage(run, "prepare", options) as section:
         if kind == "prepared":
-            read = chosen = phases = import_prepared(load_manifest().locate("images"), root, run)
-            _write_segments(run, phases)
+            prepared, segments, read = import_prepared(root, run)  # adapted when the data room lands
         else:
-            options = {"image_size": image_size, "weights": weights, "jobs": jobs, "max_scenarios": max_scenarios}
-            read, chosen, phases = _prepare_videos(run, root, views, **options)
-        write_text(run / PHASES_NAME, phases.to_csv(index=False))
-    problems = [*_problems(read), *_problems(chosen), *_problems(phases)]
-    phases.attrs |= {"problems": sorted(set(problems)), "views": chosen.attrs.get("views", [])}
-    counts = {split: int(n) for split, n in phases.groupby("split").size().items()}
-    summary |= {
-        "dataset": kind,
-        "root": str(root),
-        "views": views,
-        "image_size": image_size,
-        "phases_read": len(read),
-        "phases_chosen": len(chosen),
-        "images": len(phases),
-        "images_per_split": counts,
-        "scenarios": int(phases["scenario"].nunique()),
-        "problems": list(map(str, phases.attrs["problems"])),
-    }
-    add_summary(run, "prepare", summary)
-    return phases
+            prepared, segments, read = _prepare_videos(run, root, kind, options, jobs)
+        phases, problems, _ = prepared
+        names = set(phases["image"])
+        for path in (run / "images").glob("*"):
+            if path.name not in names:
+                path.unlink()
+        write_table(segments, run / SEGMENTS_NAME)
+        write_table(phases, run / PHASES_NAME)
+        (run / sample.DRAWN_NAME).unlink(missing_ok=True)
+        if kind == "sample":
+            shutil.copyfile(root / sample.DRAWN_NAME, run / sample.DRAWN_NAME)
+        section |= options | {
+            "phases_read": read,
+            "images": len(phases),
+            "images_per_split": {str(split): int(count) for split, count in phases.groupby("split").size().items()},
+            "scenarios": int(phases["scenario"].nunique()),
+            "problem_count": len(problems),
+            "problems": [str(problem) for problem in problems[:MAX_LISTED]],
+        }
+    return prepared
 
 
-def _prepare_videos(
-    run: Path, root: Path, views: str, image_size: int, weights: str, jobs: int | None, max_scenarios: int | None
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """A download's images, caption files and segments; the phases that were read, chosen, and have an image."""
-    from beit3lib.data.aspects import write_caption_files
+def _prepare_videos(run: Path, root: Path, kind: str, options: dict[str, Any], jobs: int) -> tuple[Prepared, pd.DataFrame, int]:
+    """Make images and caption files of a download; returns also its segments and the number of phases that were read."""
     from beit3lib.data.motion_blur import blur_table
-    from beit3lib.data.wts import choose_views, read_wts, split_by_group
-    from beit3lib.sample.draw import DRAWN_NAME
+    from beit3lib.data.views import choose_views
 
-    roots = [root, *_apart(root)]
-    reads = [read_wts(each) for each in roots]
-    some = [_first_scenarios(split_by_group(read), max_scenarios) for read in reads]
-    chosen = _joined([choose_views(table, views, each) for table, each in zip(some, roots, strict=True)])
-    phases = blur_table(chosen, run / "images", image_size, jobs=jobs, weights=weights)
-    every = [_first_scenarios(read_wts(each, keep_missing=True), max_scenarios) for each in roots]
-    _write_segments(run, _joined(every))
-    if (root / DRAWN_NAME).is_file():
-        shutil.copyfile(root / DRAWN_NAME, run / DRAWN_NAME)
-    for split, table in phases[phases["split"] != "test"].groupby("split"):
-        write_caption_files(table, run / "captions" / split)
-    return _joined(reads), chosen, phases
-
-
-def _apart(root: Path) -> list[Path]:
-    """BDD_PC_5K, where it lies apart from the WTS download in `root`; the sample holds its own."""
-    from beit3lib.sample.draw import DRAWN_NAME
-
-    found = load_manifest().find("bdd") if not (root / DRAWN_NAME).is_file() else None
-    if found is None or found.resolve().is_relative_to(root.resolve()):
-        return []
-    print(f"data: and BDD_PC_5K in {found}")
-    return [found]
+    apart = load_manifest().find("bdd") if kind == "wts" else None
+    roots = [root] if apart is None or apart.resolve().is_relative_to(root.resolve()) else [root, apart]
+    tables, segments, problems, choices = [], [], [], []
+    for folder in roots:
+        read = read_wts(folder, keep_missing=True)  # segments without a video belong to the submission
+        split = split_by_group(read.phases)
+        some = _first_scenarios(split.phases, options["max_scenarios"])
+        chosen = choose_views(some[some["video_path"] != ""], options["views"], folder)
+        tables.append(chosen.phases)
+        segments.append(list_segments(some))
+        choices += chosen.choices
+        problems += [*read.problems, *split.problems, *chosen.problems]
+    blurred = blur_table(
+        pd.concat(tables, ignore_index=True), run / "images", options["image_size"], jobs or None, options["weights"]
+    )
+    with atomic_folder(run / "captions") as new:
+        for split, part in blurred.phases[blurred.phases["split"] != "test"].groupby("split"):
+            write_caption_files(part, new / str(split))
+    prepared = Prepared(blurred.phases, sorted({*problems, *blurred.problems}), pd.DataFrame(choices))
+    return prepared, pd.concat(segments, ignore_index=True), sum(map(len, tables))
 
 
-def _joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """One table of several, with what was listed beside each."""
-    if len(tables) == 1:
-        return tables[0]
-    listed = {name: [entry for table in tables for entry in table.attrs.get(name, [])] for name in ("problems", "views")}
-    for table in tables:
-        table.attrs = {}  # pandas compares them
-    table = pd.concat(tables, ignore_index=True)
-    table.attrs = listed
-    return table
+def _first_scenarios(table: pd.DataFrame, count: int) -> pd.DataFrame:
+    """The first `count` scenarios of each split, for a quick look at a large download; all for 0."""
+    kept = table.drop_duplicates(["split", "scenario"]).groupby("split").head(count) if count else table
+    return table.merge(kept[["split", "scenario"]].drop_duplicates(), on=["split", "scenario"])
 
 
-def _write_segments(run: Path, table: pd.DataFrame) -> None:
-    """`segments.csv`: every segment of the data, video or not.
-
-    With it, and the sample's truth, a run needs the download no more: on Kaggle a later notebook may not have it.
-    """
-    segments = table.drop_duplicates(["split", "scenario", "label"])
-    columns = ["split", "source", "scenario", "label", "phase", "caption_vehicle", "caption_pedestrian"]
-    write_text(run / SEGMENTS_NAME, segments[columns].to_csv(index=False))
-
-
-def read_segments(run: Path, split: str) -> pd.DataFrame:
-    """The segments of a split, as step 1 found them."""
-    table = pd.read_csv(run / SEGMENTS_NAME, dtype={"label": str, "scenario": str})
-    return table[table["split"] == split]
-
-
-def _problems(table: pd.DataFrame) -> list[Problem]:
-    return list(table.attrs.get("problems", ()))
-
-
-def _first_scenarios(table: pd.DataFrame, count: int | None) -> pd.DataFrame:
-    """The first `count` scenarios of each split, for a quick look at a large download."""
-    if count is None:
-        return table
-    kept = table.drop_duplicates(["split", "scenario"]).groupby("split").head(count)
-    out = table.merge(kept[["split", "scenario"]], on=["split", "scenario"])
-    out.attrs = dict(table.attrs)
-    return out
-
-
-def read_phases(run: Path) -> pd.DataFrame:
-    """The table that step 1 left."""
-    ensure(run, "prepare")
-    table = pd.read_csv(run / PHASES_NAME, dtype={"label": str, "scenario": str}, keep_default_na=True)
-    return table.astype({"phase": int})
+# --- 2: index ------------------------------------------------------------------------------------------------------
 
 
 def find_tokenizer(run: Path, tokenizer: str = "auto") -> Path:
-    """The sentencepiece model of a run: the one named, else `beit3.spm` where it is found, else the sample's own."""
-    from beit3lib.sample.draw import SPM_PATH
+    """Return the sentencepiece model for a run: the named one, else the sample's own for the sample, else `beit3.spm`.
 
+    Raises `MissingInput` with the source of `beit3.spm` if real data have none: with the sample's 168 pieces captions would
+    be cut in half, and public weights need `beit3.spm`.
+    """
     if tokenizer != "auto":
-        return Path(tokenizer)
-    if read_summary(run)["prepare"]["dataset"] == "sample":
-        return SPM_PATH
-    found = load_manifest().find("tokenizer")
-    if found is None:
-        print(f"tokenizer: no beit3.spm found, so the sample's {SPM_PATH.name} is used; public checkpoints need beit3.spm")
-    return found or SPM_PATH
+        return Path(tokenizer).expanduser()
+    return sample.SPM_PATH if is_sample(run) else load_manifest().locate("tokenizer")
 
 
-def index(run: Path, tokenizer: str = "auto") -> dict[str, Any]:
-    """Step 2: `coco_captioning.{train,val,test}.jsonl`; returns {split: IndexReport}."""
-    from beit3lib.data.index import INDEX_NAME, build_index, index_images
+def index(run: Path, tokenizer: str = "auto", max_tokens: int = 64) -> dict[str, IndexReport]:
+    """Stage 2: write tokenizer.spm and coco_captioning.{train,val,test}.jsonl; returns {split: IndexReport}.
+
+    Captions of more than `max_tokens` - 2 tokens are kept, but training cuts them (`num_max_bpe_tokens`); they are counted
+    and listed among the problems.
+    """
     from beit3lib.tokenizer import load_tokenizer
 
-    phases, summary, reports = read_phases(run), {}, {}
-    with timed(summary):
-        spm_path = find_tokenizer(run, tokenizer)
-        loaded = load_tokenizer(spm_path)
-        if Path(spm_path).resolve() != (run / SPM_NAME).resolve():
-            shutil.copyfile(spm_path, run / SPM_NAME)
-        for split in sorted(path.name for path in (run / "captions").iterdir() if path.is_dir()):
-            of_split = phases[phases["split"] == split]
-            out = run / INDEX_NAME.format(split=split)
-            reports[split] = build_index(run / "captions" / split, run / "images", loaded, out, of_split)
-        unknown = phases[phases["split"] == "test"]
-        if len(unknown):
-            reports["test"] = index_images(unknown, run / "images", run / INDEX_NAME.format(split="test"))
-    summary |= {"tokenizer": str(spm_path), "ids": len(loaded)}
-    for split, report in reports.items():
-        numbers = {name: getattr(report, name) for name in ("captions", "lines", "left_out", "images", "longest")}
-        summary[split] = numbers | {"problems": list(map(str, report.problems))}
-    add_summary(run, "index", summary)
+    ensure(run, "prepare")
+    phases, spm_path = read_table(run / PHASES_NAME), find_tokenizer(run, tokenizer)
+    loaded = load_tokenizer(spm_path)
+    with record_stage(run, "index", {"tokenizer": tokenizer, "max_tokens": max_tokens}) as section:
+        if spm_path.resolve() != (run / SPM_NAME).resolve():
+            with atomic_path(run / SPM_NAME) as temporary:
+                shutil.copyfile(spm_path, temporary)
+        for path in run.glob(INDEX_NAME.format(split="*")):
+            path.unlink()  # a split that the data no longer have would stay
+        reports, section["tokenizer"], section["ids"] = {}, str(spm_path), len(loaded)
+        for split, part in phases.groupby("split"):
+            path = run / INDEX_NAME.format(split=split)
+            if split == "test":
+                reports["test"] = index_images(part, run / "images", path)
+            else:
+                reports[split] = build_index(run / "captions" / str(split), run / "images", loaded, path, part)
+            cut = _cut_captions(path, max_tokens) if split != "test" else []
+            reports[split].problems.extend(cut)
+            numbers = {name: getattr(reports[split], name) for name in ("captions", "lines", "left_out", "images", "longest")}
+            problems = [str(problem) for problem in reports[split].problems[:MAX_LISTED]]
+            section[split] = numbers | {"cut": len(cut), "problem_count": len(reports[split].problems), "problems": problems}
     return reports
 
 
-def finetune(run: Path, **options) -> dict[str, Any]:
-    """Step 3: `best/`, `last/`, `log.jsonl`; `options` are fields of `train.TrainConfig`. Returns its results."""
-    from beit3lib.train import finetune as run_finetune
-
-    ensure(run, "index")
-    config = training_config(run, **options)
-    summary: dict[str, Any] = {}
-    with timed(summary):
-        results = run_finetune(config)
-    add_summary(run, "finetune", summary | results)
-    return results
-
-
-def training_config(run: Path, **options):
-    """`TrainConfig` of a run: the recipe's values for WTS, quicker ones for the sample, and `options` over both."""
-    from beit3lib.train import TrainConfig
-
-    sample = read_summary(run)["prepare"]["dataset"] == "sample"
-    defaults = SAMPLE_OPTIONS if sample else WTS_OPTIONS
-    values = defaults | {name: value for name, value in options.items() if value is not None}
-    if not sample:
-        values.setdefault("checkpoint_activations", _is_short_of_memory())
-    if values.get("finetune") is None:
-        values["finetune"] = find_checkpoint(values["model"], sample)
-    folders = {"data_path": str(run), "output_dir": str(run), "sentencepiece_model": str(run / SPM_NAME)}
-    return TrainConfig(**folders, **values)
+def _cut_captions(path: Path, max_tokens: int) -> list[Problem]:
+    """The captions that training cuts to `max_tokens`, of which <s> and </s> take two."""
+    table = read_index(path)
+    table = table[table["text_segment"].map(len) > max_tokens - 2]
+    return [
+        Problem(
+            f"{row.scenario} phase {row.label}, {row.subject} {row.aspect}",
+            f"expected at most {max_tokens - 2} tokens, found {len(row.text_segment)}; training cuts the caption",
+            "raise num_max_bpe_tokens",
+        )
+        for row in table.itertuples(index=False)
+    ]
 
 
-def _is_short_of_memory() -> bool:
-    """Whether the GPU has the 16 GB of a T4 or less: activations are then computed again instead of kept."""
-    import torch
+# --- 3: fine-tune --------------------------------------------------------------------------------------------------
 
-    short = torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory < 20e9
-    if short:
-        print("activations are computed again in the backward pass (checkpoint_activations): this GPU has less than 20 GB")
-    return short
-
-
-WTS_OPTIONS = {  # the seed's values
+WTS_OPTIONS = {  # those of the original repository's command
     "model": "beit3_base_patch16_224",
-    "subject": "all",
-    "aspect": "all",
     "batch_size": 32,
     "epochs": 10,
     "lr": 4e-5,
@@ -348,7 +277,7 @@ WTS_OPTIONS = {  # the seed's values
     "randaug": True,
     "seed": 42,
 }
-SAMPLE_OPTIONS = WTS_OPTIONS | {
+SAMPLE_OPTIONS = WTS_OPTIONS | {  # a model of 1 M parameters that learns the sample in two minutes on two cores
     "randaug": False,
     "model": "beit3_tiny_patch8_64",
     "epochs": 13,
@@ -361,319 +290,266 @@ SAMPLE_OPTIONS = WTS_OPTIONS | {
 }
 
 
-def find_checkpoint(model: str, sample: bool) -> str:
-    """The pretrained checkpoint of a model: the sample's own for the tiny one, else what the manifest finds.
+def training_config(run: Path, **options: Any):
+    """Return the `TrainConfig` of a run: `options` over the original repository's values, or quick ones for the sample.
 
-    "" where there is none: the model starts from random weights, which is said.
+    An option that is None keeps that value. Raises `MissingInput` if the weights of the model are not found; `finetune=""`
+    starts from random weights.
     """
-    from beit3lib.sample.draw import CHECKPOINT_PATH, MODEL
+    import torch
 
-    if model == MODEL and sample:
-        return str(CHECKPOINT_PATH)
-    found = load_manifest().find(model)
-    if found is None:
-        print(
-            f"checkpoint: no weights of {model} found, so it starts from random ones; `python -m beit3lib.pipeline.manifest` "
-            "says where they come from"
-        )
-    return str(found or "")
+    from beit3lib.config import TrainConfig
+
+    known = [field.name for field in dataclasses.fields(TrainConfig)]
+    if unknown := [name for name in options if name not in known]:
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        raise ValueError(f"{unknown[0]}: expected an option of TrainConfig, got an unknown name.{_did_you_mean(close)}")
+    values = SAMPLE_OPTIONS if is_sample(run) else WTS_OPTIONS
+    values = values | {name: value for name, value in options.items() if value is not None}
+    if values.get("finetune") is None:
+        values["finetune"] = find_checkpoint(run, values["model"])
+    if torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory < 20e9 and not is_sample(run):
+        if values.setdefault("checkpoint_activations", True):  # a T4 has 16 GB
+            print("checkpoint_activations: activations are recomputed, because this GPU has less than 20 GB")
+    paths = {"data_path": str(run), "output_dir": str(run), "sentencepiece_model": str(run / SPM_NAME)}
+    return TrainConfig(**paths, **values)
 
 
-def caption_images(
+def find_checkpoint(run: Path, model: str) -> str:
+    """Return the pretrained checkpoint of a model: the sample's own for its tiny model, else what the manifest finds."""
+    from beit3lib.model import MODELS
+
+    if model not in MODELS:
+        close = difflib.get_close_matches(model, MODELS, n=1)
+        raise ValueError(f"model: expected one of {', '.join(MODELS)}, got {model!r}.{_did_you_mean(close)}")
+    if model != sample.MODEL:
+        return str(load_manifest().locate(model))
+    if (run / SPM_NAME).read_bytes() == sample.SPM_PATH.read_bytes():
+        return str(sample.CHECKPOINT_PATH)
+    print(f"checkpoint: {model} is pretrained with the sample's tokenizer only, so it starts from random weights")
+    return ""
+
+
+def _did_you_mean(close: list[str]) -> str:
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def changed_options(config) -> pd.DataFrame:
+    """The options of `config` that differ from the recipe's defaults, paths aside: columns value and recipe."""
+    rows = {
+        field.name: (getattr(config, field.name), getattr(type(config)(), field.name))
+        for field in dataclasses.fields(config)
+        if field.name not in ("data_path", "output_dir", "sentencepiece_model")
+    }
+    changed = {name: map(str, pair) for name, pair in rows.items() if pair[0] != pair[1]}
+    return pd.DataFrame.from_dict(changed, orient="index", columns=["value", "recipe"])
+
+
+def finetune(run: Path, num_gpus: int = 1, resume: bool | None = None, **options: Any) -> dict[str, Any]:
+    """Stage 3: train and write best/, last/, log.jsonl and results.json; returns the results.
+
+    `options` are those of `training_config`. `resume` None resumes an unfinished run with the same options and data, and
+    otherwise starts from scratch and prints why; True and False decide it.
+    """
+    from beit3lib import train
+
+    ensure(run, "index")
+    config = training_config(run, **options)
+    if resume is None:
+        reason = _why_from_scratch(run, config)
+        resume = not reason
+        if reason and (run / "last").exists():
+            print(f"{run}: training starts from scratch, because {reason}")
+    config = dataclasses.replace(config, auto_resume=resume)
+    with lock_folder(run, "training"):
+        pass  # name another training before its record is overwritten; the trainer holds the lock itself
+    given = {name: value for name, value in options.items() if value is not None}
+    with record_stage(run, "finetune", given | {"num_gpus": num_gpus}, lock=False) as section:
+        results = train.finetune(config) if num_gpus == 1 else train.launch(config, num_gpus)
+        section |= results
+    return results
+
+
+def _why_from_scratch(run: Path, config) -> str:
+    """Why last/ is not what a training with `config` would continue; "" if it is."""
+    from beit3lib.train import differences, read_run_state
+
+    record, results = read_record(run, "finetune"), read_summary(run).get("finetune", {})
+    if record and "outputs" in record and results.get("stopped") != "out of time":
+        return "the last training is finished"
+    try:
+        return "; ".join(differences(read_run_state(run / "last"), config))
+    except FileNotFoundError:
+        return "there is no last/"
+    except ValueError:
+        return ""  # the trainer tries the state before it, and says so
+
+
+# --- 4: caption ----------------------------------------------------------------------------------------------------
+
+
+def caption(
     run: Path,
     checkpoint: str = "best",
-    splits=("val", "test"),
     num_beams: int = 3,
-    batch_size: int = 16,
-    max_images: int | None = None,
+    batch_size: int = 0,
+    max_images: int = 0,
+    max_minutes: float = 0.0,
+    num_gpus: int = 1,
 ) -> pd.DataFrame:
-    """Step 4: caption every image of the splits with every description the model was taught; writes predictions.json.
+    """Stage 4: caption the val and test images, or without a val split the training images; writes predictions.json.
 
-    Returns a row per image, subject and aspect: what the index says of it, caption, reference, score, word_probs.
+    A run that was interrupted is continued. With `max_images`, a quick look at so many images of each split, the result
+    goes to predictions.quick.json, and predictions.json stays.
     """
-    from beit3lib.checkpoint import load_captioner
+    from beit3lib.evaluate import caption_run, partial_path
 
     ensure(run, "finetune")
-    summary: dict[str, Any] = {}
-    with timed(summary):
-        model = load_captioner(run / checkpoint)
-        images, references = _images_to_caption(run, splits, max_images, model)
-        rows = []
-        for start in range(0, len(images), batch_size):
-            rows += _caption_batch(model, run, images[start : start + batch_size], num_beams)
-        table = pd.DataFrame(rows)
-        keys = ["image", "subject", "aspect"]
-        table["reference"] = [references.get(key) for key in table[keys].itertuples(index=False, name=None)]
-    meta = {"checkpoint": checkpoint, "num_beams": num_beams, "splits": sorted(table["split"].unique())}
-    beside = {"max_tokens": model.max_tokens, "length_penalty": model.length_penalty, "versions": versions()}
-    write_predictions(run / PREDICTIONS_NAME, table, {**meta, **beside, **summary})
-    add_summary(run, "inspect", summary | meta | {"images": len(images), "captions": len(table)})
+    _warn_of_another_index(run, checkpoint)
+    splits = [split for split in ("val", "test") if (run / INDEX_NAME.format(split=split)).is_file()]
+    if "val" not in splits:
+        print(f"{run}: no val split, so the captions of training images are compared with their references")
+        splits = ["train", *splits]
+    options = {"checkpoint": checkpoint, "num_beams": num_beams, "batch_size": batch_size or None}
+    options |= {"splits": splits, "max_minutes": max_minutes, "num_gpus": num_gpus}
+    if max_images:
+        return caption_run(run, **options, max_images=max_images)
+    with record_stage(run, "caption", {"checkpoint": checkpoint, "num_beams": num_beams}, lock=False) as section:
+        table = caption_run(run, **options)
+        section |= {name: options[name] for name in ("checkpoint", "num_beams", "splits")}
+        section |= {"images": table["image"].nunique(), "captions": len(table)}
+        if partial_path(run / PREDICTIONS_NAME).exists():
+            section["unfinished"] = True
     return table
 
 
-def _images_to_caption(run: Path, splits, max_images: int | None, model) -> tuple[list[dict], dict]:
-    """One record per image, and {(image, subject, aspect): caption} where it is known.
+def _warn_of_another_index(run: Path, checkpoint: str) -> None:
+    """Print a line if a checkpoint was trained on another index than the run has now, for example with other views."""
+    from beit3lib.checkpoint import META_NAME
+    from beit3lib.train import index_hashes
 
-    A caption in an index with the recipe's three keys alone is that of the one description that the model was taught.
+    path = run / checkpoint / META_NAME
+    trained = read_json(path, dict).get("index") if path.is_file() else None
+    if isinstance(trained, dict) and trained.get("train") not in (None, index_hashes(run)["train"]):
+        print(f"{run / checkpoint}: trained on another index than the run has now. Run notebook 3 to train on this one.")
+
+
+# --- 5: score and submit -------------------------------------------------------------------------------------------
+
+
+class Scored(NamedTuple):
+    """What `score` found. Without captions that have a reference, `split` is None and `scores` is empty."""
+
+    split: str | None
+    scores: dict[str, Scores]  # of the model, of captions of other scenarios (shuffled), and of two baselines
+    options: dict[str, Any]  # for `build_submission`, chosen on the validation captions
+    variants: pd.DataFrame  # the score with each choice of options
+    submission: dict[str, list[dict]]
+
+
+def score(run: Path, split: str = "val", fill_missing: bool = False) -> Scored:
+    """Stage 5: combine captions of aspects and views per segment and score them, beside baselines that need no model.
+
+    Writes scores.json and submission.<split>.json. Segments without a caption are an error, because they count 0; with
+    `fill_missing` they are scored so.
     """
-    from beit3lib.data.index import INDEX_NAME, read_index
-
-    files = [(split, run / INDEX_NAME.format(split=split)) for split in splits]
-    present = [(split, path) for split, path in files if path.is_file()]
-    if not any(split != "test" for split, _ in present):
-        print("no validation index here: the captions are those of training images")
-        present.append(("train", run / INDEX_NAME.format(split="train")))
-    images, references = [], {}
-    for split, path in present:
-        lines = read_index(path)
-        if lines["subject"].isna().all() and lines["text_segment"].notna().any():
-            lines["subject"], lines["aspect"] = model.descriptions[0]
-            lines["caption"] = lines["text_segment"].map(model.tokenizer.decode)
-            lines = lines.assign(split=split, scenario=lines["image_path"].map(lambda name: Path(name).stem))
-        for line in lines[lines["caption"].notna()].itertuples(index=False):
-            references[line.image_path, line.subject, line.aspect] = line.caption
-        first = lines.drop_duplicates("image_path").head(max_images or len(lines))
-        about = ["image_path", "scenario", "split", "source", "view", "video", "label", "phase"]
-        images += first[about].rename(columns={"image_path": "image"}).assign(split=split).to_dict("records")
-    return images, references
-
-
-def _caption_batch(model, run: Path, images: list[dict], num_beams: int) -> list[dict]:
-    import torch
-
-    from beit3lib.dataset import load_image, to_tensor
-    from beit3lib.decode import generate, word_probs
-    from beit3lib.model import native_precision
-
-    size = model.config.image_size
-    pixels = torch.stack([to_tensor(load_image(run / image["image"]), size) for image in images]).to(model.device)
-    with native_precision(model.device):
-        captions = iter(generate(model, pixels, num_beams=num_beams))
-    rows = []
-    for image in images:
-        for subject, aspect in model.descriptions:
-            caption = next(captions)
-            probs = [round(p, 4) for p in word_probs(model.tokenizer, caption)]
-            about = {**image, "subject": subject, "aspect": aspect}
-            rows.append({**about, "caption": caption.text, "score": caption.score, "word_probs": probs})
-    return rows
-
-
-def describe_phase(run: Path, model, predictions: pd.DataFrame, scenario: str, phase: int, num_beams: int = 3):
-    """A figure of one phase captioned anew, beside its references; for trying beam widths by hand.
-
-    `predictions`: the table of `caption_images`, from which pictures and references come.
-    """
-    from beit3lib.viz.figures import caption_pairs
-
-    rows = predictions[(predictions["scenario"] == scenario) & (predictions["phase"] == phase)]
-    if rows.empty:
-        there = sorted(predictions.loc[predictions["scenario"] == scenario, "phase"].unique())
-        raise ValueError(f"{scenario} has no phase {phase}; it has {', '.join(map(str, there)) or 'none'}")
-    first = rows[rows["image"] == rows["image"].iloc[0]]
-    record = first.iloc[0][["image", "scenario", "split", "source", "view", "video", "label", "phase"]].to_dict()
-    anew = pd.DataFrame(_caption_batch(model, run, [record], num_beams))
-    known = first[["subject", "aspect", "reference"]]
-    return caption_pairs(
-        anew.merge(known, on=["subject", "aspect"]), run, title=f"{scenario}, phase {phase}, {num_beams} beams"
-    )
-
-
-def write_predictions(path: Path, table: pd.DataFrame, meta: dict[str, Any]) -> Path:
-    """`predictions.json`: {"meta": …, "predictions": [a record per caption]}."""
-    records = table.astype(object).where(table.notna(), None).to_dict("records")
-    return write_json(path, {"meta": meta, "predictions": records})
-
-
-def attribute_shares(run: Path, predictions: pd.DataFrame) -> pd.DataFrame | None:
-    """`sample.attribute_shares` of a run on the sample, also put into its summary; None on other data."""
-    from beit3lib.sample import draw as sample
-
-    drawn = _drawn(run)
-    if drawn is None:
-        print("what the pictures show is only known of the sample: nothing to compare with here")
-        return None
-    shares = sample.attribute_shares(predictions[predictions["split"] == "val"], drawn)
-    numbers = {name: {k: round(v, 4) for k, v in shares[name].items()} for name in ("own", "shuffled", "chance")}
-    add_summary(run, "attributes", numbers)
-    return shares
-
-
-def attention_shares(run: Path, model) -> pd.DataFrame | None:
-    """`sample.attention_shares` of a run on the sample, also put into its summary; None on other data."""
-    from beit3lib.sample import draw as sample
-
-    if _drawn(run) is None:
-        return None
-    shares = sample.attention_shares(model)
-    add_summary(run, "attention", {name: round(times, 2) for name, times in shares["times"].items()})
-    return shares
-
-
-def attribute_pairs(run: Path, predictions: pd.DataFrame, attribute: str) -> list[tuple[str, str]]:
-    """(drawn, said) of one attribute for every caption that should state it; "nothing" where it says none, or two."""
-    from beit3lib.sample import draw as sample
-
-    drawn, pairs = _drawn(run), []
-    for row in predictions[predictions["split"] == "val"].itertuples(index=False):
-        if attribute in sample.stated_attributes(row.subject, row.aspect):
-            scene = drawn[row.scenario, row.phase]
-            if row.aspect in sample.describe(scene, row.subject):
-                said = sample.read_attributes(row.caption, row.subject, row.aspect)[attribute]
-                pairs.append((getattr(scene, attribute), said or "nothing"))
-    return pairs
-
-
-def most_confused(run: Path, predictions: pd.DataFrame) -> dict[str, list[tuple[str, str]]]:
-    """Of each aspect the attribute that captions have wrong most often: {its name: (drawn, said) pairs}; else nothing."""
-    from beit3lib.sample import draw as sample
-
-    found = {}
-    for names in sample.ATTRIBUTES.values() if _drawn(run) is not None else ():
-        pairs = {name: attribute_pairs(run, predictions, name) for name in names}
-        wrong = {name: sum(a != b for a, b in told) / len(told) for name, told in pairs.items() if told}
-        if wrong:
-            name = max(wrong, key=wrong.get)
-            found[sample.IN_WORDS.get(name, name.replace("_", " "))] = pairs[name]
-    return found
-
-
-def _drawn(run: Path):
-    from beit3lib.sample import draw as sample
-
-    return sample.read_drawn(run) if (run / sample.DRAWN_NAME).is_file() else None
-
-
-def score_captions(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The captions that have a reference, with the columns bleu, meteor, rouge-l, cider and mean_score (0 to 100).
-
-    Where a reference is missing because its aspect is not mentioned, an empty caption is right and has no score.
-    """
-    from beit3lib.track2.metrics import score_pairs
-
-    known = predictions[predictions["reference"].notna()].reset_index(drop=True)
-    scores = score_pairs(known["caption"].tolist(), known["reference"].tolist()).reset_index(drop=True)
-    return pd.concat([known, scores.rename(columns={"score": "mean_score"})], axis=1)
-
-
-def score(run: Path, split: str = "val") -> dict[str, Any]:
-    """Step 5: score captions put together from aspects and views, and what they have to stand against.
-
-    Returns {name: metrics.Scores} for `model`, the same on images of other scenarios (`shuffled`), the `most frequent`
-    training captions and those of the `nearest` training image; and under `chosen`, `ways`, `submission` how views were
-    chosen and what came of it. Writes scores.json and `submission.<split>.json`.
-    """
-    from beit3lib.track2 import submission
-    from beit3lib.track2.metrics import score_segments
-    from beit3lib.viz.gallery import read_predictions
-
-    ensure(run, "inspect")
-    summary: dict[str, Any] = {}
-    with timed(summary):
-        predictions, phases = read_predictions(run / PREDICTIONS_NAME), read_phases(run)
-        split = _known_split(predictions, split)
-        held_out = predictions[predictions["split"] == split]
-        truth, lengths = _references(run, split), submission.usual_lengths(phases[phases["split"] == "train"])
-        options, ways = submission.choose_by_validation(held_out, truth, lengths)
-        built = submission.build_submission(held_out, **options)
-        segments, train = phases[phases["split"] == split], phases[phases["split"] == "train"]
-        candidates = {
-            "model": built,
-            "shuffled": _shuffled(built),
-            "nearest": submission.nearest_captions(train, segments, run / "images"),
-            "most frequent": submission.most_frequent_captions(train, segments),
-        }
-        scores = {name: score_segments(said, truth) for name, said in candidates.items()}
-    write_json(run / SCORES_NAME, {name: found.as_dict() for name, found in scores.items()})
-    write_json(run / f"submission.{split}.json", built)  # what the official script scores, with the captions of that split
-    finals = {name: round(found.final, 2) for name, found in scores.items()}
-    add_summary(run, "score", summary | {"split": split, "segments": len(truth), **finals})
-    return {**scores, "chosen": options, "ways": ways, "submission": built}
-
-
-def _known_split(predictions: pd.DataFrame, split: str) -> str:
-    """The split to score: the one asked for, else the one whose captions are known, which is said."""
-    there = sorted(set(predictions["split"]) - {"test"})
-    if split in there:
-        return split
-    if not there:
-        raise ValueError(f"{PREDICTIONS_NAME}: expected captions of split {split}, found test alone, which has no references")
-    print(f"{PREDICTIONS_NAME} holds no captions of split {split}: those of {there[0]} are scored")
-    return there[0]
+    ensure(run, "caption")
+    predictions, phases = read_predictions(run / PREDICTIONS_NAME), read_table(run / PHASES_NAME)
+    known = predictions[predictions["reference"].notna()]
+    if split not in set(known["split"]):
+        others = sorted(set(known["split"]))
+        print(f"{run}: no captions of split {split} with references" + (f"; {others[0]} is scored instead" if others else ""))
+        split = others[0] if others else ""
+    truth, train = _references(run, split), phases[phases["split"] == "train"]
+    chosen = predictions[predictions["split"] == split]
+    options, variants = submission.choose_by_validation(chosen, truth, submission.usual_lengths(train))
+    if not truth:
+        return Scored(None, {}, options, variants, {})
+    with record_stage(run, "score", {"split": split, "fill_missing": fill_missing}) as section:
+        built = submission.build_submission(chosen, **options)
+        scores = {"model": score_segments(built, truth)}
+        if scores["model"].missing and not fill_missing:
+            missing = scores["model"].missing
+            raise submission.SubmissionError(
+                f"{run / PREDICTIONS_NAME}: expected captions of all {len(truth)} segments of split {split}, found "
+                f"{len(missing)} holes: {'; '.join(missing[:5])}. Run notebook 4, or set fill_missing to score them as 0."
+            )
+        segments = phases[phases["split"] == split]
+        scores["shuffled"] = score_segments(_shuffled(built), truth)
+        scores["nearest"] = score_segments(submission.nearest_captions(train, segments, run / "images"), truth)
+        scores["most frequent"] = score_segments(submission.most_frequent_captions(train, segments), truth)
+        write_json(run / SCORES_NAME, {name: found.as_dict() for name, found in scores.items()})
+        for path in run.glob("submission.*.json"):
+            path.unlink()
+        write_json(run / f"submission.{split}.json", built)
+        section |= {"split": split, "segments": len(truth), "missing": len(scores["model"].missing)}
+        section |= {name: round(found.final, 2) for name, found in scores.items()}
+    return Scored(split, scores, options, variants, built)
 
 
 def _references(run: Path, split: str) -> dict[tuple[str, str], dict[str, str]]:
-    """{(scenario, label): {subject: caption}} of every segment of the download that has captions, video or not."""
-    known = read_segments(run, split).dropna(subset=["caption_vehicle", "caption_pedestrian"])
+    """{(scenario, label): {subject: caption}} of every segment of the data that has both captions, with or without a video."""
+    table = read_table(run / SEGMENTS_NAME)
+    names = {subject: f"caption_{subject}" for subject in SUBJECTS}
+    table = table[table["split"] == split].dropna(subset=list(names.values()))
     return {
-        (row.scenario, row.label): {"vehicle": row.caption_vehicle, "pedestrian": row.caption_pedestrian}
-        for row in known.itertuples()
+        (row["scenario"], row["label"]): {subject: row[name] for subject, name in names.items()}
+        for row in table.to_dict("records")
     }
 
 
 def _shuffled(built: dict[str, list[dict]]) -> dict[str, list[dict]]:
-    """Every segment with the captions made for a segment of another scenario."""
-    names = sorted(built)
-    exchanged = {}
+    """Give every segment the captions of a segment of another scenario."""
+    names, exchanged = sorted(built), {}
     for name, other in zip(names, names[1:] + names[:1], strict=True):
-        pool = built[other]
-        pairs = ((pool[i % len(pool)], entry["labels"]) for i, entry in enumerate(built[name]))
-        exchanged[name] = [{**captions, "labels": labels} for captions, labels in pairs]
+        entries = built[other]
+        exchanged[name] = [{**entries[i % len(entries)], "labels": e["labels"]} for i, e in enumerate(built[name])]
     return exchanged
 
 
-def submit(run: Path, chosen: dict[str, Any]) -> tuple[Path, dict[str, list[dict]], dict[str, list[str]]]:
-    """`submission.json` for the test split, checked against what is asked for; for the held-out split where there is none.
+def submit(run: Path, options: dict[str, Any], fill_missing: bool = False) -> submission.Written:
+    """Write submission.json, checked, for the test split, or for the scored split if the data have no test split.
 
-    Returns its path, the submission and what was asked for.
+    Missing captions are an error that lists them, unless `fill_missing` puts the most frequent training caption there.
     """
-    from beit3lib.track2 import submission
-    from beit3lib.viz.gallery import read_predictions
-
-    predictions = read_predictions(run / PREDICTIONS_NAME)
-    split = "test" if (predictions["split"] == "test").any() else predictions["split"].iloc[0]
-    asked = submission.expected_segments(read_segments(run, split), split)
-    phases = read_phases(run)
-    built = submission.build_submission(predictions[predictions["split"] == split], **chosen)
-    built, filled = submission.complete(built, asked, submission.usual_captions(phases[phases["split"] == "train"]))
-    path = submission.write_submission(run / SUBMISSION_NAME, built, asked)
-    print(f"{path}: {len(built)} keys, {sum(map(len, built.values()))} segments of the {split} split, as asked for")
-    if filled:
-        print(f"{len(filled)} segments were not, or not wholly, captioned; the usual training caption stands there:")
-        print("\n".join(f"  {text}" for text in filled[:20]) + ("\n  …" if len(filled) > 20 else ""))
-    add_summary(run, "submit", {"split": split, "segments": sum(map(len, built.values())), "filled": filled})
-    return path, built, asked
-
-
-def files_table(run: Path, names: list[str]) -> pd.DataFrame:
-    """What lies in a run's folder: files with their size, folders with the number of files in them."""
-    rows = {}
-    for name in names:
-        path = run / name
-        if path.is_dir():
-            files = [file for file in path.rglob("*") if file.is_file()]
-            rows[name] = (f"{len(files)} files", f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB")
-        elif path.is_file():
-            rows[name] = ("file", f"{path.stat().st_size / 1e3:,.0f} kB")
-        else:
-            rows[name] = ("not here", "")
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["what", "size"])
+    ensure(run, "caption")
+    predictions, phases = read_predictions(run / PREDICTIONS_NAME), read_table(run / PHASES_NAME)
+    segments = read_table(run / SEGMENTS_NAME)
+    split = next(name for name in ("test", "val", "train") if name in set(segments["split"]))
+    with record_stage(run, "submit", {"fill_missing": fill_missing}) as section:
+        asked = submission.expected_segments(segments, split)
+        built = submission.build_submission(predictions[predictions["split"] == split], **options)
+        usual = submission.usual_captions(phases[phases["split"] == "train"])
+        written = submission.write_submission(run / SUBMISSION_NAME, built, asked, fill_missing, usual)
+        count = sum(map(len, written.submission.values()))
+        print(
+            f"{written.path}: {len(written.submission)} keys, {count} segments of the {split} split, {len(written.filled)} filled"
+        )
+        section |= {
+            "split": split,
+            "segments": count,
+            "filled": written.filled[:MAX_LISTED],
+            "filled_count": len(written.filled),
+        }
+    return written
 
 
-@in_one_sentence()
+@exit_on_error(StageError)
 def main() -> None:
-    """`python -m beit3lib.pipeline.steps RUN`: what a run holds, and which file to open."""
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="python -m beit3lib.steps", description=main.__doc__)
+    """`python -m beit3lib.pipeline.steps RUN`: what a run contains, and which file to open."""
+    parser = argparse.ArgumentParser(prog="python -m beit3lib.pipeline.steps", description=main.__doc__)
     parser.add_argument("run", nargs="?", type=Path, default=Path("runs/demo"), help="folder of the run [runs/demo]")
     run = parser.parse_args().run
     summary = read_summary(run)
     if not summary:
-        raise FileNotFoundError(f"{run}: expected a run with {SUMMARY_NAME}, found none; `make demo` makes runs/demo")
-    for section, values in summary.items():
-        told = {k: v for k, v in values.items() if isinstance(v, (int, float, str)) or k in ("own", "shuffled", "chance")}
-        print(f"{section}: " + ", ".join(f"{name} {value}" for name, value in told.items()))
+        raise FileNotFoundError(
+            f"{run / SUMMARY_NAME}: expected the summary of a run, found none. `make demo` makes runs/demo."
+        )
+    for name, values in summary.items():
+        shown = {
+            k: v for k, v in dict(values).items() if isinstance(v, (int, float, str)) or k in ("own", "shuffled", "chance")
+        }
+        print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in shown.items()))
     print(f"open {(run / 'gallery.html').resolve()}")
 
 

@@ -1,304 +1,309 @@
-"""Captions of aspects and views to one pedestrian and one vehicle caption per segment, and a submission that is checked.
+"""Combine captions of aspects and views into one caption per segment and subject, and write a checked submission.
 
-A caption is put together as real ones are: its aspects in reading order, no sentence twice, and no longer than training
-captions usually are, because the score falls by e^(-d²/72) with the difference in bigrams.
+A caption is composed as real ones are: aspects in reading order, no sentence twice, and no longer than 90 % of the training
+captions, because CIDEr-D falls by e^(-d²/72) with the difference in bigrams.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from beit3lib.data.aspects import ASPECTS, READING_ORDER, merge_aspects, split_sentences
+from beit3lib.data.aspects import ASPECTS, READING_ORDER, SUBJECTS, merge_aspects, split_sentences
 from beit3lib.data.wts import parse_phase
-from beit3lib.files import read_json, write_json
-from beit3lib.track2.metrics import SUBJECTS, common_subsequence, score_pairs
+from beit3lib.files import finite, write_json
+from beit3lib.track2.metrics import Segment, common_subsequence, score_segments, segment_label
 
-CHOICES = ("score", "consensus")
-Segment = tuple[str, str]  # (scenario or BDD video, original label)
+CHOICES = ("log_prob", "consensus")
+CAPTIONS = [f"caption_{subject}" for subject in SUBJECTS]
+Submission = dict[str, list[dict[str, Any]]]
 
 
 class SubmissionError(ValueError):
-    """A submission that the challenge would not take; the message lists everything that is wrong with it."""
+    """A submission that the challenge would refuse; the message lists everything that is wrong with it."""
 
 
-# --- one caption of several views ----------------------------------------------------------------------------------
+class Written(NamedTuple):
+    """A submission as written to `path`; `filled` lists the captions that were filled in."""
+
+    path: Path
+    submission: Submission
+    filled: list[str]
 
 
-def choose_view(captions: Sequence[str], scores: Sequence[float], choose: str = "score") -> str:
-    """One of the captions that the views of a segment gave: the model's surest, or the one closest to all others."""
+# --- one caption of several views and aspects ----------------------------------------------------------------------
+
+
+def choose_view(captions: Sequence[str], log_probs: Sequence[float], choose: str = "log_prob") -> str:
+    """Return the caption of one view of a segment: the most probable one, or the one most similar to all others.
+
+    Similarity is the F-measure of the longest common subsequence of words; ties go to the more probable caption.
+    """
     if choose not in CHOICES:
-        raise ValueError(f"choose: expected one of {', '.join(CHOICES)}, found {choose!r}")
-    if choose == "score" or len(set(captions)) < 2:
-        return captions[int(np.argmax(scores))]
-    words = [caption.split() for caption in captions]
-    closeness = [sum(_alike(a, b) for b in words) for a in words]
-    return captions[max(range(len(captions)), key=lambda i: (closeness[i], scores[i]))]
-
-
-def _alike(a: list[str], b: list[str]) -> float:
-    """F-measure of the longest common subsequence of two lists of words."""
-    if not a or not b:
-        return float(a == b)
-    return 2 * common_subsequence(a, b) / (len(a) + len(b))
-
-
-# --- one caption of several aspects --------------------------------------------------------------------------------
+        raise ValueError(f"choose: expected one of {', '.join(CHOICES)}, got {choose!r}")
+    similarity = [0.0] * len(captions)
+    if choose == "consensus":
+        words = [caption.split() for caption in captions]
+        similarity = [sum(2 * common_subsequence(a, b) / max(1, len(a) + len(b)) for b in words) for a in words]
+    return captions[max(range(len(captions)), key=lambda i: (similarity[i], log_probs[i]))]
 
 
 def compose(parts: Mapping[str, str], subject: str, most_words: float | None = None) -> str:
-    """The caption of a segment from its aspects; `parts` may hold "full", which is taken as it is.
+    """Return the caption of a segment from {aspect: text}; a part "full" is a whole caption and replaces the others.
 
-    Sentences that come again are left out, then, with `most_words`, those that say least new (`fit_length`).
+    Repeated sentences are dropped. With `most_words`, so are the sentences that add least (`fit_length`).
     """
     if parts.get("full"):
         return fit_length(split_sentences(parts["full"]), most_words)
-    said: set[str] = set()
+    seen: set[str] = set()
     kept: dict[str, str] = {}
     for aspect in READING_ORDER[subject]:
-        fresh = [s for s in split_sentences(parts.get(aspect) or "") if not (s.lower() in said or said.add(s.lower()))]
+        fresh = [s for s in split_sentences(parts.get(aspect) or "") if not (s.lower() in seen or seen.add(s.lower()))]
         if fresh:
             kept[aspect] = " ".join(fresh)
     return fit_length(split_sentences(merge_aspects(kept, subject)), most_words)
 
 
 def fit_length(sentences: Sequence[str], most_words: float | None) -> str:
-    """Leave out whole sentences of a caption that is longer than captions usually are; order and wording stay.
+    """Join sentences, dropping whole ones until the caption has about `most_words` words.
 
-    The first to go is the one whose words stand in the others most, and no more go than it takes. Cutting to the usual
-    median instead was measured to cost ten points on real captions put together from their own aspects, cutting to
-    `usual_lengths` one, while captions twice as long as usual gain two to three.
+    The sentence whose words the others repeat most goes first, and none goes if that would leave the caption further
+    below the limit than it was above. On real captions composed from their own aspects, a limit at the median length
+    cost ten points of the score and `usual_lengths` one, while captions twice as long as usual gained two to three.
     """
     kept = list(sentences)
+
+    def repeated(i: int) -> float:
+        words = [{word.strip(".,").lower() for word in sentence.split()} for sentence in kept]
+        return len(words[i] & set().union(*words[:i], *words[i + 1 :])) / max(1, len(words[i]))
+
     while most_words is not None and len(kept) > 1:
         lengths = [len(sentence.split()) for sentence in kept]
-        place = max(range(len(kept)), key=lambda i: (_told_elsewhere(kept, i), -lengths[i], i))
-        over = sum(lengths) - most_words
-        if over <= 0 or lengths[place] - over > over:
+        index = max(range(len(kept)), key=lambda i: (repeated(i), -lengths[i], i))
+        excess = sum(lengths) - most_words
+        if excess <= 0 or lengths[index] - excess > excess:
             break
-        del kept[place]
+        del kept[index]
     return " ".join(kept)
 
 
-def _told_elsewhere(sentences: Sequence[str], place: int) -> float:
-    """The share of a sentence's words that other sentences have too."""
-    words = [{word.strip(".,").lower() for word in sentence.split()} for sentence in sentences]
-    others = set().union(*words[:place], *words[place + 1 :])
-    return len(words[place] & others) / max(1, len(words[place]))
+def usual_lengths(train: pd.DataFrame) -> dict[str, float]:
+    """Return per subject the length in words that 90 % of the training captions do not exceed; no entry without captions.
 
-
-def usual_lengths(captions: pd.DataFrame) -> dict[str, float]:
-    """Words that nine in ten training captions of each subject do not exceed; columns caption_vehicle, caption_pedestrian."""
-    return {s: float(captions[f"caption_{s}"].dropna().str.split().str.len().quantile(0.9)) for s in SUBJECTS}
+    `train` has the columns caption_vehicle and caption_pedestrian.
+    """
+    captions = {subject: train[f"caption_{subject}"].dropna() for subject in SUBJECTS}
+    return {subject: float(text.str.split().str.len().quantile(0.9)) for subject, text in captions.items() if len(text)}
 
 
 # --- a whole submission --------------------------------------------------------------------------------------------
 
 
 def build_submission(
-    predictions: pd.DataFrame, choose: str = "score", most_words: Mapping[str, float] | None = None
-) -> dict[str, list[dict]]:
-    """`{scenario: [{"labels": ["4"], "caption_pedestrian": …, "caption_vehicle": …}, …]}`, phases in their order.
+    predictions: pd.DataFrame, choose: str = "log_prob", most_words: Mapping[str, float] | None = None
+) -> Submission:
+    """Build `{scenario: [{"labels": ["4"], "caption_pedestrian": …, "caption_vehicle": …}, …]}` with phases in order.
 
-    `predictions`: a row per caption with scenario, source, video, label, phase, subject, aspect ("full" for a whole
-    caption), caption, score. Keys are scenarios, for BDD the video without its ending.
+    `predictions` has a row per caption with scenario, label, phase, subject, aspect ("full" for a whole caption), caption
+    and log_prob. Scenarios of BDD are named by their video, without its suffix.
     """
     unknown = sorted(set(predictions["aspect"]) - {*ASPECTS, "full"})
     if unknown:
-        raise ValueError(f"predictions: expected aspects {', '.join(ASPECTS)} or full; found {', '.join(unknown)}")
-    built: dict[str, list[dict]] = {}
-    for (scenario, _, label), rows in predictions.groupby(["scenario", "phase", "label"], sort=True):
-        captions = {}
+        raise ValueError(f"predictions: expected aspects {', '.join(ASPECTS)} or full, got {', '.join(map(str, unknown))}")
+    log_probs = [finite(value) for value in predictions["log_prob"]]
+    predictions = predictions.assign(log_prob=[-np.inf if value is None else value for value in log_probs])
+    built: Submission = {}
+    for (scenario, _), segment in predictions.groupby(["scenario", "phase"], sort=True):
+        entry: dict[str, Any] = {"labels": [_shortest(segment["label"])]}
         for subject in SUBJECTS:
-            parts = _parts(rows[rows["subject"] == subject], choose)
-            captions[f"caption_{subject}"] = compose(parts, subject, (most_words or {}).get(subject))
-        built.setdefault(str(scenario), []).append({"labels": [str(label)], **captions})
+            parts = {
+                str(aspect): choose_view(views["caption"].fillna("").tolist(), views["log_prob"].tolist(), choose)
+                for aspect, views in segment[segment["subject"] == subject].groupby("aspect")
+            }
+            entry[f"caption_{subject}"] = compose(parts, subject, (most_words or {}).get(subject))
+        built.setdefault(str(scenario), []).append(entry)
     return built
 
 
-def _parts(rows: pd.DataFrame, choose: str) -> dict[str, str]:
-    return {
-        str(aspect): choose_view(views["caption"].tolist(), views["score"].tolist(), choose)
-        for aspect, views in rows.groupby("aspect")
-    }
+def _shortest(labels: pd.Series) -> str:
+    """Return one spelling of the label of a segment: views may spell it "04" and "4"."""
+    return min(labels.astype(str), key=len)
 
 
 def choose_by_validation(
     predictions: pd.DataFrame, references: Mapping[Segment, Mapping[str, str]], lengths: Mapping[str, float]
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """The best way of choosing views and fitting length on segments whose captions are known.
+    """Return the options for `build_submission` that score best on validation captions, and a table of all variants.
 
-    `references`: {(scenario, label): {subject: caption}}. Returns options for `build_submission` and a table of all ways.
+    `references` is {(scenario, label): {subject: caption}} and `lengths` what `usual_lengths` returns. Without validation
+    captions the options are the defaults and the table is empty.
     """
-    rows = []
+    table = pd.DataFrame(columns=["choose", "fitted", "score"])
+    if predictions.empty or not references:
+        return {"choose": CHOICES[0], "most_words": None}, table
     for choose in CHOICES:
         for fitted in (False, True):
             built = build_submission(predictions, choose, lengths if fitted else None)
-            rows.append((choose, fitted, mean_of(built, references)))
-    table = pd.DataFrame(rows, columns=["choose", "fitted", "score"])
-    best = table.loc[table["score"].idxmax()]
+            table.loc[len(table)] = choose, fitted, score_segments(built, dict(references)).segments["score"].mean()
+    best = table.loc[table["score"].astype(float).idxmax()]
     return {"choose": best["choose"], "most_words": dict(lengths) if best["fitted"] else None}, table
 
 
-def mean_of(submission: Mapping[str, list[dict]], references: Mapping[Segment, Mapping[str, str]]) -> float:
-    """Mean official score over segments, one that is missing counting 0."""
-    said = {(key, str(entry["labels"][0])): entry for key, entries in submission.items() for entry in entries}
-    pairs = [
-        (said.get(segment, {}).get(f"caption_{subject}", ""), captions[subject])
-        for segment, captions in references.items()
-        for subject in SUBJECTS
-    ]
-    return float(score_pairs([p for p, _ in pairs], [r for _, r in pairs])["score"].mean())
-
-
-# --- what is asked for ---------------------------------------------------------------------------------------------
-
-
 def expected_segments(phases: pd.DataFrame, split: str) -> dict[str, list[str]]:
-    """{scenario or BDD video: [original labels in the order of phases]} that a submission for a split must hold.
+    """Return {scenario or BDD video: [original labels in the order of phases]} that a submission must contain.
 
-    `phases`: rows of `wts.read_wts(root, split, keep_missing=True)`, so that segments without a video are asked for too.
+    `phases` has a row per phase and view with split, scenario, label and phase, including phases without a video.
     """
-    asked = phases[phases["split"] == split].drop_duplicates(["scenario", "label"]).sort_values(["scenario", "phase"])
-    return {str(key): rows["label"].astype(str).tolist() for key, rows in asked.groupby("scenario")}
-
-
-def complete(
-    submission: Mapping[str, list[dict]], expected: Mapping[str, Sequence[str]], usual: Mapping[str, str]
-) -> tuple[dict[str, list[dict]], list[str]]:
-    """A submission with every segment and caption that is asked for, and what had to be filled in.
-
-    `usual`: {caption_vehicle, caption_pedestrian} for what was not captioned, because its video is missing or the model was
-    taught one subject: the challenge refuses a submission with holes, and a usual caption scores more than none.
-    """
-    built: dict[str, list[dict]] = {}
-    filled = []
-    for key, labels in expected.items():
-        said = {entry["labels"][0]: entry for entry in submission.get(key, [])}
-        for label in labels:
-            entry = said.get(label, {})
-            captions = {name: entry.get(name) or text for name, text in usual.items()}
-            absent = [name for name in usual if not entry.get(name)]
-            if absent:
-                filled.append(f"{key} label {label}: {', '.join(absent)}")
-            built.setdefault(key, []).append({"labels": [label], **captions})
-    return built, filled
+    segments = phases[phases["split"] == split].groupby(["scenario", "phase"], sort=True)["label"].agg(_shortest)
+    expected: dict[str, list[str]] = {}
+    for (scenario, _), label in segments.items():
+        expected.setdefault(str(scenario), []).append(label)
+    return expected
 
 
 def check_submission(submission: Any, expected: Mapping[str, Sequence[str]]) -> list[str]:
-    """Everything that is wrong with a submission, all at once; an empty list is one that will be taken."""
+    """Return everything that is wrong with a submission; an empty list means that the challenge accepts it."""
     if not isinstance(submission, dict):
         return [f"expected {{scenario: [segments]}}, found {type(submission).__name__}"]
-    problems = [f"{key}: was not asked for" for key in submission if key not in expected]
-    for key, labels in expected.items():
-        if key not in submission:
-            problems.append(f"{key}: is missing, with labels {', '.join(labels)}")
-        elif not isinstance(submission[key], list):
-            problems.append(f"{key}: expected a list of segments, found {type(submission[key]).__name__}")
-        else:
-            problems += [f"{key}: {text}" for text in _check_segments(submission[key], labels)]
+    problems = [f"{scenario}: not expected" for scenario in submission if scenario not in expected]
+    found = []
+    for scenario, entries in submission.items():
+        if not isinstance(entries, list):
+            problems.append(f"{scenario}: expected a list of segments, found {type(entries).__name__}")
+            continue
+        for entry in entries:
+            labels = entry.get("labels") if isinstance(entry, dict) else None
+            if not (isinstance(labels, list) and len(labels) == 1 and isinstance(labels[0], str)):
+                problems.append(f'{scenario}: expected {{"labels": ["0"], …}}, found {str(entry)[:60]}')
+                continue
+            found.append((scenario, labels[0]))
+            problems += [f"{scenario} label {labels[0]}: {text}" for text in _check_entry(entry)]
+    return problems + _compare_segments([(s, label) for s, labels in expected.items() for label in labels], found)
+
+
+def _check_entry(entry: dict) -> list[str]:
+    problems = [f"unknown key {name}" for name in sorted(set(entry) - {"labels", *CAPTIONS})]
+    for name in CAPTIONS:
+        if not isinstance(entry.get(name), str):
+            problems.append(f"{name}: expected text, found {type(entry[name]).__name__ if name in entry else 'none'}")
+        elif not entry[name].strip():
+            problems.append(f"{name}: expected text, found an empty caption")
     return problems
 
 
-def _check_segments(segments: list, labels: Sequence[str]) -> list[str]:
-    problems, found = [], []
-    for entry in segments:
-        given = entry.get("labels") if isinstance(entry, dict) else None
-        if not (isinstance(given, list) and len(given) == 1 and isinstance(given[0], str)):
-            problems.append(f'expected {{"labels": ["0"], …}}, found {str(entry)[:60]}')
-            continue
-        found.append(given[0])
-        problems += [f"label {given[0]}: {text}" for text in _check_captions(entry)]
-    counts = Counter(found)
-    problems += [f"label {label}: stands {n} times" for label, n in counts.items() if n > 1]
-    surplus, missing = [x for x in counts if x not in labels], [x for x in labels if x not in counts]
-    for label in list(surplus):
-        twin = next((m for m in missing if parse_phase(m) is not None and parse_phase(m) == parse_phase(label)), None)
-        if twin is not None:
-            problems.append(f'label "{label}": was asked for as "{twin}"')
-            surplus.remove(label)
-            missing.remove(twin)
-    problems += [f"label {label}: was not asked for" for label in surplus]
-    return problems + [f"label {label}: is missing" for label in missing]
+def _compare_segments(expected: list[tuple[str, str]], found: list[tuple[str, str]]) -> list[str]:
+    """List segments that are missing, unexpected, repeated, or labelled in another spelling of the same phase."""
+    tables = [pd.DataFrame(pairs, columns=["scenario", "label"], dtype=str) for pairs in (expected, found)]
+    counts = tables[1].value_counts()
+    problems = [f"{scenario} label {label}: expected once, found {n} times" for (scenario, label), n in counts.items() if n > 1]
+    tables = [table.drop_duplicates().assign(phase=table["label"].map(_phase_key).astype(str)) for table in tables]
+    both = pd.merge(*tables, how="outer", on=["scenario", "phase"], suffixes=("_expected", "_found"), indicator=True)
+    known = {scenario for scenario, _ in expected}
+    for row in both.itertuples(index=False):
+        if row[-1] == "right_only" and row.scenario in known:
+            problems.append(f"{row.scenario} label {row.label_found}: not expected")
+        elif row[-1] == "both" and row.label_expected != row.label_found:
+            problems.append(f'{row.scenario} label "{row.label_found}": expected as "{row.label_expected}"')
+    for scenario, rows in both[both["_merge"] == "left_only"].groupby("scenario"):
+        problems.append(f"{scenario}: no segment with label {', '.join(rows['label_expected'])}")
+    return problems
 
 
-def _check_captions(entry: dict) -> list[str]:
-    problems = []
-    for subject in SUBJECTS:
-        caption = entry.get(f"caption_{subject}")
-        if caption is None:
-            problems.append(f"caption_{subject} is missing")
-        elif not isinstance(caption, str):
-            problems.append(f"caption_{subject}: expected text, found {type(caption).__name__}")
-        elif not caption.strip():
-            problems.append(f"caption_{subject} is empty")
-    foreign = sorted(set(entry) - {"labels", *(f"caption_{s}" for s in SUBJECTS)})
-    return problems + [f"unknown key {name}" for name in foreign]
+def _phase_key(label: str) -> str:
+    phase = parse_phase(label)
+    return label if phase is None else str(phase)
 
 
-def write_submission(path: str | Path, submission: dict, expected: Mapping[str, Sequence[str]]) -> Path:
-    """Write a submission that passes `check_submission`; else a `SubmissionError` with all that is wrong."""
+def write_submission(
+    path: str | Path,
+    submission: Submission,
+    expected: Mapping[str, Sequence[str]],
+    fill_missing: bool = False,
+    usual: Mapping[str, str] | None = None,
+) -> Written:
+    """Write a submission that passes `check_submission`; otherwise raise `SubmissionError` and write nothing.
+
+    With `fill_missing`, missing segments and captions are filled with `usual` (what `usual_captions` returns) and listed
+    in the result. Without it they are an error: a submission made after captioning a few images would be mostly filling.
+    """
+    filled: list[str] = []
+    if fill_missing:
+        submission, filled = _fill(submission, expected, usual or {})
     problems = check_submission(submission, expected)
     if problems:
-        raise SubmissionError(f"{path}: {len(problems)} problems, nothing written:\n  " + "\n  ".join(problems))
-    return write_json(path, submission)
+        listed = "\n  ".join(problems[:50]) + (f"\n  … {len(problems) - 50} more" if len(problems) > 50 else "")
+        advice = "" if fill_missing else " Caption the whole split, or pass fill_missing=True for the usual training caption."
+        raise SubmissionError(f"{path}: found {len(problems)} problems, wrote nothing.{advice}\n  {listed}")
+    return Written(write_json(path, submission), submission, filled)
 
 
-def read_submission(path: str | Path) -> dict:
-    """A submission from its file."""
-    return read_json(path)
+def _fill(
+    submission: Submission, expected: Mapping[str, Sequence[str]], usual: Mapping[str, str]
+) -> tuple[Submission, list[str]]:
+    """Return the expected segments with `usual` for every missing caption, and a list of these captions."""
+    built: Submission = {}
+    filled = []
+    for scenario, labels in expected.items():
+        entries = {_phase_key(entry["labels"][0]): entry for entry in submission.get(scenario, [])}
+        for label in labels:
+            captions = {name: entries.get(_phase_key(label), {}).get(name) for name in CAPTIONS}
+            missing = [name for name, caption in captions.items() if not caption and name in usual]
+            if missing:
+                filled.append(f"{scenario} label {label}: {', '.join(missing)}")
+            chosen = captions | {name: usual[name] for name in missing}
+            built.setdefault(scenario, []).append({"labels": [label], **{k: v for k, v in chosen.items() if v}})
+    return built, filled
 
 
-# --- baselines -----------------------------------------------------------------------------------------------------
-
-
-def most_frequent_captions(train: pd.DataFrame, segments: pd.DataFrame) -> dict[str, list[dict]]:
-    """A submission that says everywhere what training says most often; both tables are rows of phases."""
-    return _submission_of(segments, [usual_captions(train)] * len(segments))
+# --- baselines without a model -------------------------------------------------------------------------------------
 
 
 def usual_captions(train: pd.DataFrame) -> dict[str, str]:
-    """{caption_vehicle, caption_pedestrian}: what training says most often of each."""
-    return {f"caption_{s}": train[f"caption_{s}"].dropna().mode().iloc[0] for s in SUBJECTS}
+    """Return the most frequent training caption of each subject, as {caption_vehicle, caption_pedestrian}."""
+    counts = {name: train[name].dropna().mode() for name in CAPTIONS}
+    return {name: most.iloc[0] for name, most in counts.items() if len(most)}
 
 
-def nearest_captions(
-    train: pd.DataFrame, segments: pd.DataFrame, image_dir: str | Path, size: int = 16
-) -> dict[str, list[dict]]:
-    """A submission that gives each segment the captions of the training image nearest to its own by pixels.
+def most_frequent_captions(train: pd.DataFrame, segments: pd.DataFrame) -> Submission:
+    """Build a submission that repeats the most frequent training caption; both tables have a row per phase and view."""
+    return _first_of_each_segment(segments, [usual_captions(train)] * len(segments))
 
-    Images are compared as size x size thumbnails, by squared difference; one that cannot be opened is passed over.
+
+def nearest_captions(train: pd.DataFrame, segments: pd.DataFrame, image_dir: str | Path, size: int = 16) -> Submission:
+    """Build a submission that copies the captions of the training image nearest in pixels, of another scenario.
+
+    Images (column `image`) are compared as size x size thumbnails by squared difference. Images that cannot be opened are
+    skipped. Images of the same scenario are no candidates: they include the image itself, and share its caption.
     """
-    from PIL import Image
+    from beit3lib.data.images import ImageError, open_image  # needs Pillow, which nothing else in this file does
 
     def thumbnails(table: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
-        pictures, opened = [], []
-        for name in table["image"]:
+        found = {}
+        for index, name in table["image"].items():
             try:
-                with Image.open(Path(image_dir) / name) as image:
-                    pictures.append(np.asarray(image.convert("RGB").resize((size, size)), np.float32).ravel())
-            except OSError:
-                opened.append(False)
-            else:
-                opened.append(True)
-        return np.stack(pictures), table[opened]
+                found[index] = np.asarray(open_image(Path(image_dir) / str(name)).resize((size, size)), np.float32).ravel()
+            except (ImageError, OSError):
+                continue
+        return np.stack(list(found.values()) or [np.zeros(3 * size * size)]), table.loc[list(found)]
 
-    a, segments = thumbnails(segments)
-    b, known = thumbnails(train.dropna(subset=[f"caption_{s}" for s in SUBJECTS]))
-    distances = (a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1)
-    nearest = known.iloc[distances.argmin(1)]
-    return _submission_of(segments, nearest[[f"caption_{s}" for s in SUBJECTS]].to_dict("records"))
+    a, segments = thumbnails(segments.reset_index(drop=True))
+    b, known = thumbnails(train.dropna(subset=CAPTIONS).reset_index(drop=True))
+    if segments.empty or known.empty:
+        return {}
+    distances = (a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1)  # (segments, training images)
+    distances[segments["scenario"].to_numpy()[:, None] == known["scenario"].to_numpy()] = np.inf
+    comparable = np.isfinite(distances.min(1))
+    nearest = known.iloc[distances[comparable].argmin(1)]
+    return _first_of_each_segment(segments[comparable], nearest[CAPTIONS].to_dict("records"))
 
 
-def _submission_of(segments: pd.DataFrame, captions: Sequence[Mapping[str, str]]) -> dict[str, list[dict]]:
-    """The first row of each segment, with its captions."""
-    built: dict[str, list[dict]] = {}
-    seen: set[Segment] = set()
-    for row, said in zip(segments.itertuples(), captions, strict=True):
-        if (row.scenario, row.label) not in seen:
-            seen.add((row.scenario, row.label))
-            built.setdefault(row.scenario, []).append({"labels": [str(row.label)], **said})
+def _first_of_each_segment(segments: pd.DataFrame, captions: Sequence[Mapping[str, str]]) -> Submission:
+    """Build a submission from a caption pair per row; a segment seen from several views takes its first row."""
+    built: Submission = {}
+    first = ~segments.assign(label=segments["label"].map(segment_label)).duplicated(["scenario", "label"])
+    for row, is_first, pair in zip(segments.itertuples(), first, captions, strict=True):
+        if is_first:
+            built.setdefault(row.scenario, []).append({"labels": [str(row.label)], **pair})
     return built

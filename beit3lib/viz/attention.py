@@ -1,19 +1,20 @@
-"""Where the model looked for a word: what the mask that predicts it fetched from each patch of the picture."""
+"""Attention of a generated word to the patches of the image."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from beit3lib.dataset import load_image, to_tensor
-from beit3lib.decode import Caption, generate
-from beit3lib.model import Captioner, ImageMemory
-from beit3lib.tokenizer import prefix_ids
+from beit3lib.captioner import Captioner
+from beit3lib.data.images import open_image
+from beit3lib.model import ImageMemory
+from beit3lib.transforms import to_tensor
 
 
-class Look(NamedTuple):
-    """One word of a caption and the share of what was fetched from the picture that each patch gave while it was written."""
+class WordAttention(NamedTuple):
+    """A word, the caption that contains it, and the attention of the word to each patch."""
 
     word: str
     caption: str
@@ -22,63 +23,69 @@ class Look(NamedTuple):
 
 @torch.inference_mode()
 def word_attention(
-    model: Captioner, image, subject: str, aspect: str, word: str | Sequence[str], num_beams: int = 3
-) -> Look | None:
-    """Attention for `word`, or the first of several that is said, in the caption the model gives to `image`; else None.
+    captioner: Captioner, image, subject: str, aspect: str, words: Sequence[str], num_beams: int = 3
+) -> WordAttention | None:
+    """Generate the caption of `image` and return the attention of the first of `words` in it.
 
-    None, too, for a description that the model was not taught.
-
-    The words before are fed with a mask behind them, as in decoding. A patch counts with its attention times the length of
-    the vector that attention fetches there, which says more than attention alone: much of it rests on patches that give
-    nothing (Kobayashi et al. 2020, "Attention is not only a weight", section 3). Averaged over all heads of all layers and
-    over the pieces of the word, the class token left out. It tells where information came from, not why the word was chosen.
+    None if no word occurs, or if the model was not trained on this caption type. As in decoding, the tokens before the word
+    are fed with `<mask>` after them. A patch counts with its attention weight times the norm of its projected value vector:
+    much of the plain attention rests on patches with small values (Kobayashi et al. 2020, "Attention is Not Only a Weight",
+    section 3). Averaged over the heads of all layers and over the tokens of the word; the class token is ignored. It shows
+    which patches contributed, not why the word was chosen.
     """
-    if model.descriptions and (subject, aspect) not in model.descriptions:
+    if (subject, aspect) not in (captioner.caption_types or [(subject, aspect)]):
         return None
-    pixels = to_tensor(load_image(image), model.config.image_size)[None].to(model.device)
-    descriptions = [(subject, aspect)] if model.prefixed else []
-    caption = generate(model, pixels, num_beams=num_beams, descriptions=descriptions)[0]
-    said, pieces = _first_said(model.tokenizer, caption, [word] if isinstance(word, str) else word)
-    if not pieces:
+    model, tokenizer = captioner.model, captioner.tokenizer
+    pixels = to_tensor(open_image(image), model.config.image_size)[None].to(captioner.device)
+    caption = captioner.generate(pixels, [(subject, aspect)], num_beams)[0]
+    word, indices = _first_occurrence(tokenizer.convert_ids_to_tokens(caption.ids), words)
+    if not indices:
         return None
-    prefix = prefix_ids(model.tokenizer, subject, aspect) if descriptions else []
-    start = [model.tokenizer.bos_token_id, *prefix]
+    prompt = captioner.prompts[captioner.caption_types.index((subject, aspect))] if captioner.caption_types else []
     memory = model.encode_image(pixels)
-    maps = [_fetched(model, memory, [*start, *caption.ids[:place]]) for place in pieces]
-    return Look(said, caption.text, torch.stack(maps).mean(0))
+    maps = []
+    for index in indices:
+        ids = [tokenizer.bos_token_id, *prompt, *caption.ids[:index], tokenizer.mask_token_id]
+        maps.append(_patch_contributions(model, memory, torch.tensor([ids], device=captioner.device)))
+    return WordAttention(word, caption.text, torch.stack(maps).mean(0))
 
 
-def _first_said(tokenizer, caption: Caption, words: Sequence[str]) -> tuple[str, list[int]]:
-    """The word that stands first in the caption, and the places of its pieces."""
-    found = [(places[0], word, places) for word in words if (places := _pieces_of(tokenizer, caption, word))]
-    _, word, places = min(found, default=(0, "", []))
-    return word, places
+def _first_occurrence(tokens: list[str], words: Sequence[str]) -> tuple[str, list[int]]:
+    """The first of `words` that occurs, and the indices of its tokens without punctuation."""
+    groups: list[list[int]] = []
+    for index, token in enumerate(tokens):
+        if token is None:  # a row of the vocabulary without a piece
+            continue
+        if token.startswith("▁") or not groups:
+            groups.append([])
+        groups[-1].append(index)
+    wanted = {word.lower(): word for word in words}
+    for group in groups:
+        text = "".join(tokens[index] for index in group).strip("▁").strip(".,;:").lower()
+        if text in wanted:
+            return wanted[text], [index for index in group if tokens[index].strip("▁.,;:")]
+    return "", []
 
 
-def _pieces_of(tokenizer, caption: Caption, word: str) -> list[int]:
-    """Places in `caption.ids` of the pieces that make up the first such word."""
-    places: list[list[int]] = []
-    tokens = tokenizer.convert_ids_to_tokens(caption.ids)
-    for place, token in enumerate(tokens):
-        if token.startswith("▁") or not places:
-            places.append([])
-        places[-1].append(place)
-    for group in places:
-        text = "".join(tokens[place] for place in group).strip("▁").strip(".,;:").lower()
-        if text == word.lower():
-            return [place for place in group if tokens[place].strip("▁.,;:")]
-    return []
-
-
-def _fetched(model: Captioner, memory: ImageMemory, ids: list[int]) -> Tensor:
-    """Shares (grid, grid) of the patches in what the mask after `ids` fetches from the picture."""
-    text = torch.tensor([[*ids, model.tokenizer.mask_token_id]], device=model.device)
-    record: list[Tensor] = []
-    model.encode_text(memory, text, record=record)
-    total = torch.zeros(model.config.image_tokens - 1, device=model.device)
-    for layer, weights, values in zip(model.beit3.encoder.layers, record, memory.values, strict=True):
-        out = layer.self_attn.out_proj.B.weight.unflatten(1, (model.config.heads, -1))  # (D, H, d)
-        lengths = torch.einsum("hnd,ohd->hno", values[0, :, 1:], out).norm(dim=-1)  # (H, N - 1)
-        total += (weights[0, :, -1, 1:] * lengths).float().mean(0)
+def _patch_contributions(model, memory: ImageMemory, input_ids: Tensor) -> Tensor:
+    """Shares (grid, grid) of the patches in what the last token receives from the image."""
+    queries, keys, hooks = [], [], ExitStack()
+    with hooks:
+        for layer in model.beit3.encoder.layers:
+            for module, outputs in ((layer.self_attn.q_proj.B, queries), (layer.self_attn.k_proj.B, keys)):
+                hook = module.register_forward_hook(lambda _, __, output, outputs=outputs: outputs.append(output[0]))
+                hooks.callback(hook.remove)
+        model.encode_text(memory, input_ids)
+    total = torch.zeros(model.config.image_tokens - 1, device=input_ids.device)
+    heads = model.config.heads
+    for layer, q, k, image_keys, image_values in zip(
+        model.beit3.encoder.layers, queries, keys, memory.keys, memory.values, strict=True
+    ):
+        q, k = q[-1].view(heads, 1, -1), k.unflatten(1, (heads, -1)).transpose(0, 1)  # (H, 1, d), (H, T, d)
+        scores = q @ torch.cat([image_keys[0], k], dim=1).mT * q.shape[-1] ** -0.5  # (H, 1, N + T)
+        weights = scores.softmax(-1)[:, 0, 1 : image_keys.shape[2]]  # (H, N - 1), without the class token
+        out = layer.self_attn.out_proj.B.weight.unflatten(1, (heads, -1))  # (D, H, d)
+        norms = torch.einsum("hnd,ohd->hno", image_values[0, :, 1:], out).norm(dim=-1)  # (H, N - 1)
+        total += (weights * norms).float().mean(0)
     grid = model.config.image_size // model.config.patch_size
     return (total / total.sum()).view(grid, grid).cpu()

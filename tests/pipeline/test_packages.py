@@ -1,65 +1,141 @@
-"""What is installed is what is asked for; the stale pins of torchscale import beside today's packages."""
+"""`prepare_host` installs what is missing or too old, and nothing else."""
 
 import re
 import subprocess
 import sys
+import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from beit3lib.pipeline import packages
 
 ROOT = Path(__file__).parents[2]
+STANDARD = set(sys.stdlib_module_names) | {"beit3lib"}
+MODULES = {  # import names that are not the name of their package
+    **{"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml", "sklearn": "scikit-learn"},
+    **{"rouge_score": "rouge-score"},
+}
+OPTIONAL = {"torchscale", "IPython"}  # installed without dependencies, and part of jupyter
 
 
-def test_requirements_and_imports_name_the_same_packages():
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    required = {re.split(r"[<>=!\[; ]", line)[0].lower() for line in lines if line and not line.startswith("#")}
-    notebooks_only = required - set(packages.IMPORTS.values())
-    assert set(packages.IMPORTS.values()) <= required and notebooks_only <= {"jupyter", "jupyterlab", "papermill", "ipykernel"}
+@pytest.fixture
+def beside(tmp_path, monkeypatch):
+    """A folder with a requirements.txt of its own, and the pip commands that were run."""
+    (tmp_path / "requirements.txt").write_text("# comment\nfirst>=2  # why\nsecond>=1.5\njupyter>=1\n")
+    commands, versions = [], {"first": "2.0.1", "second": "1.5", "torchscale": "0.3.0", "fairscale": "0.4.0"}
+    monkeypatch.setattr(packages, "BESIDE", tmp_path)
+    monkeypatch.setattr(packages.metadata, "version", lambda name: versions[name] if name in versions else missing(name))
+    done = subprocess.CompletedProcess([], 0, "", "")
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command[3:]) or done)
+    return tmp_path, versions, commands
 
 
-def test_torch_has_a_lower_bound_only():
-    line = next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if re.match(r"torch[>=<]", line))
-    assert re.fullmatch(r"torch>=[\d.]+", line)
+def missing(name):
+    raise metadata.PackageNotFoundError(name)
 
 
-def test_torchscale_imports_without_its_pins_and_without_a_warning():
-    code = "from beit3lib.pipeline.packages import import_torchscale; import_torchscale()"
-    done = subprocess.run([sys.executable, "-W", "error::FutureWarning", "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and "FutureWarning" not in done.stderr, done.stderr
+def wheel(folder, name="second-2-py3-none-any.whl"):
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(folder / name, "w") as file:
+        file.writestr("second.py", "")
+    return folder
 
 
-def test_importing_the_package_loads_neither_torch_nor_transformers():
-    code = "import sys, beit3lib; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+def test_every_imported_package_is_in_requirements_txt():
+    names = {Requirement(line).name for line in packages.requirements()}
+    imported = set()
+    for path in (ROOT / "beit3lib").rglob("*.py"):
+        imported |= set(re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    assert {MODULES.get(name, name) for name in imported - STANDARD - OPTIONAL} - {"papermill", "a", "the"} <= names
 
 
-@pytest.mark.parametrize("module", ["wts", "motion_blur", "aspects", "metrics", "submission", "manifest", "gallery", "figures"])
-def test_data_and_scores_need_neither_torch_nor_transformers(module):
-    code = f"import sys, beit3lib.{module}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+def test_requirements_are_lower_bounds():
+    bounded = [Requirement(line) for line in packages.requirements() if line not in packages.WITHOUT_DEPENDENCIES]
+    assert len(bounded) > 15 and all(re.fullmatch(r">=[\d.]+", str(each.specifier)) for each in bounded)
+
+
+def test_constraints_satisfy_the_requirements():
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if found := re.match(r"([\w.-]+)==([\w.+]+)", line):
+            pins.setdefault(found[1].lower(), []).append(found[2])
+    for line in packages.requirements():
+        each = Requirement(line)
+        if line not in packages.WITHOUT_DEPENDENCIES:
+            assert pins[each.name] and all(each.specifier.contains(version) for version in pins[each.name]), line
 
 
 def test_nothing_is_missing_here():
+    assert packages.missing_packages() == [] and packages.install_missing() == []
+
+
+def test_a_satisfied_requirement_is_left_alone(beside):
     assert packages.missing_packages() == []
-    assert packages.install_missing() == []
+    packages.prepare_host()
+    assert beside[2] == []
 
 
-def test_only_what_is_missing_is_asked_of_pip_and_unpinned_ones_without_their_pins(monkeypatch, tmp_path):
-    asked = []
-    monkeypatch.setattr(packages, "missing_packages", lambda: ["av", "torchscale==0.3.0"])
-    monkeypatch.setattr(
-        subprocess, "run", lambda command, **_: asked.append(command) or subprocess.CompletedProcess(command, 0, "", "")
-    )
-    assert packages.install_missing(tmp_path) == ["av", "torchscale==0.3.0"]
-    assert "--no-deps" not in asked[0] and "av" in asked[0] and "--no-index" in asked[0] and str(tmp_path) in asked[0]
-    assert "--no-deps" in asked[1] and "torchscale==0.3.0" in asked[1]
-    assert not any(flag in command for command in asked for flag in ("-U", "--upgrade"))
+@pytest.mark.parametrize("version", [None, "1.4.9"])
+def test_a_missing_or_too_old_package_is_installed_alone(beside, version):
+    folder, versions, commands = beside
+    versions.pop("second") if version is None else versions.update(second=version)
+    assert packages.install_missing() == ["second>=1.5"]
+    assert commands == [["install", "second>=1.5", "--quiet"]]
 
 
-def test_a_pip_that_fails_is_an_error_with_its_last_lines(monkeypatch):
-    monkeypatch.setattr(packages, "missing_packages", lambda: ["av"])
+def test_a_package_that_provides_the_same_module_is_enough(beside):
+    folder, versions, commands = beside
+    (folder / "requirements.txt").write_text("opencv-python-headless>=4.10\n")
+    versions["opencv-python"] = "4.12.0"
+    assert packages.missing_packages() == []
+
+
+def test_torchscale_and_fairscale_are_installed_without_their_dependencies(beside):
+    folder, versions, commands = beside
+    versions.pop("fairscale"), versions.pop("second"), wheel(folder / "wheels")
+    assert packages.install_missing() == ["second>=1.5", "fairscale==0.4.0"]
+    source = ["--no-index", "--find-links", str(folder / "wheels")]
+    assert commands[0] == ["install", *source, "second>=1.5", "--quiet"]
+    assert commands[1] == ["install", "--no-deps", *source, "fairscale==0.4.0", "--quiet"]
+
+
+def test_tested_versions_are_taken_from_the_index(beside):
+    folder, versions, commands = beside
+    (folder / "constraints.txt").write_text("second==1.7\n")
+    versions.pop("second")
+    packages.install_missing()
+    assert commands == [["install", "--constraint", str(folder / "constraints.txt"), "second>=1.5", "--quiet"]]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut"])
+def test_an_empty_or_cut_wheel_is_refused_by_name(beside, content):
+    folder, versions, commands = beside
+    wheel(folder / "wheels")
+    (folder / "wheels" / "av-1-py3-none-any.whl").write_bytes(content)
+    versions.pop("second")
+    with pytest.raises(RuntimeError, match="empty or cut: av-1-py3-none-any.whl"):
+        packages.install_missing()
+    assert commands == []
+
+
+def test_only_kaggle_and_colab_install_by_themselves(beside, monkeypatch, tmp_path):
+    folder, versions, commands = beside
+    versions.pop("second")
+    monkeypatch.setenv("BEIT3LIB_KAGGLE_INPUT", str(tmp_path / "none"))
+    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+    with pytest.raises(RuntimeError, match="expected second>=1.5.*Run `pip install -r requirements.txt`"):
+        packages.prepare_host()
+    (tmp_path / "none").mkdir()
+    packages.prepare_host()
+    assert len(commands) == 1
+
+
+def test_a_failing_pip_is_an_error_with_its_last_lines(beside, monkeypatch):
+    folder, versions, _ = beside
+    versions.pop("second")
     failed = subprocess.CompletedProcess([], 1, "", "ERROR: no matching distribution")
     monkeypatch.setattr(subprocess, "run", lambda command, **_: failed)
     with pytest.raises(RuntimeError, match="no matching distribution"):

@@ -1,6 +1,7 @@
-"""The gallery: words marked rightly, nothing lost, nothing executed, and a page that works in a real browser."""
+"""The gallery: words are marked correctly, no caption is lost or executed, and the page works in a real browser."""
 
 import json
+import os
 import random
 import re
 import shutil
@@ -12,84 +13,81 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
 
+from beit3lib.data.aspects import ASPECTS, SUBJECTS
 from beit3lib.viz import gallery
-from beit3lib.viz.gallery import compare_runs, make_thumb, mark_words, read_predictions, shared_words, write_gallery
+from beit3lib.viz.gallery import caption_cards, compare_table, image_row, mark_words, storyboard, write_gallery
 
-SUBJECTS = ("vehicle", "pedestrian")
-ASPECTS = ("moving", "pedestrian_description", "position", "road", "weather")
-HOSTILE = 'A <b>bold</b> car </script><script>window.hit = 1</script> <!-- & "quoted" <img src=x onerror="window.hit=2">'
-SENTENCES = {
-    "moving": "The {subject} moves {a} along the lane.",
-    "pedestrian_description": "The pedestrian wears a {a} coat and {b} shoes.",
-    "position": "The {subject} is {a} of the crossing, {b} the kerb.",
-    "road": "The road has a {a} surface and {b} lanes.",
-    "weather": "The sky is {a} and the light is {b}.",
-}
-WORDS = "slowly quickly grey violet left right near wet dry two three overcast pale".split()
+HOSTILE = 'A <b>bold</b> car </script><script>window.hit = 1</script> <!-- & "quoted" \u2028 <img src=x onerror="window.hit=2">'
+COLORS = "red blue green white black gray yellow brown".split()
 
 
-def draw_picture(path, seed: int, size: int = 64) -> None:
+def draw_image(path, seed: int, size: int = 48) -> None:
     rng = random.Random(seed)
-    picture = Image.new("RGB", (size, size), tuple(rng.randrange(256) for _ in range(3)))
-    x, y = rng.randrange(size // 2), rng.randrange(size // 2)
-    ImageDraw.Draw(picture).rectangle((x, y, x + size // 3, y + size // 3), fill="white")
+    image = Image.new("RGB", (size, size), tuple(rng.randrange(256) for _ in range(3)))
+    ImageDraw.Draw(image).rectangle((8, 8, size // 2, size // 2), fill="white")
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    image.save(path)
 
 
-def make_predictions(root, images: int, seed: int = 0, size: int = 64, wrong: float = 0.3) -> pd.DataFrame:
-    """Ten captions for each of so many pictures, five phases to a scenario; some words differ from the reference."""
+def make_predictions(root, images: int, seed: int = 0, wrong: float = 0.3, draw: bool = True) -> pd.DataFrame:
+    """Ten captions per image, five phases and two cameras per scenario; some captions differ in one word."""
     rng, rows = random.Random(seed), []
     for i in range(images):
-        name = f"images/avg{i // 5:03d}_cam{i}phase{i % 5}.jpg"
-        if not (root / name).exists():
-            draw_picture(root / name, i, size)
-        about = {"image": name, "scenario": f"20230101_{i // 5}_T1", "split": "val", "view": "overhead_view"}
+        name = f"images/avg{i}.jpg"
+        if draw and not (root / name).exists():
+            draw_image(root / name, i)
+        scenario, phase = f"s{i // 10}", i % 5
+        view = "vehicle_view" if i // 5 % 2 else "overhead_view"
+        about = {
+            "image": name,
+            "scenario": scenario,
+            "split": "val",
+            "source": "wts",
+            "view": view,
+            "video": f"{scenario}_{view}.mp4",
+        }
         for subject in SUBJECTS:
             for aspect in ASPECTS:
-                a, b, other = rng.sample(WORDS, 3)
-                reference = SENTENCES[aspect].format(subject=subject, a=a, b=b)
-                caption = SENTENCES[aspect].format(subject=subject, a=other if rng.random() < wrong else a, b=b)
-                sure = [round(rng.uniform(0.2, 1), 3) for _ in caption.split()]
-                row = {**about, "phase": i % 5, "label": str(i % 5), "subject": subject, "aspect": aspect}
-                row |= {"caption": caption, "reference": reference, "word_probs": sure}
-                rows.append({**row, "score": float(np.log(sure).mean())})
+                color, number = COLORS[i // 10 % len(COLORS)], rng.randrange(60)
+                reference = f"The {subject} {aspect} is {number} meters from a pole and has a {color} shirt."
+                exact = rng.random() > wrong
+                caption = reference if exact else reference.replace(color, rng.choice(COLORS))
+                probs = [round(rng.uniform(0.6, 1), 3) for _ in caption.split()]
+                row = {**about, "phase": phase, "label": str(phase), "subject": subject, "aspect": aspect, "caption": caption}
+                score = 100.0 if caption == reference else round(rng.uniform(20, 90), 2)
+                log_prob = float(np.log(probs).mean())
+                rows.append({**row, "reference": reference, "word_probs": probs, "log_prob": log_prob, "official_score": score})
     return pd.DataFrame(rows)
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: caption rows with their cells' text, scripts, and every address."""
+    """What a browser makes of a page: scripts, visible text, and every address."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.rows, self.addresses, self.scripts, self._cell, self._script = [], [], [], None, False
+        self.addresses, self.scripts, self.text, self._inside = [], [], "", ""
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         found = dict(attributes)
         self.addresses += [found[name] for name in ("src", "href", "srcset", "poster") if name in found]
-        if tag == "tr" and found.get("class") == "caption":
-            self.rows.append({**found, "gen": "", "oth": "", "ref": ""})
-        if tag == "td":
-            self._cell = found["class"] if found.get("class") in ("gen", "oth", "ref") else None
-        if tag == "script":
-            self._script = True
-            self.scripts.append("")
         assert not [name for name in found if name.startswith("on")], found
+        self._inside = tag
+        if tag == "script":
+            self.scripts.append("")
 
     def handle_endtag(self, tag):
-        self._cell = None if tag == "td" else self._cell
-        self._script = self._script and tag != "script"
+        self._inside = ""
 
     def handle_data(self, data):
-        if self._script:
+        if self._inside == "script":
             self.scripts[-1] += data
-        elif self._cell and self.rows:
-            self.rows[-1][self._cell] += data
+        elif self._inside != "style":
+            self.text += data
 
 
-def read_page(path) -> Page:
-    return Page(path.read_text(encoding="utf-8"))
+def read_data(path) -> dict:
+    return json.loads(Page(path.read_text("utf-8")).scripts[0])
 
 
 # --- words
@@ -97,241 +95,289 @@ def read_page(path) -> Page:
 
 def test_words_of_equal_texts_are_the_same():
     assert mark_words("A red car, here.", "a Red car here") == (["same"] * 4, ["same"] * 4)
+    assert mark_words("a – b", "a b")[0] == ["same"] * 3
 
 
 def test_words_are_the_same_moved_or_other():
-    ours, theirs = mark_words("a red coat and grey shoes", "a grey coat and red shoes today")
+    ours, theirs = mark_words("a red coat and gray shoes", "a gray coat and red shoes today")
     assert ours == ["same", "moved", "same", "same", "moved", "same"]
     assert theirs == ["same", "moved", "same", "same", "moved", "same", "other"]
 
 
 def test_a_word_moves_only_as_often_as_the_other_text_has_it():
-    ours, _ = mark_words("car car car", "the car")
-    assert sorted(ours) == ["other", "other", "same"]
+    assert sorted(mark_words("car car car", "the car")[0]) == ["other", "other", "same"]
 
 
 def test_marks_agree_with_counting_words():
     rng = random.Random(1)
     for _ in range(200):
-        one, two = (" ".join(rng.choices("abcde", k=rng.randrange(9))) for _ in range(2))
-        ours, theirs = mark_words(one, two)
-        common = len(ours) - ours.count("other")
-        assert common == len(theirs) - theirs.count("other")
+        one, two = (rng.choices("abcde", k=rng.randrange(9)) for _ in range(2))
+        ours, theirs = mark_words(" ".join(one), " ".join(two))
+        common = sum(min(one.count(word), two.count(word)) for word in "abcde")
+        assert len(ours) - ours.count("other") == len(theirs) - theirs.count("other") == common
         assert ours.count("same") == theirs.count("same")
-        total = len(ours) + len(theirs)
-        assert shared_words(one, two) == pytest.approx(2 * common / total if total else 1.0)
 
 
-def test_a_lone_dash_is_no_difference():
-    assert mark_words("a – b", "a b")[0] == ["same"] * 3
-    assert shared_words("a – b", "a b") == 1
+def scenario_records(*captions, scenario="s", subject="pedestrian", aspect="pedestrian_description"):
+    names = ("scenario", "subject", "aspect")
+    about = dict(zip(names, (scenario, subject, aspect), strict=True))
+    return [{**about, "caption": text, "image": f"{i}.jpg", "phase": str(i)} for i, text in enumerate(captions)]
 
 
-# --- what is written
+def test_a_color_that_changes_within_a_scenario_is_a_contradiction():
+    jackets = [f"A man in his 30s wears a {color} jacket and black slacks." for color in ("red", "blue", "red")]
+    (found,) = gallery.find_contradictions(scenario_records(*jackets))
+    assert found["values"] == {"red": ["0.jpg", "2.jpg"], "blue": ["1.jpg"]}
+    assert found["text"] == "color of the upper clothing: red in 2 captions (phase 0, 2), blue in 1 caption (phase 1)"
 
 
-def test_every_caption_is_on_the_page_once(tmp_path):
-    predictions = make_predictions(tmp_path, 7)
-    (path,) = write_gallery(predictions, tmp_path / "gallery.html", tmp_path)
-    rows = read_page(path).rows
-    expected = predictions.sort_values("subject", key=lambda s: s != "vehicle", kind="stable")
-    wanted = [(r.subject, r.aspect, r.caption, r.reference) for r in expected.itertuples()]
-    found = [(row["data-subject"], row["data-aspect"], row["gen"], row["ref"]) for row in rows]
-    assert sorted(found) == sorted(wanted)
-    data = json.loads(next(s for s in read_page(path).scripts if s.startswith("{")))
-    by_text = {row["gen"]: data["values"]["score"][int(row["data-i"])] for row in rows}
-    for row in predictions.drop_duplicates("caption", keep=False).itertuples():
-        assert by_text[row.caption] == pytest.approx(row.score, abs=1e-4)
+@pytest.mark.parametrize(
+    "one, other, fact",
+    [
+        ("The man waits.", "A woman waits.", "gender"),
+        ("A male in his 20s.", "A male in his 40s.", "age"),
+        ("The weather is clear.", "The weather is rainy.", "weather"),
+        ("The road is dry.", "The road is wet.", "road surface"),
+        ("White shirt, beige slacks.", "A white shirt and navy blue slacks.", "color of the lower clothing"),
+    ],
+)
+def test_each_constant_fact_is_compared(one, other, fact):
+    (found,) = gallery.find_contradictions(scenario_records(one, other))
+    assert found["text"].startswith(f"{fact}: ")
+
+
+@pytest.mark.parametrize(
+    "one, other", [("A gray coat.", "A grey coat."), ("The man walks.", "A male runs."), ("A red coat.", "")]
+)
+def test_the_same_fact_in_other_words_is_no_contradiction(one, other):
+    assert gallery.find_contradictions(scenario_records(one, other)) == []
+
+
+def test_scenarios_and_caption_types_are_compared_separately():
+    records = scenario_records("A red coat.") + scenario_records("A blue coat.", scenario="t")
+    assert gallery.find_contradictions(records + scenario_records("A green coat.", aspect="moving")) == []
+
+
+# --- the written page
+
+
+def test_every_caption_is_in_the_page_once(tmp_path):
+    one, other = make_predictions(tmp_path, 7), make_predictions(tmp_path, 7, seed=1)[3:]
+    data = read_data(
+        write_gallery(one.sample(frac=1, random_state=0), tmp_path / "g.html", tmp_path, others={"epoch 2": other})
+    )
+    for table, run in zip((one, other), data["runs"], strict=True):
+        rows = zip(data["rows"]["image"], data["rows"]["type"], run["caption"], run["measures"]["official_score"], strict=True)
+        found = {
+            (data["images"][i]["image"], *data["types"][t]): (data["texts"][c], score) for i, t, c, score in rows if c >= 0
+        }
+        keys = table[["image", "subject", "aspect"]].itertuples(index=False, name=None)
+        assert found == dict(zip(keys, zip(table["caption"], table["official_score"], strict=True), strict=True))
+        assert sum(caption >= 0 for caption in run["caption"]) == len(table)
 
 
 def test_html_in_captions_and_names_is_text(tmp_path):
-    predictions = make_predictions(tmp_path, 2)
-    for column in ("caption", "reference", "scenario", "view", "label"):
-        predictions[column] = predictions[column].astype(object)
+    predictions = make_predictions(tmp_path, 2).astype({"caption": object, "aspect": object})
+    for column in ("caption", "reference", "scenario", "view", "label", "aspect"):
         predictions.loc[0, column] = HOSTILE
-    predictions.at[0, "word_probs"] = None
-    predictions.loc[1, "aspect"] = '"><script>window.hit = 3</script>'
-    (path,) = write_gallery(predictions, tmp_path / "gallery.html", tmp_path, title=HOSTILE, compare_with=predictions)
-    page = read_page(path)
-    assert page.rows[0]["gen"].split() == HOSTILE.split()
-    assert len(page.scripts) == 3
-    assert "window.hit" not in "".join(page.scripts)
+    page = Page(write_gallery(predictions, tmp_path / "g.html", tmp_path, HOSTILE, {HOSTILE: predictions}).read_text("utf-8"))
+    assert len(page.scripts) == 2
+    assert HOSTILE in json.loads(page.scripts[0])["texts"]
+    assert "window.hit" not in page.scripts[1]
+    assert HOSTILE in page.text
 
 
-def test_json_in_a_script_cannot_end_it():
-    text = gallery.json_in_script({"a": "</script><!-- & \u2028"})
-    assert not set("<>&\u2028") & set(text)
-    assert json.loads(text) == {"a": "</script><!-- & \u2028"}
+def test_the_page_loads_nothing_from_elsewhere(tmp_path):
+    path = write_gallery(make_predictions(tmp_path, 2), tmp_path / "g.html", tmp_path)
+    assert all(address.startswith("data:") for address in Page(path.read_text()).addresses)
+    assert not re.search(r"https?:|@import|url\(", path.read_text())
+    assert "default-src 'none'" in path.read_text()
 
 
-def test_words_like_the_templates_own_stay_words(tmp_path):
-    predictions = make_predictions(tmp_path, 1)
-    predictions.loc[0, "caption"] = "{{cards}} {{data}} \\1"
-    predictions.at[0, "word_probs"] = None
-    (path,) = write_gallery(predictions, tmp_path / "gallery.html", tmp_path)
-    assert read_page(path).rows[0]["gen"] == "{{cards}} {{data}} \\1"
+def test_images_are_part_of_a_small_page_and_only_linked_from_a_large_one(tmp_path, monkeypatch):
+    predictions = make_predictions(tmp_path, 3).replace({"image": {"images/avg0.jpg": "images/a b#1.jpg"}})
+    draw_image(tmp_path / "images/a b#1.jpg", 0)
+    entries = read_data(write_gallery(predictions, tmp_path / "pages" / "g.html", tmp_path))["images"]
+    assert entries[0]["src"] == "../images/a%20b%231.jpg"
+    assert all(entry["embedded"].startswith("data:image/jpeg;base64,") for entry in entries)
+    monkeypatch.setattr(gallery, "EMBED_IMAGES", 2)
+    assert all(
+        "embedded" not in entry for entry in read_data(write_gallery(predictions, tmp_path / "g.html", tmp_path))["images"]
+    )
 
 
-def test_a_page_needs_nothing_from_elsewhere(tmp_path):
-    (path,) = write_gallery(make_predictions(tmp_path, 2), tmp_path / "gallery.html", tmp_path)
-    assert all(address.startswith("data:") for address in read_page(path).addresses)
-    text = re.sub(r"data:image/jpeg;base64,[\w+/=]+", "", path.read_text())
-    assert not re.search(r"https?:|@import|url\(", text)
-    assert len(re.findall("data:image/jpeg", path.read_text())) == 2
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "images/../../secret.png", "/secret.png", "..\\secret.png", "C:\\secret.png"]
+)
+def test_an_image_outside_image_root_is_refused(tmp_path, name):
+    draw_image(tmp_path / "secret.png", 1)
+    (tmp_path / "run").mkdir()
+    name = str(tmp_path / "secret.png") if name.startswith("/") else name
+    predictions = make_predictions(tmp_path / "run", 1).assign(image=name)
+    path = write_gallery(predictions, tmp_path / "run" / "g.html", tmp_path / "run")
+    (entry,) = read_data(path)["images"]
+    assert entry["problem"] == "image path outside image_root"
+    assert "src" not in entry and "embedded" not in entry
+    assert "1 image not shown: image path outside image_root." in path.read_text()
+    assert "data:image" not in caption_cards(predictions, tmp_path / "run")
 
 
-def test_missing_values_are_told_apart(tmp_path):
-    predictions = make_predictions(tmp_path, 1)
-    predictions["caption"] = predictions["caption"].astype(object)
-    predictions["reference"] = predictions["reference"].astype(object)
-    predictions["phase"] = predictions["phase"].astype(float)
+def test_images_that_cannot_be_shown_are_counted(tmp_path):
+    predictions = make_predictions(tmp_path, 4)
+    images = [tmp_path / name for name in predictions["image"].unique()]
+    images[0].unlink()
+    images[1].unlink()
+    os.mkfifo(images[1])
+    images[2].write_bytes(b"\xff\xd8\xff broken")
+    path = write_gallery(predictions, tmp_path / "g.html", tmp_path)
+    assert "2 images not shown: image not found." in path.read_text()
+    assert "1 image not shown: image cannot be read" in path.read_text()
+    assert len(read_data(path)["rows"]["image"]) == 40
+
+
+def test_missing_and_empty_texts_differ(tmp_path):
+    predictions = make_predictions(tmp_path, 1).astype({"caption": object, "reference": object, "phase": float})
     predictions.loc[0, ["caption", "reference"]] = ["", np.nan]
     predictions.loc[1, "reference"] = ""
-    predictions.at[0, "word_probs"] = []
-    (path,) = write_gallery(predictions, tmp_path / "gallery.html", tmp_path)
-    rows = read_page(path).rows
-    assert (rows[0]["gen"], rows[0]["ref"]) == ("says nothing", "no reference")
-    assert rows[1]["ref"] == "says nothing"
-    assert "phase 0 · prerecognition" in path.read_text()
+    data = read_data(write_gallery(predictions, tmp_path / "g.html", tmp_path))
+    assert data["texts"][data["runs"][0]["caption"][0]] == ""
+    assert data["rows"]["reference"][0] == -1
+    assert data["texts"][data["rows"]["reference"][1]] == ""
+    assert data["images"][0]["about"] == "phase 0 · prerecognition"
 
 
 def test_four_columns_are_enough(tmp_path):
-    draw_picture(tmp_path / "a.png", 1)
-    table = pd.DataFrame([("a.png", "vehicle", "full", "A car waits.")], columns=list(gallery.NEEDED))
-    (path,) = write_gallery(table, tmp_path / "gallery.html", tmp_path)
-    assert read_page(path).rows[0]["gen"] == "A car waits."
+    draw_image(tmp_path / "a.png", 1)
+    table = pd.DataFrame([("a.png", "vehicle", "full", "A car waits.")], columns=list(gallery.REQUIRED))
+    assert read_data(write_gallery(table, tmp_path / "g.html", tmp_path))["texts"] == ["A car waits."]
 
 
 def test_missing_columns_are_named(tmp_path):
-    with pytest.raises(ValueError, match="caption.*missing in image, text"):
-        write_gallery(pd.DataFrame(columns=["image", "text"]), tmp_path / "gallery.html")
+    with pytest.raises(ValueError, match="found image, text. Add subject, aspect, caption."):
+        write_gallery(pd.DataFrame(columns=["image", "text"]), tmp_path / "g.html")
     assert not list(tmp_path.iterdir())
 
 
-def test_pictures_that_cannot_be_shown_are_counted(tmp_path):
-    predictions = make_predictions(tmp_path, 3)
-    images = predictions["image"].unique()
-    (tmp_path / images[0]).unlink()
-    (tmp_path / images[1]).write_bytes(b"\xff\xd8\xff broken")
-    (path,) = write_gallery(predictions, tmp_path / "gallery.html", tmp_path)
-    text = path.read_text()
-    assert "1 card without its picture: picture not found." in text
-    assert "1 card without its picture: picture cannot be read" in text
-    assert len(read_page(path).rows) == 30
+def test_two_runs_need_different_names(tmp_path):
+    table = make_predictions(tmp_path, 1)
+    with pytest.raises(ValueError, match="expected different names"):
+        write_gallery(table, tmp_path / "g.html", tmp_path, others={"demo": table}, name="demo")
+
+
+@pytest.mark.parametrize(
+    "column, value",
+    [
+        ("caption", ["a", "list"]),
+        ("caption", "a lone surrogate \ud800"),
+        ("official_score", {"a": 1}),
+        ("official_score", 10**400),
+        ("official_score", float("inf")),
+        ("word_probs", [[0.5]]),
+        ("word_probs", [0.5]),
+        ("word_probs", "text"),
+        ("phase", {}),
+        ("boxes", [1, {"bbox_xywh": "x"}]),
+        ("attention", [1]),
+    ],
+)
+def test_odd_values_of_one_caption_do_not_stop_the_page(tmp_path, column, value):
+    predictions = make_predictions(tmp_path, 1)
+    values = predictions[column].astype(object) if column in predictions else pd.Series([None] * len(predictions), dtype=object)
+    values[0] = value
+    path = write_gallery(predictions.assign(**{column: values}), tmp_path / "g.html", tmp_path)
+    assert len(read_data(path)["rows"]["image"]) == 10
+    caption_cards(predictions.assign(**{column: values}), tmp_path)
 
 
 def test_word_probs_of_another_length_are_left_out_and_counted(tmp_path):
     predictions = make_predictions(tmp_path, 1)
     predictions.at[0, "word_probs"] = [0.5]
-    (path,) = write_gallery(predictions, tmp_path / "gallery.html", tmp_path)
-    assert "1 caption shown without confidence" in path.read_text()
+    path = write_gallery(predictions, tmp_path / "g.html", tmp_path)
+    assert "1 caption without confidence: word_probs has another length than the words." in path.read_text()
+    assert read_data(path)["runs"][0]["confidence"].count(0) == 1
 
 
-# --- pages and sizes
+def test_a_score_without_wordnet_is_not_called_official(tmp_path):
+    predictions = make_predictions(tmp_path, 1)
+    titles = [
+        read_data(write_gallery(predictions, tmp_path / "g.html", tmp_path, official=official))["measures"]["official_score"][
+            "title"
+        ]
+        for official in (True, False)
+    ]
+    assert titles == ["Official score", "Score (METEOR without WordNet)"]
+    assert "Official score" not in caption_cards(predictions, tmp_path, official=False)
 
 
-def test_more_pictures_go_to_further_pages(tmp_path, monkeypatch):
-    monkeypatch.setattr(gallery, "PAGE_IMAGES", 2)
-    predictions = make_predictions(tmp_path, 5)
-    own = tmp_path / "gallery-9.html"
-    own.write_text("<p>written by someone else</p>")
-    paths = write_gallery(predictions, tmp_path / "gallery.html", tmp_path)
-    assert [path.name for path in paths] == ["gallery.html", "gallery-2.html", "gallery-3.html"]
-    assert [len(read_page(path).rows) for path in paths] == [20, 20, 10]
-    for path in paths:
-        links = [address for address in read_page(path).addresses if not address.startswith("data:")]
-        assert sorted(links) == sorted(other.name for other in paths if other != path)
-    write_gallery(predictions[:20], tmp_path / "gallery.html", tmp_path)
-    assert sorted(p.name for p in tmp_path.glob("*.html")) == ["gallery-9.html", "gallery.html"]
+def test_comparison_takes_the_captions_that_every_run_has(tmp_path):
+    one = make_predictions(tmp_path, 3, draw=False)
+    other = one.assign(official_score=one["official_score"] - 5)[5:]
+    table = compare_table(one, {"small": other, "epoch 1": other}, "big")
+    assert list(table.columns) == ["captions", "big", "small", "epoch 1"]
+    assert table.loc[("all", "all"), "captions"] == 25 == table["captions"].sum() - 25
+    assert (table["big"] - table["small"]).to_numpy() == pytest.approx(5)
+    assert table.loc[("all", "all"), "big"] == pytest.approx(one["official_score"][5:].mean())
+    assert compare_table(one, {"other data": one.assign(image="other.jpg")}).empty
 
 
-def test_thumbs_are_small_whatever_the_picture(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (384, 384, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "noise.png")
-    Image.fromarray(noise[:, :, 0]).save(tmp_path / "grey.png")
-    draw_picture(tmp_path / "small.png", 0, 64)
-    for name in ("noise.png", "grey.png", "small.png"):
-        thumb = make_thumb(tmp_path / name)
-        assert len(thumb.uri) * 3 / 4 <= gallery.THUMB_BYTES + 100
-    assert (thumb.width, thumb.height) == (64, 64)
+def test_the_command_writes_the_page_of_write_gallery(tmp_path, capsys):
+    run = tmp_path / "demo"
+    predictions = make_predictions(run, 2)
+    for name, table in (("predictions", predictions), ("first", predictions[::2])):
+        records = json.loads(table.to_json(orient="records", double_precision=15))
+        (run / f"{name}.json").write_text(json.dumps({"meta": {"comparable": False}, "predictions": records}))
+    command = [str(run / "predictions.json"), "--compare_with", f"epoch 1={run / 'first.json'}"]
+    gallery.main(command)
+    assert capsys.readouterr().out.strip() == str(run / "gallery.html")
+    others = {"epoch 1": predictions[::2]}
+    write_gallery(predictions, run / "expected.html", run, "Captions of run 'demo'", others, official=False, name="demo")
+    assert (run / "gallery.html").read_text() == (run / "expected.html").read_text()
+    with pytest.raises(SystemExit, match="nowhere: expected a folder"):
+        gallery.main([*command, "--image_root", "nowhere"])
+    with pytest.raises(SystemExit, match="expected a name other than demo"):
+        gallery.main([*command[:2], str(run / "first.json")])
 
 
-def test_500_pictures_stay_under_10_mb(tmp_path, monkeypatch):
-    largest = gallery.Thumb("data:image/jpeg;base64," + "A" * (gallery.THUMB_BYTES * 4 // 3), 224, 224)
-    monkeypatch.setattr(gallery, "make_thumb", lambda path: largest)
-    one = make_predictions(tmp_path, 1)
-    predictions = pd.concat([one.assign(image=f"images/{i}.jpg") for i in range(501)])
-    paths = write_gallery(predictions, tmp_path / "gallery.html", tmp_path)
-    assert len(paths) == 2
-    assert len(read_page(paths[0]).rows) == 5000
-    assert paths[0].stat().st_size < 10e6
+# --- fragments for notebooks
 
 
-def test_long_captions_make_more_pages_rather_than_larger_ones(tmp_path, monkeypatch):
-    monkeypatch.setattr(gallery, "PAGE_BYTES", 40_000)
-    predictions = make_predictions(tmp_path, 12)
-    paths = write_gallery(predictions, tmp_path / "gallery.html", tmp_path)
-    shell = gallery.TEMPLATE.stat().st_size
-    assert len(paths) > 2
-    assert all(path.stat().st_size < 40_000 + shell + 5_000 for path in paths)
-    assert sum(len(read_page(path).rows) for path in paths) == 120
+def test_cards_hold_their_captions_and_fold_exact_ones(tmp_path):
+    predictions = make_predictions(tmp_path, 3, wrong=0.5)
+    html = caption_cards(predictions, tmp_path, max_cards=2)
+    assert html._repr_html_() == html
+    page = Page(html)
+    assert all(" ".join(text.split()) in " ".join(page.text.split()) for text in predictions["caption"][:20])
+    assert len(page.addresses) == 2 and not page.scripts
+    exact = (predictions["caption"] == predictions["reference"])[:10].sum()
+    assert f"{exact} of 10 exactly right" in page.text
+    assert html.count("<mark") - 1 == (predictions["caption"] != predictions["reference"])[:20].sum()  # one is in the key
 
 
-# --- two runs
+def test_cards_show_hostile_and_missing_texts_as_text(tmp_path):
+    predictions = make_predictions(tmp_path, 1).astype({"caption": object, "reference": object})
+    predictions.loc[0, ["caption", "reference", "scenario"]] = [HOSTILE, None, HOSTILE]
+    predictions.loc[1, ["caption", "reference"]] = ["", ""]
+    page = Page(caption_cards(predictions, tmp_path))
+    assert page.scripts == [] and " ".join(HOSTILE.split()) in " ".join(page.text.split())
+    assert all(text in page.text for text in ("(no reference)", "(empty reference)", "(empty caption)"))
 
 
-def two_runs(root):
-    one = make_predictions(root, 2)
-    other = one.copy()
-    other.loc[0, "caption"] = one.loc[0, "reference"]
-    one.loc[0, "caption"] = "Nothing of that kind whatsoever."
-    one.loc[1, "caption"], other.loc[1, "caption"] = one.loc[1, "reference"], "Wholly different words."
-    for table in (one, other):
-        table["word_probs"] = None
-    return one.drop(index=5), other.drop(index=7)
+def test_storyboard_has_phases_as_columns_and_cameras_as_rows(tmp_path):
+    predictions = make_predictions(tmp_path, 20, wrong=1)
+    predictions = predictions[predictions["aspect"] == "moving"]
+    html = storyboard(predictions[::-1], "s1", tmp_path)
+    heads = re.findall(r'<th scope="col">(.*?)</th>', html)
+    assert [head.split(" · ")[0] for head in heads] == [f"phase {i}" for i in range(5)]
+    assert html.count("<tbody>") == 2 and html.count("<img") == 10
+    assert "Contradiction in vehicle · moving: color of the upper clothing" in html
+    with pytest.raises(ValueError, match="expected one of s0, s1, found 's9'"):
+        storyboard(predictions, "s9", tmp_path)
 
 
-def test_comparison_says_who_is_better(tmp_path):
-    one, other = two_runs(tmp_path)
-    (path,) = write_gallery(one, tmp_path / "gallery.html", tmp_path, compare_with=other, names=("big", "small"))
-    rows = read_page(path).rows
-    outcomes = {(row["data-subject"], row["data-aspect"], row["gen"]): row["data-outcome"] for row in rows}
-    assert len(rows) == 20
-    assert outcomes["vehicle", "moving", "Nothing of that kind whatsoever."] == "worse"
-    assert outcomes["vehicle", "pedestrian_description", one.loc[1, "caption"]] == "better"
-    assert list(outcomes.values()).count("only this run") == 1
-    assert outcomes["pedestrian", "moving", "not in this run"] == "only the other run"
-    assert [row["oth"] for row in rows if row["data-outcome"] == "same words"] == ["the same words"] * 16
-
-
-def test_comparison_table_adds_up(tmp_path):
-    table = compare_runs(*two_runs(tmp_path))
-    every = table[table["subject"] == "all"].iloc[0]
-    parts = table[table["subject"] != "all"]
-    for column in ("captions", "changed", "better", "even", "worse"):
-        assert parts[column].sum() == every[column]
-    assert (table["better"] + table["even"] + table["worse"] == table["captions"]).all()
-    assert (every["captions"], every["better"], every["worse"], every["changed"]) == (18, 1, 1, 2)
-    assert table.attrs["measure"] == "match"
-
-
-def test_runs_with_nothing_in_common_are_told_so(tmp_path):
-    one = make_predictions(tmp_path, 1)
-    other = one.assign(image="images/other.jpg")
-    (path,) = write_gallery(one, tmp_path / "gallery.html", tmp_path, compare_with=other)
-    assert "nothing to compare" in path.read_text()
-    assert len(read_page(path).rows) == 20
-
-
-def test_command_reads_predictions_json(tmp_path, capsys):
-    records = json.loads(make_predictions(tmp_path, 1).to_json(orient="records"))
-    (tmp_path / "predictions.json").write_text(json.dumps({"meta": {"beams": 3}, "predictions": records}))
-    gallery.main([str(tmp_path / "predictions.json")])
-    assert capsys.readouterr().out.strip() == str(tmp_path / "gallery.html")
-    assert read_predictions(tmp_path / "predictions.json").attrs["meta"] == {"beams": 3}
-    (tmp_path / "other.json").write_text("[]")
-    with pytest.raises(ValueError, match="other.json.*expected"):
-        read_predictions(tmp_path / "other.json")
+def test_an_image_row_takes_paths_and_images(tmp_path):
+    draw_image(tmp_path / "a.png", 0)
+    page = Page(image_row([tmp_path / "a.png", Image.new("L", (9, 9))], ["a <b> $x$", "gray"], "First images"))
+    assert len(page.addresses) == 2 and "a <b> $x$" in page.text
 
 
 # --- in a browser
@@ -359,43 +405,44 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def large_gallery(tmp_path_factory):
-    """3,000 captions of 300 pictures, how long they took to write, and the table."""
-    root = tmp_path_factory.mktemp("large")
-    predictions = make_predictions(root, 300)
-    predictions.loc[0, "caption"], predictions.at[0, "word_probs"] = HOSTILE, None
-    start = time.perf_counter()
-    (path,) = write_gallery(predictions, root / "gallery.html", root)
-    return path, time.perf_counter() - start, predictions
+def page(tmp_path_factory):
+    """The page of 60 images in 6 scenarios with a second run, and both tables."""
+    root = tmp_path_factory.mktemp("page")
+    one, other = make_predictions(root, 60), make_predictions(root, 60, seed=7, wrong=0.6)
+    one = one.astype({"caption": object, "reference": object})
+    one.loc[0, "caption"], one.at[0, "word_probs"], one.loc[0, "official_score"] = HOSTILE, None, 0.0
+    one.loc[1, "caption"], one.at[1, "word_probs"], one.loc[1, "official_score"] = "", None, 1.0
+    one["boxes"] = [[{"label": "pedestrian", "bbox_xywh": [0.2, 0.2, 0.3, 0.5]}]] * len(one)
+    path = write_gallery(one, root / "gallery.html", root, "Captions of run 'demo'", {"epoch 1": other}, name="demo")
+    return path, one, other
 
 
-def show(browser, path, width=1280, dark=False, scripts=True, fragment=""):
+def show(browser, path, width=1280, dark=False, fragment=""):
     device = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
     scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
-    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not scripts})
     browser.get("about:blank")
     browser.get(path.as_uri() + fragment)
-    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def counted(browser) -> tuple[int, int]:
+    """Images and captions that match, as the page says it."""
+    images, captions = browser.find_element("id", "count").text.split(", ", 1)
+    return int(images.split()[0].replace(",", "")), int(captions.split()[0].replace(",", ""))
+
+
+def tick(browser, facet: str, value: str, kind: str = "tick") -> None:
+    script = """const facet = facets.find(f => f.name === arguments[0]);
+    facet.nodes.find(n => n.key === arguments[1])[arguments[2]].click();"""
+    browser.execute_script(script, facet, value, kind)
 
 
 def choose(browser, field: str, value: str) -> None:
-    browser.execute_script(
-        "const f = document.getElementById(arguments[0]); f.value = arguments[1];"
-        "f.dispatchEvent(new Event('input', {bubbles: true}))",
-        field,
-        value,
-    )
-
-
-def visible(browser) -> list[dict]:
-    """Subject, aspect, scenario, phase, text and score of the captions that a reader sees, in their order."""
-    return browser.execute_script(
-        "return [...document.querySelectorAll('tr.caption')].filter(r => r.offsetParent || r.getClientRects().length)"
-        ".map(r => ({...r.dataset, ...r.closest('.card').dataset, text: r.querySelector('.gen').textContent,"
-        " shown: r.querySelector('.num span').textContent}))"
-    )
+    script = """const f = document.getElementById(arguments[0]); f.value = arguments[1];
+    f.dispatchEvent(new Event("input", {bubbles: true})); f.dispatchEvent(new Event("change", {bubbles: true}));"""
+    browser.execute_script(script, field, value)
+    time.sleep(0.2)  # a search waits for the end of typing
 
 
 def press(browser, *keys) -> None:
@@ -408,188 +455,242 @@ def console(browser) -> list[str]:
     return [entry["message"] for entry in browser.get_log("browser")]
 
 
-def test_3000_captions_are_written_in_a_minute_and_filtered_at_once(browser, large_gallery):
-    path, seconds, _ = large_gallery
-    assert seconds < 60
+def test_the_page_opens_with_an_overview_of_the_lowest_scores(browser, page):
+    path, one, _ = page
     show(browser, path)
+    means = one.groupby("image", sort=False)["official_score"].mean().sort_values(kind="stable")
+    shown = [text.text for text in browser.find_elements("css selector", ".tile strong")]
+    assert shown == [f"{mean:.1f}" for mean in means]
+    exact = one["caption"] == one["reference"]
+    assert f"{exact.sum()} exactly right ones are not drawn" in browser.find_element("id", "histogram-title").text
+    drawn = browser.execute_script("return [...select().bins].reduce((a, b) => a + b)")
+    assert drawn == (~exact).sum()
+    first = exact[one["image"] == means.index[0]].sum()
+    assert browser.find_element("css selector", ".tile .right").text == f"{first} of 10 exactly right"
+    line = browser.find_elements("css selector", "#means tr")[0].text
+    own = one[(one["subject"] == "vehicle") & (one["aspect"] == "moving")]
+    assert line.startswith("vehicle · moving") and f"{own['official_score'].mean():.1f}" in line
+    assert console(browser) == []
+
+
+def test_facets_take_several_values_and_exclude_others(browser, page):
+    path, one, _ = page
+    show(browser, path)
+    tick(browser, "aspect", "road")
+    tick(browser, "aspect", "weather")
+    assert counted(browser) == (60, 240)
+    tick(browser, "phase", "3", "not")
+    assert counted(browser) == (48, 192)
+    tick(browser, "view", "vehicle_view")
+    rows = browser.execute_script("return exported()")
+    assert {(r["aspect"], r["view"]) for r in rows} == {("road", "vehicle_view"), ("weather", "vehicle_view")}
+    assert "3" not in {r["phase"] for r in rows}
+    counts = "return facets.find(f => f.name === 'aspect').nodes.map(n => +n.number.textContent)"
+    assert browser.execute_script(counts) == [48] * 5  # of the images that match the other facets
+    browser.find_element("id", "clear").click()
+    assert counted(browser) == (60, 600)
+    tick(browser, "result", "exactly right")
+    assert counted(browser)[1] == (one["caption"] == one["reference"]).sum()
+    assert console(browser) == []
+
+
+def test_search_finds_words_of_captions_references_and_names(browser, page):
+    path, one, _ = page
+    show(browser, path)
+    choose(browser, "query", "GREEN vehicle_view.mp4")
+    wanted = (one["caption"].str.contains("green") | one["reference"].str.contains("green")) & (one["view"] == "vehicle_view")
+    assert counted(browser)[1] == wanted.sum() > 0
+    choose(browser, "query", "no such word")
+    assert browser.find_element("id", "empty").is_displayed()
+    assert console(browser) == []
+
+
+def test_dragging_over_the_histogram_selects_a_range(browser, page):
+    from selenium.webdriver import ActionChains
+
+    path, one, _ = page
+    show(browser, path)
+    bars = browser.find_elements("css selector", "#bars span")
+    ActionChains(browser).move_to_element(bars[5]).click_and_hold().move_to_element(bars[14]).release().perform()
+    assert [browser.find_element("id", name).get_attribute("value") for name in ("low", "high")] == ["20", "60"]
+    assert counted(browser)[1] == one["official_score"].between(20, 60).sum() > 0
+    choose(browser, "low", "")
+    assert counted(browser)[1] == (one["official_score"] <= 60).sum()
+    assert console(browser) == []
+
+
+def test_the_large_view_opens_by_click_and_moves_by_keyboard(browser, page):
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    path, one, _ = page
+    show(browser, path, fragment="#order=listed")
+    large, title = browser.find_element("id", "large"), browser.find_element("id", "large-about")
+    browser.find_elements("css selector", ".tile")[1].click()
+    assert large.is_displayed() and "phase 1 · recognition" in title.text
+    assert browser.find_element("css selector", "#canvas img").get_property("naturalWidth") == 48
+    assert browser.find_element("css selector", "#canvas .box").text == "pedestrian"
+    assert len(browser.find_elements("css selector", "#large .caption")) == 10
+    script = "return [...document.querySelector('#large .gen').querySelectorAll('.w small')].map(s => +s.textContent)"
+    assert browser.execute_script(script) == [round(100 * p) for p in one["word_probs"][10]]
+    press(browser, Keys.ARROW_RIGHT)
+    assert "phase 2" in title.text
+    press(browser, "+")
+    assert browser.find_element("id", "zoom").text == "150 %"
+    press(browser, Keys.ESCAPE)
+    focused = "return document.activeElement.dataset.image"
+    WebDriverWait(browser, 5).until(lambda _: not large.is_displayed() and browser.execute_script(focused) == "2")
+    press(browser, Keys.ARROW_LEFT, Keys.ENTER)
+    assert large.is_displayed() and "phase 1" in title.text
+    press(browser, Keys.ESCAPE)
+    WebDriverWait(browser, 5).until(lambda _: not large.is_displayed())
+    press(browser, "/")
+    press(browser, "shirt")
+    assert browser.find_element("id", "query").get_attribute("value") == "shirt"
+    assert console(browser) == []
+
+
+def test_hostile_and_empty_captions_show_as_text(browser, page):
+    path, _, _ = page
+    show(browser, path, fragment="#view=captions&order=listed")
+    texts = [cell.text for cell in browser.find_elements("css selector", "#captions .caption .gen .text")[:2]]
+    assert texts[0].split() == HOSTILE.split()
+    assert texts[1] == "(empty caption)"
+    browser.find_element("css selector", "#captions .thumb").click()
+    assert browser.find_element("css selector", "#large .gen .text").text.split() == HOSTILE.split()
+    assert browser.execute_script("return window.hit") is None
+    assert console(browser) == []
+
+
+@pytest.mark.parametrize("width, dark", [(1280, True), (400, False), (400, True)])
+def test_nothing_is_wider_than_the_window(browser, page, tmp_path, width, dark):
+    for fragment in ("", "#view=captions&other=epoch 1", "#view=scenarios", "#image=images/avg3.jpg", "#other=epoch 1"):
+        show(browser, page[0], width, dark, fragment)
+        assert browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]") == [width, width], fragment
+        wide = browser.execute_script(
+            """return [...document.querySelectorAll("body *")].filter(e => e.getClientRects().length
+              && !e.closest(".scroll, #stage") && e.getBoundingClientRect().right > innerWidth + 1)
+              .map(e => e.outerHTML.slice(0, 80)).slice(0, 5)"""
+        )
+        assert wide == [], fragment
+    assert browser.save_screenshot(str(tmp_path / "shot.png"))
+    with Image.open(tmp_path / "shot.png") as shot:
+        background = max(shot.convert("RGB").resize((200, 160)).getcolors(40_000))[1]
+    assert (sum(background) < 150) == dark
+    assert browser.execute_script("return document.querySelector('.bar').offsetHeight") < 100
+
+
+def test_marks_and_notes_are_kept_and_exported(browser, page):
+    path, _, _ = page
+    show(browser, path, fragment="#image=images/avg3.jpg")
+    tools = browser.find_elements("css selector", "#large .caption .tools")
+    tools[0].find_element("css selector", "button").click()
+    tools[1].find_element("css selector", "input").send_keys("=wrong color")
+    show(browser, path, fragment="#only.note=mark&only.note=note")
+    assert counted(browser) == (1, 2)
+    rows = browser.execute_script("return exported()")
+    assert [(r["image"], r["marked"], r["note"]) for r in rows] == [
+        ("images/avg3.jpg", True, ""),
+        ("images/avg3.jpg", False, "=wrong color"),
+    ]
+    lines = browser.execute_script("return asCsv(exported())").split("\r\n")
+    assert len(lines) == 3 and lines[0].startswith('"image","scenario"')
+    assert '"\'=wrong color"' in lines[2]  # a spreadsheet must not run it as a formula
+    browser.execute_script("localStorage.clear()")
+    assert console(browser) == []
+
+
+def test_a_link_shows_the_same_filters_and_image(browser, page):
+    path, _, _ = page
+    show(browser, path)
+    tick(browser, "aspect", "road")
+    choose(browser, "query", "shirt")
+    browser.find_element("css selector", ".tile").click()
+    address, title = browser.current_url, browser.find_element("id", "large-about").text
+    show(browser, path, fragment="#" + address.split("#", 1)[1])
+    assert browser.find_element("id", "large").is_displayed()
+    assert browser.find_element("id", "large-about").text == title
+    assert counted(browser) == (60, 120)
+    assert (
+        browser.find_element("css selector", "#large-captions summary").text == "8 captions of this image outside the filters"
+    )
+
+
+def test_two_runs_are_compared_by_score(browser, page):
+    path, one, other = page
+    show(browser, path)
+    assert not browser.find_element("id", "comparison").text
+    choose(browser, "other", "1")
+    assert "Which run is better, by caption type" in browser.find_element("id", "comparison").text
+    change = one["official_score"] - other["official_score"]
+    same = one["caption"] == other["caption"]
+    better, worse = (~same & (change >= 0.5)).sum(), (~same & (change <= -0.5)).sum()
+    cells = [cell.text for cell in browser.find_elements("css selector", ".compare tbody tr:last-child td")]
+    assert cells[:4] == ["600", str(better), str(600 - better - worse), str(worse)]
+    assert cells[4:6] == [f"{run['official_score'].mean():.1f}" for run in (one, other)]
+    tick(browser, "outcome", "worse")
+    assert counted(browser)[1] == worse
+    choose(browser, "measure", "change")
+    assert browser.find_element("css selector", ".tile strong").text.startswith("−")
+    choose(browser, "run", "1")
+    assert counted(browser)[1] > 0
+    assert console(browser) == []
+
+
+def test_scenarios_show_phases_cameras_and_contradictions(browser, page):
+    path, _, _ = page
+    show(browser, path, fragment="#view=scenarios&order=listed")
+    board = browser.find_element("css selector", "#boards .card")
+    assert [head.text.split(" · ")[0] for head in board.find_elements("css selector", "thead th")] == [
+        f"phase {i}" for i in range(5)
+    ]
+    assert [row.text for row in board.find_elements("css selector", "th.about")] == [
+        "overhead view · s0_overhead_view.mp4",
+        "vehicle view · s0_vehicle_view.mp4",
+    ]
+    flag = board.find_element("css selector", ".flag")
+    assert flag.text.startswith("⚠ Contradiction in ")
+    assert "red" in {tag.text for tag in board.find_elements("css selector", ".tag.even")}
+    assert all(tag.text.startswith("⚠ ") for tag in board.find_elements("css selector", ".tag.worse"))
+    choose(browser, "type", "1")
+    assert "vehicle · pedestrian description" in browser.find_element("css selector", "#boards .type").text
+    assert console(browser) == []
+
+
+def test_a_page_of_one_image_and_one_plain_caption_works(browser, tmp_path):
+    draw_image(tmp_path / "a.png", 1)
+    table = pd.DataFrame([("a.png", "vehicle", "full", "A car waits.")], columns=list(gallery.REQUIRED))
+    path = write_gallery(table, tmp_path / "g.html", tmp_path)
+    for view in ("overview", "captions", "scenarios"):
+        show(browser, path, fragment=f"#view={view}")
+        assert browser.find_element("id", "count").text == "1 image, 1 caption"
+    assert console(browser) == []
+
+
+@pytest.mark.slow
+def test_100000_captions_open_and_filter_fast(browser, tmp_path):
+    """On two idle cores it opens in 1.2 s and filters in 0.2 s at most; the bounds leave room for a busy machine."""
+    predictions = make_predictions(tmp_path, 10_000, draw=False)
+    draw_image(tmp_path / "images" / "avg0.jpg", 0)
+    for i in range(1, 10_000):
+        os.link(tmp_path / "images" / "avg0.jpg", tmp_path / "images" / f"avg{i}.jpg")
+    path = write_gallery(predictions, tmp_path / "g.html", tmp_path)
+    start = time.perf_counter()
+    show(browser, path)
+    assert counted(browser) == (10_000, 100_000)
+    assert time.perf_counter() - start < 9
     times = browser.execute_script(
         """const times = [];
-        for (const [id, value] of [["q", "violet"], ["subject", "vehicle"], ["aspect", "road"], ["q", ""],
-                                   ["aspect", ""], ["min", "50"], ["subject", ""], ["order", "up"], ["min", ""]]) {
-          const field = document.getElementById(id), start = performance.now();
-          field.value = value;
-          field.dispatchEvent(new Event("input", {bubbles: true}));
+        for (const change of [{query: "green"}, {query: "green 17"}, {query: ""}, {low: 30, high: 70}, {view: "captions"},
+                              {low: null}, {view: "scenarios"}, {order: "down"}, {view: "overview"}]) {
+          const start = performance.now();
+          Object.assign(state, change);
+          update();
           document.body.offsetHeight;
           times.push(performance.now() - start);
         }
         return times;"""
     )
-    assert sorted(times)[len(times) // 2] < 100, times
-    assert console(browser) == []
-
-
-def test_each_filter_shows_what_it_names(browser, large_gallery):
-    path, _, predictions = large_gallery
-    show(browser, path)
-    assert len(visible(browser)) == 3000
-    choose(browser, "subject", "pedestrian")
-    choose(browser, "aspect", "weather")
-    choose(browser, "phase", "3")
-    rows = visible(browser)
-    assert len(rows) == 60
-    assert {(row["subject"], row["aspect"], row["phase"]) for row in rows} == {("pedestrian", "weather", "3")}
-    choose(browser, "scenario", "20230101_7_T1")
-    assert [row["scenario"] for row in visible(browser)] == ["20230101_7_T1"]
-    browser.find_element("id", "reset").click()
-    time.sleep(0.05)
-    assert len(visible(browser)) == 3000
-    choose(browser, "q", "VIOLET shoes")
-    both = predictions["caption"] + " " + predictions["reference"]
-    assert len(visible(browser)) == (both.str.contains("violet") & both.str.contains("shoes")).sum() > 0
-    choose(browser, "q", "no such word")
-    assert browser.find_element("id", "empty").is_displayed()
-    assert console(browser) == []
-
-
-def test_score_filters_and_sorts(browser, large_gallery):
-    path, _, predictions = large_gallery
-    show(browser, path)
-    choose(browser, "measure", "score")
-    choose(browser, "max", "-0.8")
-    assert len(visible(browser)) == (predictions["score"].round(4) <= -0.8).sum() > 0
-    choose(browser, "order", "up")
-    cards = browser.execute_script(
-        "return [...document.querySelectorAll('.card')].filter(c => !c.hidden).map(c => Math.min(...[...c"
-        ".querySelectorAll('tr.caption')].filter(r => !r.hidden).map(r => data.values.score[+r.dataset.i])))"
-    )
-    assert cards == sorted(cards)
-    assert cards[0] == pytest.approx(predictions["score"].min(), abs=1e-4)
-    choose(browser, "order", "")
-    choose(browser, "max", "")
-    names = browser.execute_script("return [...document.querySelectorAll('.card')].map(c => c.dataset.scenario)")
-    assert names == list(predictions.drop_duplicates("image")["scenario"])
-    assert console(browser) == []
-
-
-def test_a_click_and_the_keyboard_open_the_large_view(browser, large_gallery):
-    from selenium.webdriver.common.keys import Keys
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    path, _, predictions = large_gallery
-    show(browser, path)
-    large = browser.find_element("id", "large")
-    title = browser.find_element("id", "large-about")
-    browser.find_elements("css selector", ".card .thumb")[1].click()
-    assert large.is_displayed()
-    assert "phase 1" in title.text
-    assert len(browser.find_elements("css selector", "#large section")) == 10
-    first = browser.find_elements("css selector", "#large .words")[0]
-    shown = browser.execute_script(
-        "return [...arguments[0].querySelectorAll('.w')].map(w => [w.firstChild.textContent, w.lastChild.textContent])",
-        first,
-    )
-    row = predictions.iloc[10]
-    assert shown == [[word, f"{round(100 * p)}%"] for word, p in zip(row.caption.split(), row.word_probs, strict=True)]
-    press(browser, Keys.ARROW_RIGHT)
-    assert "phase 2" in title.text
-    press(browser, Keys.ESCAPE)
-    focused = "return document.activeElement.dataset.phase"
-    WebDriverWait(browser, 5).until(lambda _: not large.is_displayed() and browser.execute_script(focused) == "2")
-    press(browser, "j", "j", "k")
-    assert browser.execute_script(focused) == "3"
-    press(browser, Keys.ENTER)
-    assert large.is_displayed()
-    press(browser, Keys.ESCAPE)
-    WebDriverWait(browser, 5).until(lambda _: not large.is_displayed())  # keys go to a dialog until it has closed
-    press(browser, "/")
-    press(browser, "violet j")
-    assert browser.find_element("id", "q").get_attribute("value") == "violet j"
-    assert console(browser) == []
-
-
-def test_a_hostile_caption_shows_as_text(browser, large_gallery):
-    path, _, _ = large_gallery
-    show(browser, path)
-    cell = browser.find_element("css selector", "tr.caption .gen")
-    assert cell.text.split() == HOSTILE.split()
-    assert browser.execute_script("return window.hit") is None
-    browser.find_element("css selector", ".card .thumb").click()
-    assert browser.find_element("css selector", "#large .words").text.split() == HOSTILE.split()
-    assert browser.execute_script("return window.hit") is None
-    assert console(browser) == []
-
-
-@pytest.mark.parametrize("width", [1280, 400])
-@pytest.mark.parametrize("dark", [False, True])
-def test_nothing_is_wider_than_the_window(browser, large_gallery, tmp_path, width, dark):
-    show(browser, large_gallery[0], width, dark)
-    wide = browser.execute_script(
-        "return [...document.querySelectorAll('body *')].filter(e => e.getClientRects().length"
-        " && !e.closest('.vh, thead') && e.getBoundingClientRect().right > innerWidth + 1)"
-        ".map(e => e.outerHTML.slice(0, 80)).slice(0, 5)"
-    )
-    assert wide == []
-    assert browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]") == [width, width]
-    browser.execute_script(
-        "document.querySelector('.thumb').click(); $('large-about').textContent += 'avg_Camera1_'.repeat(20)"
-    )
-    inside = browser.execute_script(
-        "return [...document.querySelectorAll('#large *')].every(e => e.getBoundingClientRect().right <= innerWidth + 1)"
-    )
-    browser.find_element("id", "close").click()
-    assert inside
-    shot = tmp_path / "shot.png"
-    assert browser.save_screenshot(str(shot))
-    with Image.open(shot) as picture:
-        colours = picture.convert("RGB").resize((200, 160)).getcolors(40_000)
-    background = max(colours)[1]
-    assert (sum(background) < 150) == dark
-    assert len(colours) > 100
-
-
-def test_the_theme_button_turns_light_into_dark(browser, large_gallery):
-    show(browser, large_gallery[0])
-    colour = "return getComputedStyle(document.body).backgroundColor"
-    before = browser.execute_script(colour)
-    browser.find_element("id", "theme").click()
-    after = browser.execute_script(colour)
-    assert before != after
-    browser.execute_script("localStorage.clear()")
-
-
-def test_the_page_reads_without_javascript(browser, large_gallery):
-    path, _, predictions = large_gallery
-    show(browser, path, scripts=False)
-    assert browser.execute_script("return document.documentElement.className") == "no-js"
-    assert len(visible(browser)) == len(predictions)
-    assert browser.find_element("css selector", ".js-off").is_displayed()
-    assert not browser.find_element("id", "filters").is_displayed()
-    assert browser.find_element("css selector", ".thumb img").get_property("naturalWidth") == 64
-    assert all(re.fullmatch(r"\d+", row["shown"]) for row in visible(browser))
-
-
-def test_filters_go_along_to_the_next_page(browser, tmp_path, monkeypatch):
-    monkeypatch.setattr(gallery, "PAGE_IMAGES", 5)
-    paths = write_gallery(make_predictions(tmp_path, 10), tmp_path / "gallery.html", tmp_path)
-    show(browser, paths[0])
-    choose(browser, "aspect", "road")
-    browser.find_element("css selector", ".pager a").click()
-    assert browser.current_url.split("#")[0] == paths[1].as_uri()
-    assert {row["aspect"] for row in visible(browser)} == {"road"}
-    assert console(browser) == []
-
-
-def test_two_runs_stand_side_by_side(browser, tmp_path):
-    one, other = two_runs(tmp_path)
-    (path,) = write_gallery(one, tmp_path / "gallery.html", tmp_path, compare_with=other, names=("big", "small"))
-    for width in (1280, 400):
-        show(browser, path, width)
-        assert browser.execute_script("return document.documentElement.scrollWidth") == width
-    show(browser, path)
-    choose(browser, "outcome", "worse")
-    assert [row["text"] for row in visible(browser)] == ["Nothing of that kind whatsoever."]
-    choose(browser, "outcome", "")
-    choose(browser, "measure", "change")
-    choose(browser, "order", "down")
-    assert one.loc[1, "caption"] in [row["text"] for row in visible(browser)][:10]
+    assert sorted(times)[len(times) // 2] < 600, times
+    assert len(browser.find_elements("css selector", ".tile")) < 500
     assert console(browser) == []

@@ -1,0 +1,807 @@
+"use strict";
+
+/* The page's data: `page_data` in gallery.py describes it. A row is one caption type of one image; the captions of a run for
+   it, and everything else about a row, have the row's number as index. Only what is in view becomes part of the document. */
+
+const $ = id => document.getElementById(id);
+const data = JSON.parse($("data").textContent);
+const { images, types, rows, runs, texts } = data;
+const count = rows.image.length;
+const EVEN_POINTS = 0.5; // two runs whose scores differ by less count as even
+const BINS = 25;
+
+const lowered = texts.map(text => text.toLowerCase());
+const imageNames = images.map(e => [e.image, e.scenario, e.video, e.about].join(" ").toLowerCase());
+const spaced = name => name.replaceAll("_", " ");
+const typeNames = types.map(([subject, aspect]) => `${subject} · ${spaced(aspect)}`);
+const natural = new Intl.Collator("en", { numeric: true }).compare;
+const grouped = new Intl.NumberFormat("en").format;
+const inSentence = title => title[0].toLowerCase() + title.slice(1);
+const counted = (n, noun) => `${grouped(n)} ${noun}${n === 1 ? "" : "s"}`;
+
+const state = { view: "overview", run: 0, other: -1, query: "", measure: "", order: "up", low: null, high: null, type: "", by: "type" };
+const saved = loadNotes();
+let selected = []; // numbers of the rows that match all filters
+let groups = []; // their images in the chosen order: {image, rows, mean, scored, exact}
+let changes = []; // score of this run minus that of the other, per row
+
+/** Create an element; attributes that start with "on" are event listeners. */
+function el(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== false) node.setAttribute(name, value);
+  }
+  node.append(...children.filter(child => child !== null));
+  return node;
+}
+
+/* --- values of a row */
+
+const run = () => runs[state.run];
+const other = () => (state.other < 0 ? null : runs[state.other]);
+const isThere = i => run().caption[i] >= 0 || (other() && other().caption[i] >= 0);
+const isExact = i => rows.reference[i] >= 0 && run().caption[i] >= 0 && run().marks[i] === 0;
+const values = () => (state.measure === "change" ? changes : run().measures[state.measure] || []);
+
+function measure() {
+  if (state.measure !== "change") return data.measures[state.measure];
+  const known = changes.filter(v => v !== null);
+  const most = Math.max(1, known.reduce((most, v) => Math.max(most, Math.abs(v)), 0));
+  return { title: "Change of the score", digits: 1, low: -most, high: most };
+}
+
+const written = (value, digits = measure().digits) => (value == null ? "–" : value.toFixed(digits).replace("-", "−"));
+const signed = value => (value > 0 ? "+" : "") + written(value, 1);
+
+function outcome(i) {
+  if (!other()) return "";
+  const [mine, theirs] = [run().caption[i], other().caption[i]];
+  if (mine < 0 || theirs < 0) return "only one run";
+  if (mine === theirs) return "same caption";
+  if (changes[i] === null) return "no score";
+  return Math.abs(changes[i]) < EVEN_POINTS ? "even" : changes[i] > 0 ? "better" : "worse";
+}
+
+/* --- facets: a value is ticked ("only these"), excluded ("not"), or neither */
+
+const facets = [];
+
+function addFacet(name, title, keyOf, shown = spaced, keys = null) {
+  const rowKeys = keys ? null : Array.from({ length: count }, (_, i) => keyOf(i));
+  keys = keys || [...new Set(rowKeys)].filter(key => key !== "").sort(natural);
+  if (rowKeys && keys.length < 2) return;
+  const facet = { name, title, keys, keyOf, changes: !rowKeys, yes: new Set(), no: new Set(), codes: new Int16Array(count), nodes: [] };
+  facet.encode = () => {
+    const code = new Map(keys.map((key, k) => [key, k]));
+    for (let i = 0; i < count; i++) facet.codes[i] = code.get(keyOf(i)) ?? -1;
+  };
+  facet.encode();
+  facet.node = el("fieldset", {}, el("legend", {}, title));
+  for (const key of keys) {
+    const tick = el("input", { type: "checkbox", onchange: () => toggle(facet, "yes", key) });
+    const not = el("button", { type: "button", class: "not", "aria-pressed": "false",
+      "aria-label": `hide ${title.toLowerCase()} ${shown(key)}`, onclick: () => toggle(facet, "no", key) }, "not");
+    const number = el("span", { class: "number" });
+    const line = el("div", { class: "value" }, el("label", {}, tick, el("span", {}, shown(key)), number), not);
+    facet.nodes.push({ key, tick, not, number, line });
+    facet.node.append(line);
+  }
+  facets.push(facet);
+  $("facets").append(facet.node);
+}
+
+function toggle(facet, kind, key) {
+  const wasSet = facet[kind].has(key);
+  facet.yes.delete(key);
+  facet.no.delete(key);
+  if (!wasSet) facet[kind].add(key);
+  update();
+}
+
+function addFacets() {
+  const ofImage = name => i => images[rows.image[i]][name];
+  addFacet("subject", "Subject", i => types[rows.type[i]][0]);
+  addFacet("aspect", "Aspect", i => types[rows.type[i]][1]);
+  addFacet("phase", "Phase", ofImage("phase"), key => data.phases[key] || key);
+  for (const [name, title] of [["view", "View"], ["split", "Split"], ["source", "Source"]]) addFacet(name, title, ofImage(name));
+  const result = i => (rows.reference[i] < 0 ? "no reference" : isExact(i) ? "exactly right" : "differs");
+  if (rows.reference.some(text => text >= 0)) addFacet("result", "Reference", result, spaced, ["exactly right", "differs", "no reference"]);
+  if (runs.length > 1) addFacet("outcome", "Compared", outcome, spaced, ["better", "even", "worse", "same caption", "only one run"]);
+  if (runs.some(r => r.contradictions.length)) {
+    addFacet("contradiction", "Contradiction between phases", i => (contradictionOf(i) ? "contradiction" : ""), () => "part of one", ["contradiction"]);
+  }
+  addFacet("note", "My notes", i => (noteOf(i).note ? "note" : noteOf(i).mark ? "mark" : ""),
+    key => ({ mark: "marked", note: "with a note" })[key], ["mark", "note"]);
+}
+
+/* --- selection */
+
+/** Find the rows that match, count each facet's values among the rows that match all other facets, and group by image. */
+function select() {
+  const terms = state.query.toLowerCase().split(/\s+/).filter(Boolean);
+  const inText = terms.map(term => lowered.map(text => text.includes(term)));
+  const inName = terms.map(term => imageNames.map(name => name.includes(term)));
+  const tests = facets.map(f => (f.yes.size || f.no.size)
+    ? [f.yes.size === 0, ...f.keys.map(key => (f.yes.has(key) || f.yes.size === 0) && !f.no.has(key))] : null);
+  const counts = facets.map(f => new Uint32Array(f.keys.length + 1));
+  const { low, high } = measure();
+  const [from, to] = [state.low ?? -Infinity, state.high ?? Infinity];
+  const ranged = state.low !== null || state.high !== null;
+  const bins = new Uint32Array(BINS);
+  const isScore = ["official_score", "change"].includes(state.measure);
+  let exact = 0;
+  const value = values();
+  selected = [];
+  for (let i = 0; i < count; i++) {
+    if (!isThere(i)) continue;
+    const found = terms.every((_, t) => inText[t][run().caption[i]] || inText[t][rows.reference[i]]
+      || (other() && inText[t][other().caption[i]]) || inName[t][rows.image[i]]);
+    if (!found) continue;
+    let failed = ranged && !(value[i] != null && value[i] >= from && value[i] <= to) ? 1 : 0;
+    const outside = failed === 1;
+    let failing = -1;
+    for (let f = 0; f < tests.length; f++) if (tests[f] && !tests[f][facets[f].codes[i] + 1]) { failed++; failing = f; }
+    if (failed === 0) {
+      selected.push(i);
+      for (let f = 0; f < facets.length; f++) counts[f][facets[f].codes[i] + 1]++;
+    } else if (failed === 1 && failing >= 0) counts[failing][facets[failing].codes[i] + 1]++;
+    if (failed - outside === 0 && value[i] != null) {
+      if (isScore && isExact(i)) exact++; // often most captions: their bar would leave the others without height
+      else bins[Math.max(0, Math.min(BINS - 1, Math.floor(BINS * (value[i] - low) / (high - low || 1))))]++;
+    }
+  }
+  groupByImage(value);
+  return { counts, bins, exact };
+}
+
+function groupByImage(value) {
+  groups = [];
+  for (const i of selected) { // rows of an image follow each other
+    let group = groups[groups.length - 1];
+    if (!group || group.image !== rows.image[i]) groups.push(group = { image: rows.image[i], rows: [] });
+    group.rows.push(i);
+  }
+  for (const group of groups) Object.assign(group, statistics(group.rows, value));
+  if (state.order === "listed") return;
+  const sign = state.order === "up" ? 1 : -1;
+  groups.sort((a, b) => (a.scored === 0) - (b.scored === 0) || sign * (a.mean - b.mean) || a.image - b.image);
+}
+
+function statistics(list, value = values()) {
+  let [sum, scored, exact, referenced] = [0, 0, 0, 0];
+  for (const i of list) {
+    if (value[i] != null) { sum += value[i]; scored++; }
+    if (rows.reference[i] >= 0) { referenced++; exact += isExact(i); }
+  }
+  return { mean: scored ? sum / scored : null, scored, exact, referenced };
+}
+
+const rightText = ({ exact, referenced }) => (referenced ? `${grouped(exact)} of ${grouped(referenced)} exactly right` : "");
+
+/* --- pieces: names, images, words, captions */
+
+const imageName = entry => entry.scenario || entry.image;
+const imageAbout = entry => [entry.about, spaced(entry.view), entry.split].filter(Boolean).join(" · ");
+const fullName = entry => [imageName(entry), imageAbout(entry)].filter(Boolean).join(", ");
+
+function picture(entry, large = false) {
+  const blank = text => el("div", { class: "blank" }, text);
+  if (entry.problem) return blank(entry.problem);
+  const source = large ? entry.src : entry.embedded || entry.src;
+  const img = el("img", { src: source, alt: fullName(entry), loading: large ? null : "lazy", decoding: "async", draggable: "false" });
+  img.addEventListener("error", () => { // this file was sent without its images
+    if (entry.embedded && img.getAttribute("src") !== entry.embedded) img.src = entry.embedded;
+    else img.replaceWith(blank("image not found"));
+  });
+  return img;
+}
+
+/** Words with their marks ("s" same, "m" moved, "o" other); neighbors of one look share an element, unless `percents`. */
+function words(text, marks, confidence, changed, percents = false) {
+  const parts = [];
+  text.split(/\s+/).filter(Boolean).forEach((word, k) => {
+    const mark = marks ? marks[k] : "s";
+    const look = mark + (confidence && confidence[k] < data.confident ? "g" : "");
+    const last = parts[parts.length - 1];
+    if (last && last.look === look && !percents) last.text += ` ${word}`;
+    else parts.push({ text: word, look, percent: confidence ? confidence[k] : null });
+  });
+  return parts.flatMap(({ text, look, percent }) => {
+    const tag = look[0] === "o" ? changed : "span";
+    const kind = `${look[0] === "m" ? "moved" : ""} ${look[1] ? "grey" : ""}`.trim();
+    const node = tag === "span" && !kind ? text : el(tag, { class: kind || null }, text);
+    return [percents && percent !== null ? el("span", { class: "w" }, node, el("small", {}, percent)) : node, " "];
+  });
+}
+
+function captionWords(one, i, percents = false) {
+  const none = text => [el("span", { class: "none" }, text)];
+  if (one.caption[i] < 0) return none("(not in this run)");
+  const text = texts[one.caption[i]];
+  if (!text.trim()) return none("(empty caption)");
+  return words(text, one.marks[i] && one.marks[i][0], one.confidence[i], "mark", percents);
+}
+
+function referenceWords(i) {
+  const none = text => [el("span", { class: "none" }, text)];
+  if (rows.reference[i] < 0) return none("(no reference)");
+  const text = texts[rows.reference[i]];
+  return text.trim() ? words(text, run().marks[i] && run().marks[i][1], null, "u") : none("(empty reference)");
+}
+
+/** A row as the template in cards.html.jinja lays it out. */
+function captionNode(i, percents = false) {
+  const node = $("caption-template").content.firstElementChild.cloneNode(true);
+  node.querySelector(".type").textContent = typeNames[rows.type[i]];
+  node.querySelector(".gen .role").textContent = other() ? run().name : "Generated";
+  node.querySelector(".gen .text").replaceChildren(...captionWords(run(), i, percents));
+  node.querySelector(".ref .text").replaceChildren(...referenceWords(i));
+  const theirs = node.querySelector(".oth");
+  if (other()) {
+    theirs.firstChild.textContent = other().name;
+    const same = other().caption[i] === run().caption[i];
+    theirs.querySelector(".text").replaceChildren(...(same ? [el("span", { class: "none" }, "(same caption)")] : captionWords(other(), i, percents)));
+  } else theirs.remove();
+  node.querySelector(".score").replaceChildren(written(values()[i]), ...changeTag(i));
+  if (noteOf(i).mark) node.querySelector(".type").append(" ★");
+  return node;
+}
+
+function changeTag(i) {
+  const result = outcome(i);
+  if (!["better", "even", "worse"].includes(result) || state.measure === "change") return [];
+  const sign = { better: "▲", even: "=", worse: "▼" }[result];
+  return [el("span", { class: `tag ${result}`, title: `${result} than ${other().name}` }, `${sign} ${signed(changes[i])}`)];
+}
+
+/* --- views: each gets the selected groups and appends more of them as the reader scrolls */
+
+let stopFeed = () => {};
+
+function feed(container, items, build, chunk) {
+  stopFeed();
+  let next = 0;
+  const more = el("div", { class: "more" });
+  const observer = new IntersectionObserver(found => found.some(f => f.isIntersecting) && add(), { rootMargin: "900px" });
+  stopFeed = () => observer.disconnect();
+  const add = () => {
+    more.before(...items.slice(next, next += chunk).map(build));
+    observer.unobserve(more);
+    if (next < items.length) observer.observe(more); // reports again at once if there is still room
+    else more.remove();
+  };
+  container.replaceChildren(more);
+  add();
+}
+
+function bar(value, { low, high }) {
+  const share = value === null ? 0 : 100 * (value - low) / (high - low || 1);
+  return el("span", { class: "meter" }, el("span", { style: `width:${Math.max(0, Math.min(100, share)).toFixed(1)}%` }));
+}
+
+function tile(group) {
+  const entry = images[group.image];
+  return el("button", { type: "button", class: "tile", "data-image": group.image, onclick: () => open(group.image) },
+    picture(entry), el("span", { class: "line" }, el("strong", {}, written(group.mean)), bar(group.mean, measure())),
+    el("span", { class: "right" }, rightText(group) || counted(group.rows.length, "caption")),
+    el("span", { class: "name" }, imageName(entry)), el("span", { class: "about" }, imageAbout(entry)));
+}
+
+function card(group) {
+  const entry = images[group.image];
+  const node = $("card-template").content.firstElementChild.cloneNode(true);
+  node.dataset.image = group.image;
+  node.querySelector(".side").prepend(el("button", { type: "button", class: "thumb",
+    "aria-label": `large view of ${fullName(entry)}`, onclick: () => open(group.image) }, picture(entry)));
+  node.querySelector("h3").textContent = imageName(entry);
+  node.querySelector(".about").textContent = imageAbout(entry);
+  node.querySelector(".heads .gen").textContent = other() ? run().name : "Generated";
+  if (other()) node.querySelector(".heads .oth").textContent = other().name;
+  else node.querySelector(".heads .oth").remove();
+  node.querySelector(".heads .score").textContent = measure().title.split(" (")[0];
+  // Exactly right captions are one line that opens: a reader looks for what is wrong, or differs between two runs.
+  const isFolded = i => isExact(i) && (!other() || outcome(i) === "same caption");
+  const folded = group.rows.filter(isFolded);
+  const list = node.querySelector(".list");
+  list.append(...group.rows.filter(i => !isFolded(i)).map(i => captionNode(i)));
+  if (folded.length) {
+    const details = el("details", {}, el("summary", {}, other() ? `${folded.length} exactly right in both` : rightText(group)));
+    details.addEventListener("toggle", () => details.append(...folded.splice(0).map(i => captionNode(i))));
+    list.append(details);
+  }
+  return node;
+}
+
+function showOverview({ bins, exact }) {
+  const shown = measure();
+  $("histogram-title").textContent = `${shown.title}: number of captions${exact ? ` (${grouped(exact)} exactly right ones are not drawn)` : ""}`;
+  const most = Math.max(1, ...bins);
+  $("bars").replaceChildren(...Array.from(bins, (n, b) => {
+    const from = shown.low + b * (shown.high - shown.low) / BINS, to = shown.low + (b + 1) * (shown.high - shown.low) / BINS;
+    const inside = (state.low === null || to > state.low) && (state.high === null || from < state.high);
+    return el("span", { class: inside ? "" : "out", title: `${written(from)} to ${written(to)}: ${counted(n, "caption")}`,
+      style: `--share:${n ? Math.max(3, 100 * n / most) : 0}%` });
+  }));
+  $("low").placeholder = written(shown.low);
+  $("high").placeholder = written(shown.high);
+  showMeans();
+  $("comparison").replaceChildren(...comparison());
+  $("grid-title").textContent = `${counted(groups.length, "image")}${{ up: ", lowest mean first", down: ", highest mean first", listed: "" }[state.order]}`;
+  feed($("grid"), groups, tile, 60);
+}
+
+const groupings = {
+  type: { title: "Caption type", keyOf: i => rows.type[i], shown: key => typeNames[key], facets: key => ({ subject: types[key][0], aspect: types[key][1] }) },
+  phase: { title: "Phase", keyOf: i => images[rows.image[i]].phase, shown: key => data.phases[key] || key, facets: key => ({ phase: key }) },
+  view: { title: "View", keyOf: i => images[rows.image[i]].view, shown: spaced, facets: key => ({ view: key }) },
+};
+
+/** Means of the selected captions by one grouping; a click on a name filters by it. */
+function showMeans() {
+  const { title, keyOf, shown, facets: facetsOf } = groupings[state.by];
+  const byKey = new Map();
+  for (const i of selected) {
+    if (!byKey.has(keyOf(i))) byKey.set(keyOf(i), []);
+    byKey.get(keyOf(i)).push(i);
+  }
+  const only = key => {
+    for (const [name, value] of Object.entries(facetsOf(key))) {
+      const facet = facets.find(one => one.name === name);
+      if (facet) { facet.yes = new Set([value]); facet.no.clear(); }
+    }
+    update();
+  };
+  const lines = [...byKey].sort(([a], [b]) => natural(a, b)).map(([key, list]) => {
+    const found = statistics(list);
+    return el("tr", {}, el("th", { scope: "row" }, el("button", { type: "button", class: "plain-button", title: "show only these", onclick: () => only(key) }, shown(key) || "none")),
+      el("td", {}, written(found.mean)), el("td", { class: "wide" }, bar(found.mean, measure())), el("td", { class: "right" }, rightText(found) || counted(list.length, "caption")));
+  });
+  $("means-title").textContent = `Mean ${inSentence(measure().title)} by`;
+  $("by").replaceChildren(...Object.entries(groupings).map(([name, one]) => el("button", { type: "button", "aria-pressed": String(name === state.by),
+    onclick: () => { state.by = name; showMeans(); $("by").querySelector("[aria-pressed=true]").focus(); } }, one.title)));
+  $("means").replaceChildren(el("table", { "aria-label": title }, el("tbody", {}, ...lines)));
+}
+
+/** Table of which run is better: of the selected captions that both runs have. */
+function comparison() {
+  if (!other()) return [];
+  const name = "official_score";
+  const line = (title, list) => {
+    const n = { better: 0, even: 0, worse: 0, "same caption": 0 };
+    for (const i of list) n[outcome(i)]++;
+    const same = n.even + n["same caption"];
+    const means = [run(), other()].map(one => statistics(list, one.measures[name]).mean);
+    const part = (kind, number) => el("i", { class: kind, style: `width:${100 * number / list.length}%` });
+    return el("tr", {}, el("th", { scope: "row" }, title), ...[list.length, n.better, same, n.worse].map(number => el("td", {}, grouped(number))),
+      ...means.map(mean => el("td", {}, written(mean, 1))),
+      el("td", { class: "parts" }, el("div", { title: `${n.better} better, ${same} even, ${n.worse} worse` }, part("better", n.better), part("even", same), part("worse", n.worse))));
+  };
+  const both = selected.filter(i => changes[i] !== null);
+  if (!both.length) return [el("p", { class: "notes" }, "The two runs share no caption that has a score in both.")];
+  const heads = ["Caption type", "Captions", "Better", "Even", "Worse", run().name, other().name, "Better · even · worse"];
+  const byType = typeNames.map((title, t) => [title, both.filter(i => rows.type[i] === t)]).filter(([, list]) => list.length);
+  return [el("h2", {}, "Which run is better, by caption type"),
+    el("p", { class: "hint" }, `“Better” counts captions of ${run().name} that score higher than those of ${other().name}; less than ${EVEN_POINTS} points apart is even.`),
+    el("div", { class: "scroll" }, el("table", { class: "panel compare" }, el("thead", {}, el("tr", {}, ...heads.map(head => el("th", { scope: "col" }, head)))),
+      el("tbody", {}, ...byType.map(([title, list]) => line(title, list)), line("all", both))))];
+}
+
+/* --- scenarios */
+
+const typeIndex = (subject, aspect) => types.findIndex(type => type[0] === subject && type[1] === aspect);
+const contradictionsOf = scenario => run().contradictions.filter(found => found.scenario === scenario);
+
+function contradictionOf(i) {
+  const image = images[rows.image[i]].image;
+  return (run().flagged ??= flagRows(run())).get(`${rows.type[i]} ${image}`);
+}
+
+/** {"type image": [{value, most: whether most captions state it}]} of the facts that contradict each other */
+function flagRows(one) {
+  const flagged = new Map();
+  for (const { subject, aspect, values: stated } of one.contradictions) {
+    const sizes = Object.values(stated).map(names => names.length).sort((a, b) => b - a);
+    for (const [value, names] of Object.entries(stated)) for (const name of names) {
+      const key = `${typeIndex(subject, aspect)} ${name}`;
+      flagged.set(key, [...(flagged.get(key) || []), { value, most: names.length > sizes[1] }]);
+    }
+  }
+  return flagged;
+}
+
+function showScenarios() {
+  const wanted = new Set(groups.map(group => images[group.image].scenario));
+  const all = new Map([...wanted].map(name => [name, []]));
+  images.forEach((entry, image) => all.get(entry.scenario)?.push(image));
+  feed($("boards"), [...all], board, 4);
+}
+
+function board([scenario, list]) {
+  const found = contradictionsOf(scenario);
+  const automatic = found.length ? typeIndex(found[0].subject, found[0].aspect) : rows.type[selected.find(i => images[rows.image[i]].scenario === scenario)];
+  const type = state.type === "" ? automatic : +state.type;
+  const phases = [...new Set(list.map(image => images[image].about))].sort(natural);
+  const cameras = new Map();
+  for (const image of list) {
+    const camera = [spaced(images[image].view), images[image].video].filter(Boolean).join(" · ");
+    if (!cameras.has(camera)) cameras.set(camera, new Map());
+    cameras.get(camera).set(images[image].about, image);
+  }
+  const cell = image => {
+    if (image === undefined) return el("td", {});
+    const own = rowsOf(image).filter(i => rows.type[i] === type);
+    const stated = own.flatMap(i => contradictionOf(i) || []);
+    return el("td", {}, el("button", { type: "button", class: "thumb", "data-image": image, "aria-label": `large view of ${fullName(images[image])}`, onclick: () => open(image) }, picture(images[image])),
+      ...stated.map(({ value, most }) => el("span", { class: most ? "tag even" : "tag worse" }, most ? value : `⚠ ${value}`)),
+      ...own.map(i => el("p", { class: "gen", dir: "auto" }, ...captionWords(run(), i))));
+  };
+  return el("article", { class: "card board-card" }, el("h3", {}, scenario || "(no scenario)"),
+    el("div", {}, ...found.map(flag => el("button", { type: "button", class: "flag", onclick: () => { state.type = `${typeIndex(flag.subject, flag.aspect)}`; update(); } },
+      `⚠ Contradiction in ${flag.subject} · ${spaced(flag.aspect)}: ${flag.text}`))),
+    el("p", { class: "type" }, `Captions shown: ${typeNames[type]}`),
+    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `phases of ${scenario}` }, el("table", { class: "board", style: `min-width:${180 * phases.length}px` },
+      el("thead", {}, el("tr", {}, ...phases.map(phase => el("th", { scope: "col" }, phase || "image")))),
+      ...[...cameras].map(([camera, at]) => el("tbody", {}, el("tr", {}, el("th", { scope: "rowgroup", colspan: phases.length, class: "about" }, camera || "one camera")),
+        el("tr", {}, ...phases.map(phase => cell(at.get(phase)))))))));
+}
+
+let firstRow = null; // of each image, and the end
+function rowsOf(image) {
+  if (!firstRow) {
+    firstRow = new Uint32Array(images.length + 1).fill(count);
+    for (let i = count - 1; i >= 0; i--) firstRow[rows.image[i]] = i;
+  }
+  const own = [];
+  for (let i = firstRow[image]; i < count && rows.image[i] === image; i++) if (isThere(i)) own.push(i);
+  return own;
+}
+
+/* --- large view */
+
+const zoom = { factor: 1, x: 0, y: 0 };
+let opened = -1;
+
+function open(image) {
+  opened = image;
+  const entry = images[image];
+  $("large-title").textContent = imageName(entry);
+  $("large-about").textContent = [imageAbout(entry), entry.video, entry.image].filter(Boolean).join(" · ");
+  $("canvas").replaceChildren(picture(entry, true), ...entry.boxes.filter(box => Array.isArray(box?.bbox_xywh)).map(boxNode));
+  $("boxes-field").hidden = !entry.boxes.length;
+  $("looked").textContent = "";
+  setZoom(1, 0, 0);
+  const matching = new Set(selected);
+  const own = rowsOf(image);
+  const shown = own.filter(i => matching.has(i)), rest = own.filter(i => !matching.has(i));
+  const list = $("large-captions");
+  list.replaceChildren(...shown.map(largeCaption));
+  if (rest.length) list.append(el("details", { open: shown.length ? null : "" }, el("summary", {}, `${counted(rest.length, "caption")} of this image outside the filters`), ...rest.map(largeCaption)));
+  if (own.some(i => run().confidence[i])) list.prepend(el("p", { class: "hint" }, "Below each word: the model's confidence in percent."));
+  list.scrollTop = 0;
+  const at = groups.findIndex(group => group.image === image);
+  $("previous").disabled = at <= 0;
+  $("next").disabled = at < 0 || at === groups.length - 1;
+  if (!$("large").open) { $("large").showModal(); $("large-title").focus(); }
+  remember();
+}
+
+function boxNode({ label, bbox_xywh: [x, y, w, h] }) {
+  const style = [["left", x], ["top", y], ["width", w], ["height", h]].map(([name, share]) => `${name}:${100 * Number(share)}%`).join(";");
+  return el("div", { class: "box", style }, el("span", {}, label || ""));
+}
+
+function largeCaption(i) {
+  const node = captionNode(i, true);
+  const note = noteOf(i);
+  const facts = Object.entries(data.measures).filter(([name]) => run().measures[name][i] !== null)
+    .map(([name, m]) => `${m.title} ${written(run().measures[name][i], m.digits)}`).join(" · ");
+  const star = el("button", { type: "button", "aria-pressed": String(!!note.mark), onclick: () => {
+    saveNote(i, { mark: !noteOf(i).mark });
+    star.setAttribute("aria-pressed", String(noteOf(i).mark));
+    star.textContent = noteOf(i).mark ? "★ marked" : "☆ mark";
+  } }, note.mark ? "★ marked" : "☆ mark");
+  const text = el("input", { type: "text", placeholder: "Note", "aria-label": `note on ${typeNames[rows.type[i]]}`, value: note.note || "",
+    oninput: event => saveNote(i, { note: event.target.value }) });
+  const looks = Object.entries(run().attention[i] || {}).map(([word, grid]) =>
+    el("button", { type: "button", onclick: () => showAttention(word, grid) }, `attention: ${word}`));
+  node.append(el("div", { class: "tools" }, star, text, ...looks, el("span", { class: "muted" }, facts)));
+  return node;
+}
+
+/** Draw the attention of a word, rows of numbers, as a grid of translucent cells over the image. */
+function showAttention(word, grid) {
+  $("canvas").querySelector(".attention")?.remove();
+  const most = Math.max(...grid.flat());
+  $("canvas").append(el("div", { class: "attention", style: `grid-template-columns:repeat(${grid[0].length},1fr)` },
+    ...grid.flat().map(share => el("i", { style: `opacity:${(0.75 * share / most).toFixed(3)}` }))));
+  $("looked").textContent = `Attention of “${word}”, relative to its strongest patch`;
+}
+
+function setZoom(factor, x, y) {
+  Object.assign(zoom, { factor: Math.max(1, Math.min(16, factor)), x, y });
+  if (zoom.factor === 1) zoom.x = zoom.y = 0;
+  $("canvas").style.transform = `translate(${zoom.x}px, ${zoom.y}px) scale(${zoom.factor})`;
+  $("canvas").style.setProperty("--zoom", zoom.factor);
+  $("zoom").textContent = `${Math.round(100 * zoom.factor)} %`;
+}
+
+/** Zoom so that the point (x, y) of the stage, relative to its center, stays where it is. */
+function zoomBy(by, x = 0, y = 0) {
+  const factor = Math.max(1, Math.min(16, zoom.factor * by));
+  const ratio = factor / zoom.factor;
+  setZoom(factor, x - (x - zoom.x) * ratio, y - (y - zoom.y) * ratio);
+}
+
+function step(by) {
+  const at = groups.findIndex(group => group.image === opened) + by;
+  if (groups[at]) open(groups[at].image);
+}
+
+async function copyLink() {
+  remember();
+  try { await navigator.clipboard.writeText(location.href); $("link").textContent = "Copied"; }
+  catch (refused) { window.prompt("Link to this image", location.href); }
+  setTimeout(() => { $("link").textContent = "Copy link"; }, 1500);
+}
+
+/* --- marks and notes: kept by this browser, per page */
+
+function storageKey() { return `beit3lib gallery ${location.pathname}`; }
+function loadNotes() {
+  try { return JSON.parse(localStorage.getItem(storageKey())) || {}; } catch (blocked) { return {}; }
+}
+const rowKey = i => [images[rows.image[i]].image, ...types[rows.type[i]]].join("|");
+function noteOf(i) { return Object.hasOwn(saved, rowKey(i)) ? saved[rowKey(i)] : {}; }
+function saveNote(i, change) {
+  const note = saved[rowKey(i)] = { ...noteOf(i), ...change };
+  if (!note.mark && !note.note) delete saved[rowKey(i)];
+  try { localStorage.setItem(storageKey(), JSON.stringify(saved)); } catch (blocked) { /* kept until the page is closed */ }
+}
+
+/* --- export */
+
+function exported() {
+  return selected.map(i => {
+    const entry = images[rows.image[i]], [subject, aspect] = types[rows.type[i]], { mark, note } = noteOf(i);
+    const text = number => (number < 0 ? null : texts[number]);
+    const about = Object.fromEntries(["image", "scenario", "split", "source", "view", "video", "label", "phase"].map(name => [name, entry[name]]));
+    const measured = Object.fromEntries(Object.keys(data.measures).map(name => [name, run().measures[name][i]]));
+    return { ...about, subject, aspect, run: run().name, caption: text(run().caption[i]), reference: text(rows.reference[i]), ...measured,
+      ...(other() ? { compared_with: other().name, other_caption: text(other().caption[i]), change: changes[i] } : {}), marked: !!mark, note: note || "" };
+  });
+}
+
+function asCsv(records) {
+  // A text that begins like a formula gets an apostrophe, so that a spreadsheet does not run it.
+  const cell = value => `"${String(value ?? "").replace(typeof value === "string" ? /^(?=[=+\-@\t\r])/ : /$^/, "'").replaceAll('"', '""')}"`;
+  const names = Object.keys(records[0] || { image: "" });
+  return [names, ...records.map(record => names.map(name => record[name]))].map(line => line.map(cell).join(",")).join("\r\n");
+}
+
+function download(name, text, type) {
+  const link = el("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+/* --- the address: filters and the open image, so that a copied link shows the same */
+
+function remember() {
+  const set = new URLSearchParams();
+  if (state.view !== "overview") set.set("view", state.view);
+  if (state.run) set.set("run", run().name);
+  if (other()) set.set("other", other().name);
+  for (const name of ["query", "low", "high", "type"]) if (state[name] !== null && state[name] !== "") set.set(name, state[name]);
+  if (state.order !== "up") set.set("order", state.order);
+  if (state.measure !== Object.keys(data.measures)[0]) set.set("measure", state.measure);
+  for (const facet of facets) {
+    for (const key of facet.yes) set.append(`only.${facet.name}`, key);
+    for (const key of facet.no) set.append(`not.${facet.name}`, key);
+  }
+  if (opened >= 0) set.set("image", images[opened].image);
+  try { history.replaceState(null, "", `#${set}`); } catch (blocked) { /* an embedded page keeps its address */ }
+}
+
+function recall() {
+  const set = new URLSearchParams(location.hash.slice(1));
+  const number = name => (set.get(name) !== null && Number.isFinite(+set.get(name)) ? +set.get(name) : null);
+  const indexOf = name => runs.findIndex(one => one.name === set.get(name));
+  const offered = (id, value, fallback) => ([...$(id).options].some(option => option.value === value) ? value : fallback);
+  state.view = ["overview", "captions", "scenarios"].includes(set.get("view")) ? set.get("view") : "overview";
+  state.run = Math.max(0, indexOf("run"));
+  state.other = indexOf("other") === state.run ? -1 : indexOf("other");
+  state.query = set.get("query") || "";
+  [state.low, state.high] = [number("low"), number("high")];
+  state.order = offered("order", set.get("order"), "up");
+  state.type = offered("type", set.get("type"), "");
+  state.measure = offered("measure", set.get("measure"), Object.keys(data.measures)[0] || "");
+  for (const facet of facets) {
+    facet.yes = new Set(set.getAll(`only.${facet.name}`).filter(key => facet.keys.includes(key)));
+    facet.no = new Set(set.getAll(`not.${facet.name}`).filter(key => facet.keys.includes(key)));
+  }
+  opened = images.findIndex(entry => entry.image === set.get("image"));
+}
+
+/* --- putting it together */
+
+function update() {
+  const theirs = other()?.measures.official_score, mine = run().measures.official_score;
+  changes = rows.image.map((_, i) => (theirs && mine && mine[i] !== null && theirs[i] !== null ? mine[i] - theirs[i] : null));
+  if (!other()) {
+    if (state.measure === "change") state.measure = Object.keys(data.measures)[0];
+    for (const facet of facets) if (facet.name === "outcome") { facet.yes.clear(); facet.no.clear(); }
+  }
+  for (const facet of facets) if (facet.changes) facet.encode();
+  const found = select();
+  showControls(found);
+  for (const view of ["overview", "captions", "scenarios"]) $(view).hidden = view !== state.view;
+  $("captions").classList.toggle("two", !!other());
+  $("legend").hidden = state.view === "overview" || !rows.reference.some(text => text >= 0);
+  if (state.view === "overview") showOverview(found);
+  else if (state.view === "captions") feed($("captions"), groups, card, 8);
+  else showScenarios();
+  remember();
+}
+
+function showControls({ counts }) {
+  facets.forEach((facet, f) => {
+    facet.node.hidden = facet.name === "outcome" && !other();
+    facet.nodes.forEach(({ key, tick, not, number, line }, k) => {
+      tick.checked = facet.yes.has(key);
+      not.setAttribute("aria-pressed", String(facet.no.has(key)));
+      number.textContent = grouped(counts[f][k + 1]);
+      line.classList.toggle("excluded", facet.no.has(key));
+      line.hidden = facet.changes && !counts[f][k + 1] && !facet.yes.has(key) && !facet.no.has(key);
+    });
+    if (facet.nodes.every(({ line }) => line.hidden)) facet.node.hidden = true;
+  });
+  const fields = { query: state.query, run: state.run, other: state.other, measure: state.measure, order: state.order,
+    type: state.type, low: state.low ?? "", high: state.high ?? "" };
+  for (const [id, value] of Object.entries(fields)) if (document.activeElement !== $(id)) $(id).value = value;
+  $("measure").querySelector("[value=change]")?.toggleAttribute("hidden", !other());
+  for (const button of document.querySelectorAll("[data-view]")) button.setAttribute("aria-pressed", String(button.dataset.view === state.view));
+  const all = rows.image.reduce((sum, _, i) => sum + isThere(i), 0);
+  $("count").textContent = selected.length === all ? `${counted(groups.length, "image")}, ${counted(all, "caption")}`
+    : `${counted(groups.length, "image")}, ${grouped(selected.length)} of ${counted(all, "caption")}`;
+  const active = facets.reduce((sum, facet) => sum + facet.yes.size + facet.no.size, 0) + (state.query !== "") + (state.low !== null || state.high !== null);
+  $("clear").hidden = active === 0;
+  $("show-filters").textContent = active ? `Filters (${active})` : "Filters";
+  $("empty").hidden = selected.length > 0;
+}
+
+function clearFilters() {
+  Object.assign(state, { query: "", low: null, high: null });
+  for (const facet of facets) { facet.yes.clear(); facet.no.clear(); }
+  $("query").value = "";
+  update();
+}
+
+function setUp() {
+  const options = (id, list) => $(id).append(...list.map(([value, text]) => el("option", { value }, text)));
+  options("run", runs.map((one, r) => [r, one.name]));
+  options("other", [[-1, "nothing"], ...runs.map((one, r) => [r, one.name])]);
+  options("measure", [...Object.entries(data.measures).map(([name, m]) => [name, m.title]), ...(runs.length > 1 ? [["change", "Change of the score"]] : [])]);
+  options("type", typeNames.map((name, t) => [t, name]));
+  $("run-field").hidden = $("other-field").hidden = runs.length < 2;
+  addFacets();
+  const scenarios = new Set(images.map(entry => entry.scenario)).size;
+  const parts = [counted(images.length, "image"), counted(count, "caption"), images.some(entry => entry.scenario) ? counted(scenarios, "scenario") : ""];
+  for (const [name, m] of Object.entries(data.measures).slice(0, 1)) {
+    const known = runs[0].measures[name].filter(value => value !== null);
+    if (known.length) parts.push(`mean ${inSentence(m.title)} ${written(known.reduce((a, b) => a + b, 0) / known.length, m.digits)}`);
+  }
+  $("summary").textContent = parts.filter(Boolean).join(" · ");
+}
+
+function listen() {
+  const on = (id, event, action) => $(id).addEventListener(event, action);
+  const field = (id, action) => on(id, "change", event => { action(event.target.value); update(); });
+  let waiting = 0; // typing on searches once, not for every letter
+  on("query", "input", event => { clearTimeout(waiting); state.query = event.target.value; waiting = setTimeout(update, 120); });
+  field("run", value => { state.run = +value; if (state.other === state.run) state.other = -1; });
+  field("other", value => { state.other = +value === state.run ? -1 : +value; });
+  field("measure", value => Object.assign(state, { measure: value, low: null, high: null }));
+  field("order", value => { state.order = value; });
+  field("type", value => { state.type = value; });
+  field("low", value => { state.low = value === "" ? null : +value; });
+  field("high", value => { state.high = value === "" ? null : +value; });
+  for (const button of document.querySelectorAll("[data-view]")) button.addEventListener("click", () => { state.view = button.dataset.view; update(); });
+  on("show-filters", "click", () => $("show-filters").setAttribute("aria-expanded", String(document.body.classList.toggle("filtering"))));
+  on("clear", "click", clearFilters);
+  on("export-csv", "click", () => download("captions.csv", `\uFEFF${asCsv(exported())}`, "text/csv"));
+  on("export-json", "click", () => download("captions.json", JSON.stringify(exported(), null, 1), "application/json"));
+  on("previous", "click", () => step(-1));
+  on("next", "click", () => step(1));
+  on("link", "click", copyLink);
+  on("close", "click", () => $("large").close());
+  on("large", "click", event => event.target === $("large") && $("large").close());
+  on("large", "close", () => {
+    const image = opened;
+    opened = -1;
+    remember();
+    // The event comes a moment after the dialog has closed: leave the focus alone if the reader is already typing.
+    if (!document.activeElement.closest("input, select")) document.querySelector(`#${state.view} [data-image="${image}"]`)?.focus();
+  });
+  on("zoom-in", "click", () => zoomBy(1.5));
+  on("zoom-out", "click", () => zoomBy(1 / 1.5));
+  on("fit", "click", () => setZoom(1, 0, 0));
+  on("boxes", "change", event => $("canvas").classList.toggle("plain", !event.target.checked));
+  document.addEventListener("keydown", onKey);
+  addEventListener("hashchange", start);
+  listenToHistogram();
+  listenToStage();
+}
+
+function onKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const active = document.activeElement;
+  if (active.closest("input:not([type=checkbox]), select, textarea")) {
+    if (event.key === "Escape" && !$("large").open) active.blur();
+    return;
+  }
+  const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  if ($("large").open) {
+    if (by) { step(by); event.preventDefault(); }
+    if (event.key === "+" || event.key === "=") zoomBy(1.5);
+    if (event.key === "-") zoomBy(1 / 1.5);
+  } else if (event.key === "/") {
+    $("query").focus();
+    event.preventDefault();
+  } else if (by && !active.closest(".scroll, aside, .bar")) {
+    const list = [...document.querySelectorAll(`#${state.view} .tile, #${state.view} .thumb`)];
+    const at = list.indexOf(active);
+    list[at < 0 ? 0 : Math.max(0, Math.min(list.length - 1, at + by))]?.focus();
+    event.preventDefault();
+  }
+}
+
+/** Dragging over the bars selects a range; a click selects one bar. */
+function listenToHistogram() {
+  const bars = $("bars");
+  let from = null;
+  const at = event => {
+    const box = bars.getBoundingClientRect();
+    return Math.max(0, Math.min(BINS - 1, Math.floor(BINS * (event.clientX - box.left) / box.width)));
+  };
+  const range = event => [from, at(event)].sort((a, b) => a - b);
+  bars.addEventListener("pointerdown", event => { from = at(event); bars.setPointerCapture(event.pointerId); });
+  bars.addEventListener("pointermove", event => {
+    if (from === null) return;
+    const [a, b] = range(event);
+    [...bars.children].forEach((one, k) => one.classList.toggle("out", k < a || k > b));
+  });
+  bars.addEventListener("pointerup", event => {
+    if (from === null) return;
+    const [a, b] = range(event), { low, high, digits } = measure();
+    const edge = k => +(low + k * (high - low) / BINS).toFixed(digits + 1);
+    [state.low, state.high] = [a === 0 ? null : edge(a), b === BINS - 1 ? null : edge(b + 1)];
+    from = null;
+    update();
+  });
+}
+
+function listenToStage() {
+  const stage = $("stage");
+  let from = null;
+  stage.addEventListener("wheel", event => {
+    const box = stage.getBoundingClientRect();
+    zoomBy(Math.exp(-event.deltaY / 400), event.clientX - box.left - box.width / 2, event.clientY - box.top - box.height / 2);
+    event.preventDefault();
+  }, { passive: false });
+  stage.addEventListener("pointerdown", event => { from = { x: event.clientX - zoom.x, y: event.clientY - zoom.y }; stage.setPointerCapture(event.pointerId); });
+  stage.addEventListener("pointermove", event => from && setZoom(zoom.factor, event.clientX - from.x, event.clientY - from.y));
+  stage.addEventListener("pointerup", () => { from = null; });
+  stage.addEventListener("dblclick", () => (zoom.factor > 1 ? setZoom(1, 0, 0) : zoomBy(3)));
+}
+
+function start() {
+  recall();
+  const image = opened;
+  update();
+  if (image >= 0) open(image);
+}
+
+setUp();
+listen();
+start();

@@ -1,0 +1,98 @@
+"""Captions of the sample are read back to attributes and compared with what was drawn."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from beit3lib.data.aspects import ASPECTS, SUBJECTS
+from beit3lib.sample import DRAWN_NAME, draw, truth
+from beit3lib.sample.draw import VALUES, Scene, describe
+
+
+def scenes(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [Scene(**draw.draw_values(rng)) for _ in range(count)]
+
+
+def perfect_predictions(drawn):
+    rows = [
+        (scenario, phase, subject, aspect, describe(scene, subject).get(aspect, ""))
+        for (scenario, phase), scene in drawn.items()
+        for subject in SUBJECTS
+        for aspect in ASPECTS
+    ]
+    return pd.DataFrame(rows, columns=["scenario", "phase", "subject", "aspect", "caption"])
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_captions_are_read_back_as_drawn(subject):
+    for scene in scenes(200):
+        for aspect, text in describe(scene, subject).items():
+            assert truth.states_correctly(text, scene, subject, aspect), text
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_wrong_value_is_noticed(name):
+    for scene in scenes(30):
+        for value in set(VALUES[name]) - {getattr(scene, name)}:
+            other = Scene(**{**vars(scene), name: value})
+            wrong = [
+                (subject, aspect)
+                for subject in SUBJECTS
+                for aspect in ASPECTS
+                if not truth.states_correctly(describe(other, subject).get(aspect, ""), scene, subject, aspect)
+            ]
+            assert wrong, (name, value)
+
+
+def test_an_aspect_that_is_not_mentioned_requires_an_empty_caption():
+    dark = Scene(light="dark")
+    assert truth.states_correctly("", dark, "vehicle", "pedestrian_description")
+    assert not truth.states_correctly("a red jacket and black slacks", dark, "vehicle", "pedestrian_description")
+
+
+def test_attribute_shares_differ_between_own_and_shuffled_images():
+    drawn = {(f"s{i}", 0): scene for i, scene in enumerate(scenes(60, seed=3))}
+    shares = truth.attribute_shares(perfect_predictions(drawn), drawn)
+    assert (shares["own"] == 1).all() and (shares["shuffled"] < 0.6).all()
+    assert ((shares["shuffled"] - shares["chance"]).abs() < 0.15).all()
+
+
+def test_captions_of_other_scenarios_are_left_out_of_attribute_shares():
+    drawn = {(f"s{i}", 0): scene for i, scene in enumerate(scenes(10))}
+    table = perfect_predictions(drawn).assign(scenario=lambda t: t["scenario"].replace("s0", "other"))
+    assert truth.attribute_shares(table, drawn)["captions"].max() == 2 * 9
+
+
+def test_the_attribute_table_lists_drawn_and_stated_values():
+    drawn = {("a", 0): Scene(upper="red", lower="black")}
+    table = pd.DataFrame([("a", 0, "pedestrian", "pedestrian_description", "The pedestrian wears a blue jacket.")])
+    table.columns = ["scenario", "phase", "subject", "aspect", "caption"]
+    rows = truth.attribute_table(table, drawn)
+    assert rows[["attribute", "drawn", "stated"]].values.tolist() == [["upper", "red", "blue"], ["lower", "black", "nothing"]]
+    perfect = truth.attribute_table(perfect_predictions(drawn), drawn)
+    assert (perfect["drawn"] == perfect["stated"]).all() and set(perfect["attribute"]) == set(VALUES)
+
+
+def test_the_drawn_values_are_read_from_the_sample(tmp_path):
+    (tmp_path / DRAWN_NAME).write_text(json.dumps({"a": {"0": vars(Scene(light="dark"))}}))
+    assert truth.read_drawn(tmp_path) == {("a", 0): Scene(light="dark")}
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"a": 5}', '{"a": {"0": {"mood": "fine"}}}', '{"a": {"x": {}}}'])
+def test_broken_drawn_values_name_the_file(tmp_path, content):
+    (tmp_path / DRAWN_NAME).write_text(content)
+    with pytest.raises(ValueError, match=DRAWN_NAME):
+        truth.read_drawn(tmp_path)
+
+
+def test_the_share_of_attention_in_a_box_counts_parts_of_patches():
+    even = np.ones((4, 4))
+    assert truth.share_in_box(even, (0, 0, 8, 8), (8, 8)) == pytest.approx(1)
+    assert truth.share_in_box(even, (1, 1, 2, 4), (8, 8)) == pytest.approx(8 / 64)
+    corner = np.zeros((4, 4))
+    corner[0, 3] = 5
+    assert truth.share_in_box(corner, (6, 0, 2, 2), (8, 8)) == pytest.approx(1)
+    assert truth.share_in_box(corner, (7, -5, 9, 9), (8, 8)) == pytest.approx(0.5)

@@ -1,0 +1,75 @@
+"""A Captioner conditions each caption on its prompt and captions one image in three lines."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from test_model import TINY, make_model
+
+from beit3lib.captioner import Captioner
+from beit3lib.decode import generate
+from beit3lib.device import inference_precision
+from beit3lib.sample import SPM_PATH
+from beit3lib.tokenizer import load_tokenizer, prompt_ids
+from beit3lib.transforms import to_tensor
+
+TYPES = [("vehicle", "road"), ("pedestrian", "moving"), ("pedestrian", "road")]
+
+
+@pytest.fixture(scope="module")
+def make():
+    tokenizer = load_tokenizer(SPM_PATH)
+    model = make_model(replace(TINY, vocab_size=len(tokenizer) + 8)).eval()
+    with torch.no_grad():
+        model.mlm_head.weight.mul_(20)
+    return lambda caption_types: Captioner(model, tokenizer, caption_types, max_tokens=8, length_penalty=0.6)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "photo.jpg", quality=95)
+    return tmp_path / "photo.jpg"
+
+
+def test_an_image_is_captioned_in_three_lines(make, photo):
+    captioner = make(TYPES)
+    captions = captioner.caption(photo)
+    assert list(captions) == TYPES
+    assert captioner.caption(photo, "vehicle", "road") == captions["vehicle", "road"]
+    assert captioner.caption(photo, aspect="road") == {kind: captions[kind] for kind in TYPES if kind[1] == "road"}
+    assert captioner.caption(Image.open(photo), "pedestrian", "moving") == captions["pedestrian", "moving"]
+
+
+@pytest.mark.parametrize("caption_types", [[], [("vehicle", "road")]], ids=["unnamed", "one"])
+def test_a_model_of_one_caption_type_has_no_prompt(make, photo, caption_types):
+    captioner = make(caption_types)
+    assert captioner.prompts == [[]]
+    assert isinstance(captioner.caption(photo), str)
+
+
+def test_generate_feeds_the_prompt_of_each_caption_type(make, photo):
+    captioner = make(TYPES)
+    pixels = torch.stack([to_tensor(Image.open(photo), 16), to_tensor(Image.new("RGB", (16, 16), "blue"), 16)])
+    assert captioner.prompts == [prompt_ids(captioner.tokenizer, *kind) for kind in TYPES]
+    expected = generate(captioner.model, pixels, captioner.tokenizer, captioner.prompts, 2, 8, 0.6)
+    assert captioner.generate(pixels, num_beams=2) == expected
+    selected = [caption.ids for caption in captioner.generate(pixels, TYPES[1:], num_beams=2)]
+    assert selected == [expected[index].ids for index in (1, 2, 4, 5)]
+
+
+def test_an_unknown_caption_type_is_answered_with_those_of_the_model(make, photo):
+    with pytest.raises(
+        ValueError, match="expected one of vehicle road, pedestrian moving, pedestrian road; got vehicle weather"
+    ):
+        make(TYPES).caption(photo, "vehicle", "weather")
+    with pytest.raises(ValueError, match="expected one of one type without a name; got vehicle"):
+        make([]).caption(photo, "vehicle")
+
+
+def test_inference_precision_of_the_weights_changes_no_caption(make):
+    captioner = make(TYPES)
+    pixels = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with inference_precision(captioner.device):
+        expected = captioner.generate(pixels)
+        assert captioner.to_inference_precision().generate(pixels) == expected

@@ -1,0 +1,53 @@
+"""Device and precision follow what the hardware supports."""
+
+import pytest
+import torch
+
+from beit3lib.device import choose_device, choose_precision, inference_precision
+
+
+def gpu(monkeypatch, capability, kernels=("sm_70", "sm_75", "sm_80", "sm_86", "sm_90a")):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Test GPU")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(kernels))
+
+
+@pytest.mark.parametrize("requested", ["auto", "cuda", "cpu"])
+def test_without_a_gpu_the_cpu_is_used_and_cuda_prints_a_message(monkeypatch, capsys, requested):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device(requested) == torch.device("cpu")
+    assert ("no CUDA GPU found" in capsys.readouterr().out) == (requested == "cuda")
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (7, 5), (8, 0), (8, 9), (9, 0)])
+def test_a_supported_gpu_is_used(monkeypatch, capability):
+    gpu(monkeypatch, capability)
+    assert choose_device("auto") == torch.device("cuda") and choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("capability", [(6, 0), (10, 0)])
+def test_a_gpu_without_kernels_in_this_pytorch_is_refused(monkeypatch, capability):
+    gpu(monkeypatch, capability)
+    with pytest.raises(RuntimeError, match="Test GPU: expected sm_70.*GPU T4 x2"):
+        choose_device("auto")
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_precision_follows_the_compute_capability(monkeypatch, capability, precision):
+    gpu(monkeypatch, capability)
+    found, reason = choose_precision("auto", torch.device("cuda"))
+    assert found == precision and "Test GPU" in reason
+
+
+@pytest.mark.parametrize(("requested", "precision"), [("fp32", "no"), ("bf16", "bf16"), ("fp16", "fp16")])
+def test_a_precision_of_the_user_is_kept(requested, precision):
+    assert choose_precision(requested, torch.device("cpu")) == (precision, "set by the user")
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_inference_precision_is_bf16_where_the_cpu_has_it(monkeypatch, native):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    with inference_precision(torch.device("cpu")):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if native else torch.float32)

@@ -1,0 +1,88 @@
+"""The loss equals the recipe's, value and gradient, in chunks and without the worst tokens."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from beit3lib import loss
+from beit3lib.loss import LossModel, drop_worst, head_losses, label_smoothed_loss
+
+
+@pytest.fixture(scope="module")
+def reference():
+    pytest.importorskip("beit3")
+    import reference
+
+    return reference
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("classes", [7, 64010])
+def test_loss_and_gradient_equal_the_recipe(reference, smoothing, classes):
+    torch.manual_seed(0)
+    logits = (torch.randn(6, classes) * 3).requires_grad_()
+    targets = torch.randint(0, classes, (6,))
+    expected = reference.loss_function(smoothing)(logits, targets, 0)
+    found = label_smoothed_loss(logits, targets, smoothing).mean()
+    assert found.item() == pytest.approx(expected.item(), abs=1e-5)
+    for a, b in zip(torch.autograd.grad(found, logits), torch.autograd.grad(expected, logits), strict=True):
+        assert torch.allclose(a, b, atol=1e-7)
+
+
+def test_a_perfect_prediction_has_no_loss():
+    """KL(q || p) is 0 where p = q."""
+    probabilities = torch.full((1, 10), 0.1 / 9)
+    probabilities[0, 4] = 0.9
+    assert label_smoothed_loss(probabilities.log(), torch.tensor([4]), 0.1).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_lower_precision_is_computed_in_float32():
+    logits, targets = torch.randn(4, 50), torch.tensor([1, 2, 3, 4])
+    found = label_smoothed_loss(logits.bfloat16(), targets, 0.1)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, label_smoothed_loss(logits.bfloat16().float(), targets, 0.1))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.2, 0.5])
+@pytest.mark.parametrize("count", [2, 5, 11])
+def test_dropping_the_worst_equals_the_recipe(reference, ratio, count):
+    """The recipe drops them after step `drop_worst_after`."""
+    torch.manual_seed(1)
+    logits, targets = torch.randn(count, 20) * 3, torch.randint(0, 20, (count,))
+    expected = reference.loss_function(0.1, drop_worst_ratio=ratio, drop_worst_after=5)(logits, targets, 6)
+    assert drop_worst(label_smoothed_loss(logits, targets, 0.1), ratio).mean().item() == pytest.approx(
+        expected.item(), abs=1e-5
+    )
+
+
+def test_one_loss_is_kept_of_one():
+    assert drop_worst(torch.tensor([3.0]), 0.9).tolist() == [3.0]
+
+
+@pytest.mark.parametrize("count", [3, 4, 9])
+def test_chunks_change_neither_losses_nor_gradients(monkeypatch, count):
+    torch.manual_seed(2)
+    head, states = nn.Linear(8, 30), torch.randn(count, 8, requires_grad=True)
+    targets = torch.randint(0, 30, (count,))
+    results = []
+    for chunk in (4, 100):
+        monkeypatch.setattr(loss, "CHUNK", chunk)
+        losses = head_losses(head, states, targets, 0.1)
+        results.append([losses, *torch.autograd.grad(losses.mean(), [states, *head.parameters()])])
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_loss_model_takes_the_loss_at_masked_tokens_only():
+    from test_model import TINY, make_inputs, make_model
+
+    model = make_model().eval()
+    images, text = make_inputs(TINY)
+    labels = torch.randint(3, TINY.vocab_size, text.shape)
+    batch = SimpleNamespace(
+        images=images, input_ids=text, labels=labels, positions=None, doc_ids=None, mask_positions=torch.tensor([2, 5, 14])
+    )
+    expected = label_smoothed_loss(model(images, text).flatten(0, 1)[[2, 5, 14]], labels.flatten()[[2, 5, 14]], 0.1)
+    assert torch.allclose(LossModel(model, 0.1)(batch), expected, atol=1e-5)
