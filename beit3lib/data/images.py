@@ -1,7 +1,7 @@
 """Open images from outside: the only place in this project that does.
 
-    from beit3lib.data.images import open_image
-    image = open_image("photo.jpg")    # PIL image, RGB, upright
+from beit3lib.data.images import open_image
+image = open_image("photo.jpg")    # PIL image, RGB, upright
 """
 
 import re
