@@ -1,8 +1,9 @@
-"""Make the images of the README from a finished run.
+"""Write docs/: the images of the README and the executed notebooks, from a run that `make demo` finished.
 
     python -m benchmarks.pictures runs/demo
 
-Copies the run's charts and takes screenshots of its gallery with headless Chromium. Every image shows real output.
+Charts and notebooks are copies of files of the run; headless Chromium takes screenshots of its captions. All of it is real
+output, and `make docs` renews it.
 """
 
 import argparse
@@ -11,22 +12,26 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from PIL import Image, ImageChops
+import nbformat
+import pandas as pd
+from PIL import Image, ImageChops, ImageStat
 
 from beit3lib.data.predictions import read_predictions
-from beit3lib.viz.gallery import storyboard
+from beit3lib.viz.gallery import caption_cards, storyboard
 
 DOCS = Path(__file__).parents[2] / "docs"
-CHARTS = ("learning_curve", "attributes", "attention")
+CHARTS = {"learning_curve": "learning_curve", "attributes": "attributes", "attention": "attention-vehicle"}
 WIDTH_PX = 1280  # GitHub shows a README about 900 px wide
 COLORS = 200  # a palette of 200 colors looks the same as true color and takes a third of the bytes
 CHROMIUM = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars --virtual-time-budget=8000"
 NO_NETWORK = "--disable-background-networking --disable-component-update --disable-sync"
-MAX_BYTES = 1_500_000
+PAGE = '<meta charset="utf-8"><body style="margin: 16px; background: white; font: 15px/1.45 system-ui, sans-serif">'
+MAX_BYTES = 1_500_000  # of all images: a README should open quickly
+MAX_NOTEBOOK_BYTES = 400_000
 
 
 def save(image: Image.Image, name: str) -> int:
-    """Write `docs/<name>.png` at most WIDTH_PX wide and return its size in bytes."""
+    """Write `docs/<name>.png`, at most WIDTH_PX wide, and return its size in bytes."""
     image = image.convert("RGB")
     if image.width > WIDTH_PX:
         image = image.resize((WIDTH_PX, round(image.height * WIDTH_PX / image.width)), Image.Resampling.LANCZOS)
@@ -37,15 +42,80 @@ def save(image: Image.Image, name: str) -> int:
 
 
 def screenshot(page: Path, width: int, height: int, fragment: str = "") -> Image.Image:
-    """Return what a browser window of that size shows of an HTML file, without empty rows at the bottom."""
+    """Return what a browser window of this size shows of an HTML file, without empty rows at the bottom."""
     with tempfile.TemporaryDirectory() as folder:
         shot = Path(folder) / "shot.png"
         browser = shutil.which("chromium") or shutil.which("google-chrome") or "chromium"
         flags = [*CHROMIUM.split(), *NO_NETWORK.split(), f"--user-data-dir={folder}/profile"]
-        address = page.resolve().as_uri() + fragment
-        command = [browser, *flags, f"--window-size={width},{height}", f"--screenshot={shot}", address]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        command = [browser, *flags, f"--window-size={width},{height}", f"--screenshot={shot}"]
+        subprocess.run([*command, page.resolve().as_uri() + fragment], check=True, capture_output=True, timeout=120)
         image = Image.open(shot).convert("RGB")
     background = Image.new("RGB", image.size, image.getpixel((0, image.height - 1)))
     box = ImageChops.difference(image, background).getbbox() or (0, 0, *image.size)
     return image.crop((0, 0, image.width, min(image.height, box[3] + 16)))
+
+
+def screenshot_of_html(html: str, width: int, height: int) -> Image.Image:
+    """Return a screenshot of a fragment that notebooks show."""
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "page.html"
+        page.write_text(PAGE + html, encoding="utf-8")
+        return screenshot(page, width, height)
+
+
+def brightest_first(predictions: pd.DataFrame, run: Path) -> list[str]:
+    """Return the images of a table, the brightest first: sunny scenes are easiest to see in a small image."""
+    images = predictions["image"].unique()
+    return sorted(images, key=lambda name: -ImageStat.Stat(Image.open(run / name).convert("L")).mean[0])
+
+
+def captions_as_storyboard(predictions: pd.DataFrame, run: Path) -> Image.Image:
+    """Return the brightest scenario with most phases: one camera, motion and position of the vehicle."""
+    phases = predictions.groupby("scenario")["phase"].nunique()
+    longest = predictions[predictions["scenario"].isin(phases.index[phases == phases.max()])]
+    image = brightest_first(longest.drop_duplicates("scenario"), run)[0]
+    first = longest[longest["image"] == image].iloc[0]
+    shown = (longest["video"] == first["video"]) & (longest["subject"] == "vehicle")
+    shown &= longest["aspect"].isin(["moving", "position"])
+    return screenshot_of_html(storyboard(longest[shown], first["scenario"], run), 1100, 2000)
+
+
+def captions_as_cards(predictions: pd.DataFrame, run: Path) -> Image.Image:
+    """Return two bright images that have mistakes, with all their captions."""
+    wrong = predictions[predictions["official_score"] < 90]
+    images = brightest_first(wrong, run)[:2] if len(wrong) else brightest_first(predictions, run)[:2]
+    return screenshot_of_html(caption_cards(predictions[predictions["image"].isin(images)], run, 2), 1100, 2400)
+
+
+def copy_notebooks(run: Path) -> None:
+    """Copy the executed notebooks of a run without the times and paths that change with every execution."""
+    (DOCS / "executed").mkdir(parents=True, exist_ok=True)
+    for path in sorted(run.glob("0*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        notebook.metadata.pop("papermill", None)
+        for cell in notebook.cells:
+            cell.metadata = {"tags": ["parameters"]} if "parameters" in cell.metadata.get("tags", []) else {}
+        target = DOCS / "executed" / path.name
+        nbformat.write(notebook, target)
+        if target.stat().st_size > MAX_NOTEBOOK_BYTES:
+            raise SystemExit(f"{target}: expected at most {MAX_NOTEBOOK_BYTES} bytes, got {target.stat().st_size}.")
+
+
+def main() -> None:
+    """Write all images and notebooks of docs/."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=main.__doc__)
+    parser.add_argument("run", type=Path, nargs="?", default=Path("runs/demo"), help="finished run [runs/demo]")
+    run = parser.parse_args().run
+    predictions = read_predictions(run / "predictions.json")
+    predictions = predictions[predictions["reference"].notna()]
+    images = {name: Image.open(run / f"{file}.png") for name, file in CHARTS.items()}
+    images |= {"storyboard": captions_as_storyboard(predictions, run), "captions": captions_as_cards(predictions, run)}
+    images["gallery"] = screenshot(run / "gallery.html", 1280, 900)
+    size = sum(save(image, name) for name, image in images.items())
+    if size > MAX_BYTES:
+        raise SystemExit(f"{DOCS}: expected at most {MAX_BYTES} bytes of images, got {size}. Show less in them.")
+    copy_notebooks(run)
+
+
+if __name__ == "__main__":
+    main()

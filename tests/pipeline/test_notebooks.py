@@ -69,7 +69,9 @@ def test_nbstripout_finds_nothing_to_remove(name, tmp_path):
 
 def test_ruff_accepts_all_notebooks():
     for command in (("check",), ("format", "--check")):
-        done = subprocess.run([sys.executable, "-m", "ruff", *command, str(FOLDER)], capture_output=True, text=True, cwd=PROJECT)
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, str(FOLDER)], capture_output=True, text=True, cwd=PROJECT
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
 
