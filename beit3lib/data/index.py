@@ -1,201 +1,230 @@
-"""Caption files and images to index lines, and back.
+"""Pair captions with images as an index, read an index, and write and read tables.
 
-`coco_captioning.{train,val,test}.jsonl`: one JSON object a line with `image_path` (relative to the file's folder),
-`text_segment` (ids without special tokens, null where no caption is known) and `image_id`, as the public recipe reads
-it, and beside them what a line is about: scenario, split, source, view, video, label, phase, subject, aspect, caption.
+`coco_captioning.{train,val,test}.jsonl` has one JSON object per line with `image_path` (relative to the file's folder),
+`text_segment` (token ids without special tokens, null without a caption) and `image_id`, as the public recipe reads
+it, and beside them subject, aspect, caption, split, source, scenario, view, video, label and phase.
 """
 
+import csv
+import io
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from beit3lib.data.aspects import read_caption_files
-from beit3lib.data.wts import parse_phase, video_stem
-from beit3lib.dataset import ImageError, load_image
-from beit3lib.files import Problem, write_text
+from beit3lib.data.aspects import ASPECTS, SUBJECTS, read_caption_files
+from beit3lib.data.images import ImageError, find_image, is_phase_image, list_images, open_image
+from beit3lib.data.wts import video_stem
+from beit3lib.files import FileError, Problem, read_json_lines, read_text, write_text
 
 INDEX_NAME = "coco_captioning.{split}.jsonl"
 NEEDED = ("image_path", "text_segment", "image_id")
-ABOUT = ("scenario", "split", "source", "view", "video", "label", "phase", "subject", "aspect", "caption")
-PREFIXES, ENDINGS = ("avg", ""), (".jpg", ".png", ".jpeg")
+ABOUT = ("subject", "aspect", "caption", "split", "source", "scenario", "view", "video", "label", "phase")
+NUMBERS = {"phase": "int64", "start_s": "float64", "end_s": "float64"}  # columns of tables that are not text
+
+# --- tables --------------------------------------------------------------------------------------------------------
 
 
-class BrokenIndexError(ValueError):
-    """An index file that cannot be used."""
+def write_table(path: str | Path, table: pd.DataFrame) -> Path:
+    """Write a table as CSV with quoted text, so that line ends and any caption survive; missing values are empty.
+
+    Cells that begin with = + - @ are left as data: a spreadsheet may take them for formulas, this project does not.
+    """
+    return write_text(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC))
 
 
-@dataclass(frozen=True)
-class IndexReport:
-    """What `build_index` did: captions in = lines out + captions left out, each of which is among `problems`."""
+def read_table(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
+    """Read a table of `write_table`; text stays text ("04", "N/A", "None", "nan"), and only empty cells are None.
+
+    Raises FileError, with the path, for a file that is not CSV or lacks one of `columns`.
+    """
+    text = read_text(path)
+    try:
+        if not text.endswith("\n"):
+            raise ValueError("the last line has no end")
+        table = pd.read_csv(io.StringIO(text, newline=""), dtype=str, index_col=False, keep_default_na=False, na_values=[""])
+        missing = [name for name in columns if name not in table]
+        if missing:
+            raise ValueError(f"no column {', '.join(missing)}")
+        numbers = {name: table[name].astype(kind) for name, kind in NUMBERS.items() if name in table}
+    except (ValueError, TypeError, csv.Error) as error:
+        todo = "Make it again by running the step that wrote it."
+        raise FileError(f"{path}: expected a table in CSV, found a file that is not ({error}). {todo}") from None
+    return table.astype(object).where(table.notna(), None).assign(**numbers)
+
+
+# --- index ---------------------------------------------------------------------------------------------------------
+
+
+class IndexReport(NamedTuple):
+    """The result of an index: captions = lines + skipped; every skipped caption is among the problems."""
 
     path: Path
-    captions: int
+    captions: int  # pairs of a caption and a video of its scenario
     lines: int
-    left_out: int
+    skipped: int
+    cut: int  # lines whose caption has more than max_tokens - 2 tokens; training uses the first max_tokens - 2
     images: int
     longest: int  # tokens of the longest caption, without special tokens
     problems: list[Problem]
 
     def __str__(self) -> str:
-        left = f", {self.left_out} left out" if self.left_out else ""
-        return (
-            f"{self.path.name}: {self.captions} captions in, {self.lines} lines out{left}; {self.images} images; "
-            f"longest caption {self.longest} tokens"
-        )
+        skipped = f", {self.skipped} skipped" if self.skipped else ""
+        cut = f", {self.cut} cut" if self.cut else ""
+        counts = f"{self.captions} captions, {self.lines} lines{skipped}{cut}, {self.images} images"
+        return f"{self.path.name}: {counts}; longest caption {self.longest} tokens"
 
 
 def build_index(
-    caption_files, image_dir: str | Path, tokenizer, out_path: str | Path, phases: pd.DataFrame | None = None
+    caption_files: str | Path | Iterable[str | Path],
+    image_dir: str | Path,
+    tokenizer: Any,
+    out_path: str | Path,
+    phases: pd.DataFrame | None = None,
+    max_tokens: int = 64,
 ) -> IndexReport:
-    """Pair every phase caption with every video of its scenario whose image exists, as the seed does.
+    """Write the index of caption files: every phase caption with every video of its scenario that has an image.
 
-    `caption_files`: a folder of `{subject}_caption_{aspect}_datasets.json`, or such files. `phases`: the table of
-    `motion_blur.blur_table`, from which view, source and split of a line come; without it they are empty.
+    `phases`: the table of `blur_table` or `import_prepared`, whose column `image` pairs captions with images, and which
+    gives split, source and view. Without it images are found by their names, as in the original repository.
     """
-    captions = read_caption_files(caption_files)
-    problems = list(captions.attrs.get("problems", ()))
-    images = list_images(Path(image_dir))
-    about = _about_videos(phases)
-    lines, missing, lossy = [], {}, []
-    look = cache(unreadable)  # many captions share a picture
-    root = Path(out_path).parent
+    captions, problems = read_caption_files(caption_files)
+    images = _images_by_phase(phases, Path(image_dir)) if phases is not None else None
+    by_name = list_images(image_dir) if images is None else {}
+    check, root = cache(_why_unreadable), Path(out_path).parent  # many captions share an image
+    encode = cache(lambda caption: _encode(tokenizer, caption))
+    lines: list[dict] = []
+    skipped, lossy, cut = defaultdict(int), defaultdict(list), defaultdict(list)
     for row in captions.itertuples(index=False):
-        phase = parse_phase(row.label)
-        image = find_image(images, row.video, row.label, phase)
-        why = f"no image in {image_dir}" if image is None else look(image)
-        if why:
-            missing.setdefault((row.video, row.label, why), []).append(f"{row.subject} {row.aspect}")
-            continue
-        ids = tokenizer.encode(row.caption, add_special_tokens=False)
-        if not _same_words(tokenizer.decode(ids), row.caption):
-            lossy.append(Problem(f"{row.scenario} phase {row.label}, {row.subject} {row.aspect}", _lossy(row, ids, tokenizer)))
-        lines.append(_line(root, image, ids, row, phase, about.get((row.scenario, row.video), {})))
-    problems += [
-        Problem(f"{video} phase {label}", f"{len(what)} captions, but {why}; left out", "run notebook 1 again")
-        for (video, label, why), what in missing.items()
-    ]
-    _number_images(lines)
-    write_text(out_path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    left_out = sum(map(len, missing.values()))
-    longest = max((len(line["text_segment"]) for line in lines), default=0)
-    images_used = len({line["image_path"] for line in lines})
-    return IndexReport(Path(out_path), len(captions), len(lines), left_out, images_used, longest, problems + lossy)
+        if images is None:
+            found = find_image(by_name, row.video, row.phase, row.label)
+            pairs = [(found, {})] if found else []
+        else:
+            pairs = images.get((row.scenario, video_stem(row.video), row.phase), [])
+        caption_type, where = f"{row.subject} {row.aspect}", f"{row.scenario}/{row.video} phase {row.label}"
+        for image, about in pairs or [(None, {})]:
+            if why := check(image) if image else f"no image in {image_dir}":
+                skipped[where, why] += 1
+                continue
+            ids, loss = encode(row.caption)
+            if loss:
+                lossy[caption_type, loss].append(where)
+            if len(ids) > max_tokens - 2:
+                cut[caption_type].append((len(ids), where))
+            line = dict(zip(ABOUT, [None] * len(ABOUT), strict=True)) | row._asdict() | about
+            lines.append({"image_path": os.path.relpath(image, root), "text_segment": ids, "image_id": 0} | line)
+    for (where, why), number in skipped.items():
+        problems.append(Problem(where, f"{number} captions, but {why}; skipped", "run notebook 1 again"))
+    for (caption_type, loss), where in lossy.items():
+        problems.append(Problem(caption_type, f"{len(where)} captions decode to other words ({loss}), as {where[0]}; kept"))
+    for caption_type, found in cut.items():
+        longest, where = max(found)
+        what = f"{len(found)} captions of more than {max_tokens - 2} tokens are cut in training; longest: {longest}, {where}"
+        problems.append(Problem(caption_type, what, "raise num_max_bpe_tokens"))
+    return write_index(out_path, lines, sum(skipped.values()), sum(map(len, cut.values())), problems)
 
 
 def index_images(phases: pd.DataFrame, image_dir: str | Path, out_path: str | Path) -> IndexReport:
-    """Index images that have no caption, as those of the test split: `text_segment` null, one line each."""
+    """Write the index of images without captions, as those of the test split: one line each, text_segment null."""
     root = Path(out_path).parent
     lines, problems = [], []
     for row in phases.to_dict("records"):
         image = Path(image_dir) / row["image"]
-        if why := unreadable(image):
-            problems.append(Problem(f"{row['video']} phase {row['label']}", f"{why}; left out", "run notebook 1 again"))
+        if why := _why_unreadable(image):
+            where = f"{row['scenario']}/{row['video']} phase {row['label']}"
+            problems.append(Problem(where, f"{why}; skipped", "run notebook 1 again"))
             continue
-        path = os.path.relpath(image, root)
-        about = {name: row.get(name) for name in ABOUT if name not in ("subject", "aspect", "caption")}
-        lines.append({"image_path": path, "text_segment": None, "image_id": 0, **about})
-    _number_images(lines)
-    write_text(out_path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    return IndexReport(Path(out_path), len(phases), len(lines), len(problems), len(lines), 0, problems)
+        about = {name: None if name in ABOUT[:3] else row.get(name) for name in ABOUT}
+        lines.append({"image_path": os.path.relpath(image, root), "text_segment": None, "image_id": 0} | about)
+    return write_index(out_path, lines, len(problems), 0, problems)
 
 
-def read_index(path: str | Path) -> pd.DataFrame:
-    """An index file as a table, a row per line; ours or the seed's, which has only the first three columns."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected an index file here, found none; run notebook 2 first")
-    table = pd.DataFrame(list(_read_lines(path)))
-    if table.empty:
-        raise BrokenIndexError(f"{path}: expected at least one line, found an empty index; see what notebook 2 listed")
-    for name in ABOUT:
-        if name not in table:
-            table[name] = None
-    return table
+def _images_by_phase(phases: pd.DataFrame, image_dir: Path) -> dict[tuple[str, str, int], list[tuple[Path, dict]]]:
+    images = defaultdict(list)
+    for row in phases.to_dict("records"):
+        about = {name: row.get(name) for name in ("split", "source", "view")}
+        images[row["scenario"], video_stem(row["video"]), row["phase"]].append((image_dir / row["image"], about))
+    return images
 
 
-def _read_lines(path: Path) -> Iterator[dict]:
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            raise BrokenIndexError(
-                f"{path}, line {number}: expected a JSON object, found {text[:60]!r}; run notebook 2 again"
-            ) from None
-        absent = [name for name in NEEDED if name not in line]
-        if absent:
-            raise BrokenIndexError(f"{path}, line {number}: expected keys {', '.join(NEEDED)}; missing {', '.join(absent)}")
-        yield line
-
-
-def list_images(folder: Path) -> dict[str, Path]:
-    """{name: path} of the pictures in a folder."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: expected a folder of motion-blur images, found none; run notebook 1 first")
-    return {path.name: path for path in sorted(folder.iterdir()) if path.suffix.lower() in ENDINGS}
-
-
-def find_image(images: dict[str, Path], video: str, label: str, phase: int | None) -> Path | None:
-    """The picture of a phase of a video, in every spelling of its name that was seen."""
-    for number in (phase, label):
-        for prefix in PREFIXES:
-            for ending in ENDINGS:
-                name = f"{prefix}{video_stem(video)}phase{number}{ending}"
-                if name in images:
-                    return images[name]
-    return None
-
-
-def unreadable(image: Path) -> str:
-    """Why a picture cannot be used; "" for one that opens."""
+def _why_unreadable(image: Path) -> str:
+    """Return why an image cannot be used; "" for one that opens."""
     try:
-        load_image(image)
+        open_image(image)
     except (ImageError, FileNotFoundError) as error:
-        return f"{image.name} cannot be opened ({str(error).removeprefix(f'{image}: ')}); delete it"
+        return f"{image.name} cannot be opened ({str(error).removeprefix(f'{image}: ')})"
     return ""
 
 
-def _about_videos(phases: pd.DataFrame | None) -> dict[tuple[str, str], dict]:
-    if phases is None:
-        return {}
-    first = phases.drop_duplicates(["scenario", "video"])
-    return {
-        (row["scenario"], row["video"]): {name: row.get(name) for name in ("split", "source", "view")}
-        for row in first.to_dict("records")
-    }
+def _encode(tokenizer: Any, caption: str) -> tuple[list[int], str]:
+    """Return the ids of a caption, and why they decode to other words, if they do."""
+    ids = tokenizer.encode(caption, add_special_tokens=False)
+    if tokenizer.decode(ids).split() == caption.split():
+        return ids, ""
+    return ids, "characters unknown to the tokenizer" if tokenizer.unk_token_id in ids else "normalized by the tokenizer"
 
 
-def _line(root: Path, image: Path, ids: list[int], row, phase: int | None, about: dict) -> dict:
-    return {
-        "image_path": os.path.relpath(image, root),
-        "text_segment": ids,
-        "image_id": 0,
-        "scenario": row.scenario,
-        **about,
-        "video": row.video,
-        "label": row.label,
-        "phase": phase,
-        "subject": row.subject,
-        "aspect": row.aspect,
-        "caption": row.caption,
-    }
-
-
-def _number_images(lines: list[dict]) -> None:
+def write_index(out_path: str | Path, lines: list[dict], skipped: int, cut: int, problems: list[Problem]) -> IndexReport:
+    """Number the images of index lines, write the lines, and return the report."""
     numbers: dict[str, int] = {}
     for line in lines:
         line["image_id"] = numbers.setdefault(line["image_path"], len(numbers))
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    for end in "\u2028\u2029\x85":  # other readers may take these for line ends
+        text = text.replace(end, f"\\u{ord(end):04x}")
+    write_text(out_path, text)
+    longest = max((len(line["text_segment"] or ()) for line in lines), default=0)
+    return IndexReport(Path(out_path), len(lines) + skipped, len(lines), skipped, cut, len(numbers), longest, problems)
 
 
-def _same_words(decoded: str, caption: str) -> bool:
-    return decoded.split() == caption.split()
+def list_stale_images(phases: pd.DataFrame, image_dir: str | Path) -> list[Problem]:
+    """Return one problem if a folder has images of phases that the table of all splits does not list."""
+    listed = set(phases["image"])
+    stale = [path.name for path in list_images(image_dir).values() if is_phase_image(path) and path.name not in listed]
+    what = f"{len(stale)} images of earlier data or views, as {', '.join(stale[:3])}; not used"
+    return [Problem(str(image_dir), what, "delete them")] if stale else []
 
 
-def _lossy(row, ids: list[int], tokenizer) -> str:
-    unknown = ids.count(tokenizer.unk_token_id)
-    why = f"{unknown} pieces are unknown to the tokenizer" if unknown else "the tokenizer normalises it"
-    return f"the ids decode to other words than the caption ({why}); kept"
+def read_index(path: str | Path) -> pd.DataFrame:
+    """Read an index, ours or the recipe's (which has only the first three columns), as one row per line.
+
+    Columns: image_path, text_segment, image_id, subject, aspect, caption, split, source, scenario, view, video, label,
+    phase; values that a line lacks are None. Raises FileNotFoundError, or FileError with the line.
+    """
+    try:
+        lines = read_json_lines(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: expected an index here, found none. Run notebook 2 first.") from None
+    for number, line in enumerate(lines, start=1):
+        if wrong := _what_is_wrong(line):
+            raise FileError(f"{path}, line {number}: {wrong}. Run notebook 2 again.")
+    if not lines:
+        raise FileError(f"{path}: expected at least one line, found none. See the problems that notebook 2 lists.")
+    table = pd.DataFrame(lines, columns=[*NEEDED, *ABOUT], dtype=object)
+    return table.where(table.notna(), None).astype({"image_id": "int64"})
+
+
+def _what_is_wrong(line: dict) -> str:
+    """Return what an index line was expected to have and what it has; "" for a valid line."""
+    if absent := [name for name in NEEDED if name not in line]:
+        return f"expected keys {', '.join(NEEDED)}, found no {', '.join(absent)}"
+    path, ids, image_id = (line[name] for name in NEEDED)
+    if not isinstance(path, str) or not path:
+        return f"expected image_path to be text, found {path!r:.60}"
+    if ids is not None and not (isinstance(ids, list) and all(isinstance(i, int) and 0 <= i < 2**31 for i in ids)):
+        return f"expected text_segment to be a list of token ids or null, found {ids!r:.60}"
+    if not isinstance(image_id, int) or abs(image_id) >= 2**63:
+        return f"expected image_id to be an integer, found {image_id!r:.60}"
+    for name in ABOUT:
+        value, kind = line.get(name), int if name == "phase" else str
+        if value is not None and not isinstance(value, kind):
+            return f"expected {name} to be {'an integer' if kind is int else 'text'} or null, found {value!r:.60}"
+    for name, choices in (("subject", SUBJECTS), ("aspect", ASPECTS)):
+        if line.get(name) not in (None, *choices):
+            return f"expected {name} to be one of {', '.join(choices)}, found {line[name]!r:.60}"
+    return ""

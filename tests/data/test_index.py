@@ -1,140 +1,281 @@
-"""Captions in = lines out + listed problems, and a line decodes back to its caption."""
+"""Captions = lines + listed problems, a line decodes to its caption, and tables and index survive any text."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+import beit3lib
 from beit3lib.data.aspects import write_caption_files
-from beit3lib.data.index import BrokenIndexError, build_index, index_images, read_index
-from beit3lib.sample import draw as sample
-from beit3lib.tokenizer import load_tokenizer
+from beit3lib.data.index import build_index, index_images, list_stale_images, read_index, read_table, write_table
+from beit3lib.data.motion_blur import image_name
+from beit3lib.files import FileError
+
+SPM = Path(beit3lib.__file__).parent / "sample" / "pretrained" / "sample.spm"
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer(sample.SPM_PATH)
+class WordTokenizer:
+    """One id per word; words that are not ASCII are unknown."""
+
+    unk_token_id = 3
+
+    def __init__(self):
+        self.words = ["<s>", "<pad>", "</s>", "<unk>"]
+
+    def encode(self, text, add_special_tokens):
+        assert not add_special_tokens
+        self.words += [word for word in dict.fromkeys(text.split()) if word not in self.words and word.isascii()]
+        return [self.words.index(word) if word in self.words else self.unk_token_id for word in text.split()]
+
+    def decode(self, ids):
+        return " ".join(self.words[i] for i in ids)
 
 
 @pytest.fixture
-def table():
+def tokenizer():
+    return WordTokenizer()
+
+
+CAPTIONS = {
+    "caption_vehicle": "It turns left. A man in a coat. He is near. The road is wet. It is dark.",
+    "caption_pedestrian": "He walks. A man in his 30s. He is behind the car. The road is dry. It is bright.",
+}
+
+
+@pytest.fixture
+def phases():
     rows = []
-    for scenario, cameras in (("2023_a", ["a_1.mp4", "a_192.168.0.14_2.mp4"]), ("video7", ["video7.mp4"])):
-        for video in cameras:
+    for scenario, videos in (("2023_a", ["a_1.mp4", "a_192.168.0.14_2.mp4"]), ("video7", ["video7.mp4"])):
+        for video in videos:
             for phase in (0, 1):
-                scene = sample.Scene(side="left" if phase else "right")
-                captions = {f"caption_{s}": sample.full_caption(scene, s) for s in ("vehicle", "pedestrian")}
-                about = {
-                    "split": "train",
-                    "source": "wts",
-                    "view": "overhead_view",
-                    "label": str(phase),
-                    "phase": phase,
-                }
-                rows.append({"scenario": scenario, "video": video, **about, **captions})
+                about = {"split": "train", "source": "wts", "view": "overhead_view", "label": str(phase), "phase": phase}
+                rows.append({"scenario": scenario, "video": video, "image": image_name(video, phase)} | about | CAPTIONS)
     return pd.DataFrame(rows)
 
 
 @pytest.fixture
-def run(tmp_path, table):
-    write_caption_files(table, tmp_path / "captions")
+def run(tmp_path, phases):
+    write_caption_files(phases, tmp_path / "captions")
     (tmp_path / "images").mkdir()
-    for row in table.itertuples():
-        name = f"avg{row.video.removesuffix('.mp4')}phase{row.phase}.jpg"
-        Image.new("RGB", (8, 8)).save(tmp_path / "images" / name)
+    for image in phases["image"]:
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / image)
     return tmp_path
 
 
-def build(run, tokenizer, phases=None):
-    return build_index(run / "captions", run / "images", tokenizer, run / "coco_captioning.train.jsonl", phases)
+def build(run, tokenizer, phases=None, **options):
+    return build_index(run / "captions", run / "images", tokenizer, run / "coco_captioning.train.jsonl", phases, **options)
 
 
-def test_every_caption_is_paired_with_every_video_of_its_scenario(run, tokenizer, table):
-    report = build(run, tokenizer, table)
-    assert report.problems == [] and report.left_out == 0
-    assert report.lines == report.captions == len(table) * 10 and report.images == len(table)
+# --- building ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_every_caption_is_paired_with_every_video_of_its_scenario(run, tokenizer, phases, by_name):
+    report = build(run, tokenizer, None if by_name else phases)
+    assert report.problems == [] and report.skipped == report.cut == 0
+    assert report.lines == report.captions == len(phases) * 10 and report.images == len(phases)
     lines = read_index(report.path)
     for line in lines.itertuples():
         assert tokenizer.decode(line.text_segment) == line.caption
-        assert (run / line.image_path).is_file()
-    assert lines.groupby("image_path")["image_id"].nunique().max() == 1 and lines["image_id"].nunique() == len(table)
-    assert set(lines["view"]) == {"overhead_view"}
+        assert (run / line.image_path).is_file() and line.image_path == f"images/{image_name(line.video, line.phase)}"
+    assert lines.groupby("image_path")["image_id"].nunique().max() == 1 and lines["image_id"].nunique() == len(phases)
+    assert set(lines["view"]) == ({None} if by_name else {"overhead_view"})
+    assert str(report) == "coco_captioning.train.jsonl: 60 captions, 60 lines, 6 images; longest caption 5 tokens"
 
 
-def test_a_line_is_what_the_recipe_reads(run, tokenizer):
-    line = json.loads(build(run, tokenizer).path.read_text(encoding="utf-8").splitlines()[0])
+def test_a_line_has_the_three_keys_of_the_recipe(run):
+    from beit3lib.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(SPM)
+    line = json.loads(build(run, tokenizer).path.read_text(encoding="utf-8").split("\n")[0])
     assert isinstance(line["image_path"], str) and isinstance(line["image_id"], int)
     assert all(isinstance(i, int) for i in line["text_segment"])
     assert tokenizer.bos_token_id not in line["text_segment"] and tokenizer.eos_token_id not in line["text_segment"]
 
 
-def test_captions_without_image_are_counted_and_listed(run, tokenizer):
+def test_videos_of_one_name_in_two_scenarios_keep_their_own_images(run, tokenizer, phases):
+    other = phases[phases["scenario"] == "video7"].assign(scenario="other", image=["avgother_0.jpg", "avgother_1.jpg"])
+    for image in other["image"]:
+        Image.new("RGB", (8, 8)).save(run / "images" / image)
+    both = pd.concat([phases, other], ignore_index=True)
+    write_caption_files(both, run / "captions")
+    lines = read_index(build(run, tokenizer, both).path)
+    assert set(lines.loc[lines["scenario"] == "other", "image_path"]) == {"images/avgother_0.jpg", "images/avgother_1.jpg"}
+    without = build(run, tokenizer, phases)
+    assert without.skipped == 20 and {p.where.split("/")[0] for p in without.problems} == {"other"}
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_captions_without_an_image_are_counted_and_listed(run, tokenizer, phases, by_name):
     (run / "images" / "avga_1phase1.jpg").unlink()
-    report = build(run, tokenizer)
-    assert report.left_out == 10 and report.lines + report.left_out == report.captions
-    assert [p.where for p in report.problems] == ["a_1.mp4 phase 1"] and "10 captions" in report.problems[0].what
+    report = build(run, tokenizer, None if by_name else phases)
+    assert report.skipped == 10 and report.lines + report.skipped == report.captions
+    assert [p.where for p in report.problems] == ["2023_a/a_1.mp4 phase 1"] and "10 captions" in report.problems[0].what
 
 
-def test_a_picture_that_cannot_be_opened_is_left_out_and_listed(run, tokenizer, table):
+def test_an_image_that_cannot_be_opened_is_skipped_and_listed(run, tokenizer, phases):
     broken = run / "images" / "avga_1phase1.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
-    report = build(run, tokenizer)
-    assert report.left_out == 10 and report.lines + report.left_out == report.captions
+    report = build(run, tokenizer, phases)
+    assert report.skipped == 10 and report.lines + report.skipped == report.captions
     assert "10 captions, but avga_1phase1.jpg cannot be opened" in report.problems[0].what
-    table["image"] = [f"avg{v.removesuffix('.mp4')}phase{p}.jpg" for v, p in zip(table["video"], table["phase"], strict=True)]
-    report = index_images(table, run / "images", run / "coco_captioning.test.jsonl")
-    assert report.left_out == 1 == len(table) - report.lines and "cannot be opened" in report.problems[0].what
+    report = index_images(phases, run / "images", run / "coco_captioning.test.jsonl")
+    assert report.skipped == 1 == len(phases) - report.lines and "cannot be opened" in report.problems[0].what
     Image.new("RGB", (8, 8)).save(broken)
-    assert build(run, tokenizer).left_out == 0
+    assert build(run, tokenizer, phases).skipped == 0
 
 
-@pytest.mark.parametrize("name", ["a_1phase1.jpg", "a_1phase1.png", "avga_1phase1.png"])
-def test_all_spellings_of_an_image_name_are_read(run, tokenizer, name):
+@pytest.mark.parametrize("name", ["a_1phase1.jpg", "a_1phase1.PNG", "avga_1phase1.png", "avga_1phase1.JPEG"])
+def test_without_a_phases_table_every_spelling_of_an_image_name_is_found(run, tokenizer, name):
     (run / "images" / "avga_1phase1.jpg").unlink()
     Image.new("RGB", (8, 8)).save(run / "images" / name)
     report = build(run, tokenizer)
-    assert report.left_out == 0 and f"images/{name}" in set(read_index(report.path)["image_path"])
+    assert report.skipped == 0 and f"images/{name}" in set(read_index(report.path)["image_path"])
 
 
-def test_words_the_tokenizer_cannot_write_are_reported_and_kept(run, tokenizer, table):
-    table.loc[0, "caption_vehicle"] = "The weather is 晴れ."
-    write_caption_files(table, run / "captions")
+def test_words_that_the_tokenizer_does_not_know_are_reported_and_kept(run, tokenizer, phases):
+    phases.loc[0, "caption_vehicle"] = "The weather is 晴れ."
+    write_caption_files(phases, run / "captions")
     report = build(run, tokenizer)
-    assert any("unknown to the tokenizer" in p.what for p in report.problems)
+    assert any("unknown to the tokenizer" in p.what for p in report.problems) and report.skipped == 0
 
 
-def test_images_without_captions(run, table):
-    table["image"] = [f"avg{v.removesuffix('.mp4')}phase{p}.jpg" for v, p in zip(table["video"], table["phase"], strict=True)]
-    report = index_images(table, run / "images", run / "coco_captioning.test.jsonl")
+def test_cut_captions_are_counted_and_listed_by_caption_type(run, tokenizer, phases):
+    phases.loc[phases["video"] == "video7.mp4", "caption_vehicle"] = "It turns " + "left " * 62 + "."
+    write_caption_files(phases, run / "captions")
+    report = build(run, tokenizer, phases)
+    assert report.cut == 2 and report.skipped == 0 and report.longest == 65 and ", 2 cut" in str(report)
+    (problem,) = report.problems
+    assert problem.where == "vehicle moving" and "2 captions of more than 62 tokens" in problem.what
+    assert build(run, tokenizer, phases, max_tokens=67).cut == 0
+
+
+def test_images_without_captions_get_one_line_each(run, phases):
+    report = index_images(phases, run / "images", run / "coco_captioning.test.jsonl")
     lines = read_index(report.path)
-    assert len(lines) == len(table) and lines["text_segment"].isna().all() and lines["caption"].isna().all()
+    assert len(lines) == len(phases)
+    assert set(lines["text_segment"]) == set(lines["caption"]) == set(lines["subject"]) == {None}
+    assert lines["scenario"].tolist() == phases["scenario"].tolist()
 
 
-def test_the_seeds_three_keys_are_enough(tmp_path):
+def test_images_of_earlier_data_are_listed(run, phases):
+    assert list_stale_images(phases, run / "images") == []
+    Image.new("RGB", (8, 8)).save(run / "images" / "phases.png")
+    (problem,) = list_stale_images(phases[2:], run / "images")
+    assert "2 images of earlier data" in problem.what and "avga_1phase0.jpg" in problem.what
+
+
+def test_a_missing_image_folder_is_one_clear_error(run, tokenizer):
+    shutil.rmtree(run / "images")
+    with pytest.raises(FileNotFoundError, match="expected a folder of motion-blur images, found none. Run notebook 1 first"):
+        build(run, tokenizer)
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def test_the_recipes_three_keys_are_enough(tmp_path):
     path = tmp_path / "coco_captioning.train.jsonl"
     path.write_text('{"image_path": "a.jpg", "text_segment": [5, 6], "image_id": 0}\n')
-    assert read_index(path).loc[0, "text_segment"] == [5, 6] and read_index(path)["subject"].isna().all()
+    index = read_index(path)
+    assert index.loc[0, "text_segment"] == [5, 6] and index.loc[0, "subject"] is None and index.loc[0, "phase"] is None
 
 
-def test_broken_index_files_are_named(tmp_path):
+GOOD = {"image_path": "a.jpg", "text_segment": [5], "image_id": 0}
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ('{"image_path": "b.j', "expected JSON"),
+        ("5", "expected an object"),
+        ("null", "expected an object"),
+        ('["a"]', "expected an object"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"image_path": "a.jpg"}', "found no text_segment, image_id"),
+        (json.dumps(GOOD | {"image_path": None}), "expected image_path to be text, found None"),
+        (json.dumps(GOOD | {"image_path": 5}), "expected image_path to be text, found 5"),
+        (json.dumps(GOOD | {"text_segment": "words"}), "expected text_segment"),
+        (json.dumps(GOOD | {"text_segment": [1.5]}), "expected text_segment"),
+        (json.dumps(GOOD | {"image_id": "x"}), "expected image_id"),
+        (json.dumps(GOOD | {"caption": 7}), "expected caption to be text"),
+        (json.dumps(GOOD | {"aspect": ["road"]}), "expected aspect to be text"),
+        (json.dumps(GOOD | {"subject": "dog"}), "expected subject to be one of vehicle, pedestrian, found 'dog'"),
+        (json.dumps(GOOD | {"phase": "1"}), "expected phase to be an integer"),
+    ],
+)
+def test_a_broken_line_is_named_with_file_and_number(tmp_path, line, message):
     path = tmp_path / "coco_captioning.train.jsonl"
-    with pytest.raises(FileNotFoundError, match="run notebook 2 first"):
+    path.write_text(json.dumps(GOOD) + "\n" + line + "\n")
+    with pytest.raises(FileError, match="coco_captioning.train.jsonl, line 2: .*" + message):
         read_index(path)
-    path.write_text('{"image_path": "a.jpg", "text_segment": [5], "image_id": 0}\n{"image_path": "b.j')
-    with pytest.raises(BrokenIndexError, match="line 2: expected a JSON object"):
-        read_index(path)
-    path.write_text('{"image_path": "a.jpg"}\n')
-    with pytest.raises(BrokenIndexError, match="line 1.*missing text_segment, image_id"):
+
+
+def test_a_missing_or_empty_index_is_one_clear_error(tmp_path):
+    path = tmp_path / "coco_captioning.train.jsonl"
+    with pytest.raises(FileNotFoundError, match="Run notebook 2 first"):
         read_index(path)
     path.write_text("")
-    with pytest.raises(BrokenIndexError, match="empty index"):
+    with pytest.raises(FileError, match="expected at least one line"):
         read_index(path)
 
 
-def test_no_images_is_one_clear_message(run, tokenizer):
-    import shutil
+LINE_ENDS = "a\u2028b\u2029c\x85d\re\nf\x0bg"
 
-    shutil.rmtree(run / "images")
-    with pytest.raises(FileNotFoundError, match="expected a folder of motion-blur images, found none; run notebook 1 first"):
-        build(run, tokenizer)
+
+def test_unicode_line_ends_in_captions_and_names_survive(run, tokenizer, phases):
+    phases["caption_vehicle"] = f"It turns {LINE_ENDS}."
+    phases["scenario"] = "s\u2028\x85"
+    write_caption_files(phases, run / "captions")
+    report = build(run, tokenizer, phases)
+    lines = read_index(report.path)
+    assert len(lines) == report.lines and set(lines["scenario"]) == {"s\u2028\x85"}
+    assert len(report.path.read_text(encoding="utf-8").splitlines()) == report.lines
+
+
+# --- tables --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.none() | st.text(min_size=1), st.integers(0, 4), st.floats(-1e6, 1e6)), min_size=1))
+def test_any_text_and_number_survives_a_table(tmp_path, rows):
+    table = pd.DataFrame(rows, columns=["caption", "phase", "start_s"])
+    back = read_table(write_table(tmp_path / "table.csv", table))
+    assert list(back.itertuples(index=False, name=None)) == rows
+
+
+@pytest.mark.parametrize(
+    "text", ["N/A", "NA", "None", "null", "nan", "NaN", "04", "1e5", "True", " ", "=cmd|' /C calc'!A0", LINE_ENDS]
+)
+def test_text_that_looks_like_something_else_stays_text(tmp_path, text):
+    table = pd.DataFrame({"scenario": [text, "x"], "caption": [None, text]})
+    back = read_table(write_table(tmp_path / "table.csv", table), ["scenario", "caption"])
+    assert back["scenario"].tolist() == [text, "x"] and back["caption"].tolist() == [None, text]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"[1, 2]\n",
+        b"\x89PNG\r\n\x1a\n\0\0",
+        b"\xff\xfe\0",
+        b'"other"\n1\n',
+        b'"a","phase"\n"x",y\n',
+        b'"a","phase"\n"x"\n',
+    ]
+    + [b'"a","phase"\n"x",1\n"y', b'"a","phase"\n"x",1\n"y",2'],
+)
+def test_a_broken_table_is_named(tmp_path, content):
+    path = tmp_path / "phases.csv"
+    path.write_bytes(content)
+    with pytest.raises(FileError, match="phases.csv: expected"):
+        read_table(path, ["a", "phase"])
+    with pytest.raises(FileNotFoundError, match="nothing.csv"):
+        read_table(tmp_path / "nothing.csv")
