@@ -27,7 +27,7 @@ from nltk.translate.meteor_score import meteor_score
 from rouge_score.tokenize import tokenize as rouge_tokenize
 
 from beit3lib.data.aspects import SUBJECTS
-from beit3lib.data.wts import parse_phase
+from beit3lib.data.wts import list_files, parse_phase
 from beit3lib.files import Problem, exit_on_error, printable, read_json, write_json
 from beit3lib.track2.wordnet import find_synonyms, warn_without_wordnet
 
@@ -273,7 +273,7 @@ def read_ground_truth(folder: str | Path, problems: list[Problem] | None = None)
     """
     problems = [] if problems is None else problems
     folder = Path(folder)
-    files = _json_files(folder, problems)
+    files = sorted(path for path in list_files(folder, problems) if path.suffix == ".json")
     if not files:
         raise FileNotFoundError(f"{folder}: expected a folder of caption files (*_caption.json), found no JSON file")
     others = [str(path.relative_to(folder)) for path in files if not path.name.endswith("_caption.json")]
@@ -286,22 +286,6 @@ def read_ground_truth(folder: str | Path, problems: list[Problem] | None = None)
     if not truth:
         raise ValueError(f"{folder}: expected captions in *_caption.json, found none. The test split has no captions; use val.")
     return truth
-
-
-def _json_files(folder: Path, problems: list[Problem]) -> list[Path]:
-    """List all JSON files below a folder. Links to folders are followed, each target once, because links can form loops."""
-
-    def report_unreadable(error: OSError) -> None:
-        problems.append(Problem(str(error.filename), f"expected a readable folder, found {error.strerror}; skipped"))
-
-    found, visited = [], set()
-    for parent, folders, names in os.walk(folder, onerror=report_unreadable, followlinks=True):
-        if os.path.realpath(parent) in visited:
-            folders.clear()
-            continue
-        visited.add(os.path.realpath(parent))
-        found += [Path(parent, name) for name in names if name.endswith(".json") and not name.startswith(".")]
-    return sorted(found)
 
 
 def _read_caption_file(path: Path, truth: dict[Segment, dict[str, str]], problems: list[Problem]) -> None:

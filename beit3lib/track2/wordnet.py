@@ -76,7 +76,7 @@ def find_synonyms() -> Synonyms:
             with filelock.FileLock(folder / "wordnet.lock", timeout=LOCK_TIMEOUT_S):
                 if reader := _open(folder) or _copy_debian(folder) or _download(folder):
                     return Synonyms(reader)
-        except OSError:  # not writable, no space, or another process holds the lock for too long
+        except (OSError, NotImplementedError):  # not writable, no space, no file locks, or the lock is held for too long
             continue
     return Synonyms(None)
 
