@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from beit3lib.data.images import open_image
 from beit3lib.tokenizer import prompt_ids
 from beit3lib.transforms import Augmentation, can_swap, swap_left_right, to_tensor
 
@@ -26,24 +27,6 @@ UNNAMED = ("", "")  # the one caption type of an index without subject and aspec
 POOL = 16  # batches that are grouped by length together: less padding, while the order stays random
 CACHE_BYTES = 1_000_000_000  # of decoded images; the sample's 400 images take 0.1 GB
 CaptionType = tuple[str, str]  # (subject, aspect)
-
-
-class ImageError(ValueError):
-    """An image that cannot be opened."""
-
-
-def open_image(image: str | Path | Image.Image) -> Image.Image:
-    """Open an image as RGB."""
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    try:
-        with Image.open(image) as opened:
-            return opened.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ImageError(f"{image}: expected an image, found a file that cannot be opened ({error})") from None
-
-
-load_image = open_image
 
 
 # --- batches -------------------------------------------------------------------------------------------------------
