@@ -40,9 +40,7 @@ class TrainConfig:
     drop_path: Share = option(0.1, "stochastic depth at the last layer")
     checkpoint_activations: bool = option(False, "recompute activations in the backward pass: less memory, more time")
     sentencepiece_model: str = option("", "path of beit3.spm")
-    vocab_size: Count | None = option(
-        None, "rows of the text embedding; default: the model's, or without --finetune the tokenizer's"
-    )
+    vocab_size: Count | None = option(None, "rows of the text embedding; default: those of the model or tokenizer")
     num_max_bpe_tokens: Annotated[int, Field(ge=3, le=1000)] = option(64, "maximum tokens of a caption, with <s> and </s>")
     model_ema: bool = option(False, "validate and keep an exponential moving average of the weights")
     model_ema_decay: Share = option(0.9999, "decay of the moving average per step")
@@ -93,9 +91,7 @@ class TrainConfig:
     flip: Literal["swap", "recipe", "none"] = option(
         "swap", "horizontal flip: swap also swaps left and right in captions, recipe flips images alone, none disables flips"
     )
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = option(
-        "auto", "number format of the computation; auto: what the device has"
-    )
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = option("auto", "number format; auto: what the device has")
     patience: CountOrZero = option(0, "stop after so many epochs without a better score; 0: never")
     max_minutes: NotNegative = option(0.0, "stop in time with everything saved; 0: no limit")
     max_steps: CountOrZero = option(0, "stop after so many steps, for a quick look; the schedule stays; 0: no limit")
@@ -141,6 +137,8 @@ def parse_arguments(argv: list[str]) -> TrainConfig:
     if unknown:
         name = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
         close = difflib.get_close_matches(name, [field.name for field in dataclasses.fields(TrainConfig)], n=1)
-        hint = f"; did you mean --{close[0]}?" if close else ""
-        raise OptionError(f"{unknown[0]}: unknown option{hint} `python -m beit3lib.train --help` lists all options")
+        hint = f"Did you mean --{close[0]}? " if close else ""
+        raise OptionError(
+            f"{unknown[0]}: expected an option of python -m beit3lib.train, found an unknown one. {hint}--help lists all."
+        )
     return config

@@ -185,7 +185,8 @@ def train_step(loss_model: nn.Module, batches: list[Batch], optimizer, accelerat
         nn.utils.clip_grads_with_norm_(parameters, config.clip_grad, norm)
     # The only wait for the device in a step; it comes before the update, so that weights and last/ stay finite.
     loss, norm = torch.stack([accelerator.reduce(total, "mean"), norm]).tolist()
-    if not math.isfinite(loss) or (accelerator.scaler is None and not math.isfinite(norm)):
+    skipped = accelerator.scaler is not None and not math.isfinite(norm)  # by the scaler, in optimizer.step()
+    if not math.isfinite(loss) or not (math.isfinite(norm) or skipped):
         names = ", ".join(gather_object([name for batch in batches for name in batch.names]))
         raise TrainingStopped(
             f"step {step + 1}: expected a finite loss and gradient, found loss {loss} and gradient norm {norm}. Look at these "
@@ -193,7 +194,7 @@ def train_step(loss_model: nn.Module, batches: list[Batch], optimizer, accelerat
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return Step(loss, norm, getattr(optimizer, "step_was_skipped", False))
+    return Step(loss, norm, skipped)
 
 
 # --- state of a run ------------------------------------------------------------------------------------------------
@@ -377,7 +378,7 @@ class Trainer:
             if self.accelerator.device.type == "cuda":  # a CPU has no out-of-memory error that could be caught
                 self.fit_batch()
             self.start_log()
-            stopped = self.end_epoch() if self.validation_is_due() else ""
+            stopped = self.end_epoch() if self.validation_is_due() else self.out_of_patience()
             while self.step < self.last_step and not stopped:
                 epoch, first = divmod(self.step, self.steps_per_epoch)
                 self.loss_model.train()
@@ -394,7 +395,7 @@ class Trainer:
                     stopped, save_now = self.agree()
                     if stopped or self.step == self.last_step:
                         break
-                    if save_now:
+                    if save_now and self.step % self.steps_per_epoch:
                         self.save()
                     clock = time.monotonic()
                 self.save()
@@ -500,10 +501,11 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.write_state(self.output / "last")
         self.accelerator.wait_for_everyone()
-        if self.config.patience and self.stale >= self.config.patience:
-            self.print(f"stopped: no better score for {self.stale} epochs")
-            return "no better score"
-        return ""
+        return self.out_of_patience()
+
+    def out_of_patience(self) -> str:
+        """Why to stop if the score has not improved for --patience epochs, else ""."""
+        return "no better score" if self.config.patience and self.stale >= self.config.patience else ""
 
     def finish(self, stopped: str) -> dict[str, Any]:
         """Write results.json; or exit with the status of the signal that stopped the run."""
@@ -514,6 +516,8 @@ class Trainer:
             sys.exit(128 + signal.Signals[stopped])
         if stopped == "out of time":
             self.print(f"{self.config.max_minutes} minutes: {rerun}")
+        elif stopped != "finished":
+            self.print(f"stopped: {stopped} for {self.stale} epochs")
         if stopped == "out of time" and not self.validated:
             self.save_captioner("best")  # no epoch is done, but there should be something to caption with
         if not self.accelerator.is_main_process:
@@ -648,8 +652,8 @@ class Trainer:
             different.append(f"a global batch of {state.global_batch} (now {self.global_batch})")
         if different:
             raise ResumeError(
-                f"{folder}: expected a run with the same options and data, found {', '.join(different)}. Use the same, or start "
-                f"from scratch with --no_auto_resume (from these weights with --finetune {folder})."
+                f"{folder}: expected a run with the same options and data, found {', '.join(different)}. Use the same, or "
+                f"start from scratch with --no_auto_resume (from these weights with --finetune {folder})."
             )
         if state.step > self.total_steps:
             raise FileError(f"{folder / STATE_NAME}: expected at most step {self.total_steps}, found {state.step}")
