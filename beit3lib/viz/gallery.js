@@ -24,6 +24,9 @@ const saved = loadNotes();
 let selected = []; // numbers of the rows that match all filters
 let groups = []; // their images in the chosen order: {image, rows, mean, scored, exact}
 let changes = []; // score of this run minus that of the other, per row
+let total = 0; // captions of the chosen runs
+let prepared = ""; // the runs and the notes that `changes`, `total` and the facets were computed for
+let noteEdits = 0;
 
 /** Create an element; attributes that start with "on" are event listeners. */
 function el(tag, attributes = {}, ...children) {
@@ -76,7 +79,7 @@ function addFacet(name, title, keyOf, shown = spaced, keys = null) {
     const code = new Map(keys.map((key, k) => [key, k]));
     for (let i = 0; i < count; i++) facet.codes[i] = code.get(keyOf(i)) ?? -1;
   };
-  facet.encode();
+  if (rowKeys) facet.encode();
   facet.node = el("fieldset", {}, el("legend", {}, title));
   for (const key of keys) {
     const tick = el("input", { type: "checkbox", onchange: () => toggle(facet, "yes", key) });
@@ -125,6 +128,8 @@ function select() {
   const tests = facets.map(f => (f.yes.size || f.no.size)
     ? [f.yes.size === 0, ...f.keys.map(key => (f.yes.has(key) || f.yes.size === 0) && !f.no.has(key))] : null);
   const counts = facets.map(f => new Uint32Array(f.keys.length + 1));
+  const codes = facets.map(f => f.codes);
+  const mine = run().caption, theirs = other()?.caption;
   const { low, high } = measure();
   const [from, to] = [state.low ?? -Infinity, state.high ?? Infinity];
   const ranged = state.low !== null || state.high !== null;
@@ -134,21 +139,21 @@ function select() {
   const value = values();
   selected = [];
   for (let i = 0; i < count; i++) {
-    if (!isThere(i)) continue;
-    const found = terms.every((_, t) => inText[t][run().caption[i]] || inText[t][rows.reference[i]]
-      || (other() && inText[t][other().caption[i]]) || inName[t][rows.image[i]]);
-    if (!found) continue;
-    let failed = ranged && !(value[i] != null && value[i] >= from && value[i] <= to) ? 1 : 0;
-    const outside = failed === 1;
-    let failing = -1;
-    for (let f = 0; f < tests.length; f++) if (tests[f] && !tests[f][facets[f].codes[i] + 1]) { failed++; failing = f; }
-    if (failed === 0) {
-      selected.push(i);
-      for (let f = 0; f < facets.length; f++) counts[f][facets[f].codes[i] + 1]++;
-    } else if (failed === 1 && failing >= 0) counts[failing][facets[failing].codes[i] + 1]++;
-    if (failed - outside === 0 && value[i] != null) {
+    if (mine[i] < 0 && !(theirs && theirs[i] >= 0)) continue;
+    const isFound = (_, t) => inText[t][mine[i]] || inText[t][rows.reference[i]] || (theirs && inText[t][theirs[i]]) || inName[t][rows.image[i]];
+    if (!terms.every(isFound)) continue;
+    let failed = 0, failing = -1;
+    for (let f = 0; f < tests.length; f++) if (tests[f] && !tests[f][codes[f][i] + 1]) { failed++; failing = f; }
+    if (failed === 0 && value[i] != null) { // the histogram shows captions outside of the range too
       if (isScore && isExact(i)) exact++; // often most captions: their bar would leave the others without height
       else bins[Math.max(0, Math.min(BINS - 1, Math.floor(BINS * (value[i] - low) / (high - low || 1))))]++;
+    }
+    const isOutside = ranged && !(value[i] != null && value[i] >= from && value[i] <= to);
+    if (isOutside || failed > 1) continue;
+    if (failed === 1) counts[failing][codes[failing][i] + 1]++;
+    else {
+      selected.push(i);
+      for (let f = 0; f < codes.length; f++) counts[f][codes[f][i] + 1]++;
     }
   }
   groupByImage(value);
@@ -327,7 +332,8 @@ function showOverview({ bins, exact }) {
   $("high").placeholder = written(shown.high);
   showMeans();
   $("comparison").replaceChildren(...comparison());
-  $("grid-title").textContent = `${counted(groups.length, "image")}${{ up: ", lowest mean first", down: ", highest mean first", listed: "" }[state.order]}`;
+  $("grid-title").textContent = counted(groups.length, "image")
+    + { up: `, lowest mean ${inSentence(shown.title)} first`, down: `, highest mean ${inSentence(shown.title)} first`, listed: "" }[state.order];
   feed($("grid"), groups, tile, 60);
 }
 
@@ -342,8 +348,9 @@ function showMeans() {
   const { title, keyOf, shown, facets: facetsOf } = groupings[state.by];
   const byKey = new Map();
   for (const i of selected) {
-    if (!byKey.has(keyOf(i))) byKey.set(keyOf(i), []);
-    byKey.get(keyOf(i)).push(i);
+    const key = keyOf(i);
+    const list = byKey.get(key);
+    if (list) list.push(i); else byKey.set(key, [i]);
   }
   const only = key => {
     for (const [name, value] of Object.entries(facetsOf(key))) {
@@ -440,7 +447,7 @@ function board([scenario, list]) {
     el("div", {}, ...found.map(flag => el("button", { type: "button", class: "flag", onclick: () => { state.type = `${typeIndex(flag.subject, flag.aspect)}`; update(); } },
       `⚠ Contradiction in ${flag.subject} · ${spaced(flag.aspect)}: ${flag.text}`))),
     el("p", { class: "type" }, `Captions shown: ${typeNames[type]}`),
-    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `phases of ${scenario}` }, el("table", { class: "board", style: `min-width:${180 * phases.length}px` },
+    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `phases of ${scenario}` }, el("table", { class: "board", style: `width:min(100% + 20px, ${280 * phases.length}px);min-width:${180 * phases.length}px` },
       el("thead", {}, el("tr", {}, ...phases.map(phase => el("th", { scope: "col" }, phase || "image")))),
       ...[...cameras].map(([camera, at]) => el("tbody", {}, el("tr", {}, el("th", { scope: "rowgroup", colspan: phases.length, class: "about" }, camera || "one camera")),
         el("tr", {}, ...phases.map(phase => cell(at.get(phase)))))))));
@@ -467,7 +474,7 @@ function open(image) {
   const entry = images[image];
   $("large-title").textContent = imageName(entry);
   $("large-about").textContent = [imageAbout(entry), entry.video, entry.image].filter(Boolean).join(" · ");
-  $("canvas").replaceChildren(picture(entry, true), ...entry.boxes.filter(box => Array.isArray(box?.bbox_xywh)).map(boxNode));
+  $("canvas").replaceChildren(picture(entry, true), ...entry.boxes.map(boxNode));
   $("boxes-field").hidden = !entry.boxes.length;
   $("looked").textContent = "";
   setZoom(1, 0, 0);
@@ -487,8 +494,8 @@ function open(image) {
 }
 
 function boxNode({ label, bbox_xywh: [x, y, w, h] }) {
-  const style = [["left", x], ["top", y], ["width", w], ["height", h]].map(([name, share]) => `${name}:${100 * Number(share)}%`).join(";");
-  return el("div", { class: "box", style }, el("span", {}, label || ""));
+  const style = [["left", x], ["top", y], ["width", w], ["height", h]].map(([name, share]) => `${name}:${100 * share}%`).join(";");
+  return el("div", { class: "box", style }, el("span", {}, label));
 }
 
 function largeCaption(i) {
@@ -512,9 +519,8 @@ function largeCaption(i) {
 /** Draw the attention of a word, rows of numbers, as a grid of translucent cells over the image. */
 function showAttention(word, grid) {
   $("canvas").querySelector(".attention")?.remove();
-  const most = Math.max(...grid.flat());
   $("canvas").append(el("div", { class: "attention", style: `grid-template-columns:repeat(${grid[0].length},1fr)` },
-    ...grid.flat().map(share => el("i", { style: `opacity:${(0.75 * share / most).toFixed(3)}` }))));
+    ...grid.flat().map(share => el("i", { style: `opacity:${(0.75 * share).toFixed(3)}` }))));
   $("looked").textContent = `Attention of “${word}”, relative to its strongest patch`;
 }
 
@@ -554,6 +560,7 @@ function loadNotes() {
 const rowKey = i => [images[rows.image[i]].image, ...types[rows.type[i]]].join("|");
 function noteOf(i) { return Object.hasOwn(saved, rowKey(i)) ? saved[rowKey(i)] : {}; }
 function saveNote(i, change) {
+  noteEdits++;
   const note = saved[rowKey(i)] = { ...noteOf(i), ...change };
   if (!note.mark && !note.note) delete saved[rowKey(i)];
   try { localStorage.setItem(storageKey(), JSON.stringify(saved)); } catch (blocked) { /* kept until the page is closed */ }
@@ -625,14 +632,22 @@ function recall() {
 
 /* --- putting it together */
 
-function update() {
+function prepare() {
+  const wanted = `${state.run} ${state.other} ${noteEdits}`;
+  if (prepared === wanted) return;
+  prepared = wanted;
   const theirs = other()?.measures.official_score, mine = run().measures.official_score;
   changes = rows.image.map((_, i) => (theirs && mine && mine[i] !== null && theirs[i] !== null ? mine[i] - theirs[i] : null));
+  total = rows.image.reduce((sum, _, i) => sum + isThere(i), 0);
+  for (const facet of facets) if (facet.changes) facet.encode();
+}
+
+function update() {
   if (!other()) {
     if (state.measure === "change") state.measure = Object.keys(data.measures)[0];
     for (const facet of facets) if (facet.name === "outcome") { facet.yes.clear(); facet.no.clear(); }
   }
-  for (const facet of facets) if (facet.changes) facet.encode();
+  prepare();
   const found = select();
   showControls(found);
   for (const view of ["overview", "captions", "scenarios"]) $(view).hidden = view !== state.view;
@@ -661,9 +676,8 @@ function showControls({ counts }) {
   for (const [id, value] of Object.entries(fields)) if (document.activeElement !== $(id)) $(id).value = value;
   $("measure").querySelector("[value=change]")?.toggleAttribute("hidden", !other());
   for (const button of document.querySelectorAll("[data-view]")) button.setAttribute("aria-pressed", String(button.dataset.view === state.view));
-  const all = rows.image.reduce((sum, _, i) => sum + isThere(i), 0);
-  $("count").textContent = selected.length === all ? `${counted(groups.length, "image")}, ${counted(all, "caption")}`
-    : `${counted(groups.length, "image")}, ${grouped(selected.length)} of ${counted(all, "caption")}`;
+  const captions = counted(total, "caption");
+  $("count").textContent = `${counted(groups.length, "image")}, ${selected.length === total ? "" : `${grouped(selected.length)} of `}${captions}`;
   const active = facets.reduce((sum, facet) => sum + facet.yes.size + facet.no.size, 0) + (state.query !== "") + (state.low !== null || state.high !== null);
   $("clear").hidden = active === 0;
   $("show-filters").textContent = active ? `Filters (${active})` : "Filters";
@@ -708,6 +722,7 @@ function listen() {
   field("high", value => { state.high = value === "" ? null : +value; });
   for (const button of document.querySelectorAll("[data-view]")) button.addEventListener("click", () => { state.view = button.dataset.view; update(); });
   on("show-filters", "click", () => $("show-filters").setAttribute("aria-expanded", String(document.body.classList.toggle("filtering"))));
+  on("skip", "click", () => { $("main").focus(); $("main").scrollIntoView(); });
   on("clear", "click", clearFilters);
   on("export-csv", "click", () => download("captions.csv", `\uFEFF${asCsv(exported())}`, "text/csv"));
   on("export-json", "click", () => download("captions.json", JSON.stringify(exported(), null, 1), "application/json"));

@@ -13,25 +13,22 @@ log_prob, word_probs (one probability per word of the caption), `boxes` (a list 
 as fractions of width and height) and `attention` ({word: rows of numbers}, a grid over the image) are optional.
 
 `gallery.html.jinja` is the page, `gallery.css` its look, `gallery.js` its behavior; `cards.html.jinja` has the cards,
-which page and notebooks share. `page_data` describes the data that the page holds.
+which page and notebooks share; `marks.py` compares words. `page_data` describes the data that the page holds.
 """
 
 import argparse
 import base64
 import io
 import os
-import re
-import string
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import SequenceMatcher
-from functools import lru_cache
-from itertools import groupby
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import jinja2
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from PIL import Image
@@ -41,12 +38,10 @@ from beit3lib.data.images import open_image
 from beit3lib.data.predictions import is_inside, read_meta, read_predictions
 from beit3lib.data.wts import PHASES
 from beit3lib.files import exit_on_error, finite, printable, write_text
+from beit3lib.viz.marks import CONFIDENT, SAME, find_contradictions, mark_words, styled_words
 
 REQUIRED = ("image", "subject", "aspect", "caption")
 ABOUT_IMAGE = ("scenario", "split", "source", "view", "video", "label", "phase")
-SAME, MOVED, OTHER = "same", "moved", "other"
-CONFIDENT = 0.75  # words below this probability are grey
-
 EMBED_IMAGES = 300  # up to here the page also holds the images, about 4 MB, so that one file can be sent
 EMBED_PX = 256
 
@@ -62,92 +57,12 @@ MEASURES = {
 }
 WITHOUT_WORDNET = "Score (METEOR without WordNet)"
 
-_COLORS = "black|white|gr[ae]y|red|blue|navy|green|yellow|brown|beige|orange|pink|purple|khaki|cream"
-_COLOR_OF = rf"\b({_COLORS})(?: blue)?(?:[- ]colou?red)?(?: [\w-]+)? (?:%s)\b"
-
-# What cannot change within a scenario. A scenario is flagged if the first match differs between two of its captions.
-CONSTANT_FACTS = {
-    "color of the upper clothing": _COLOR_OF % "jacket|coat|t-?shirt|shirt|blouse|sweater|hoodie|vest|cardigan",
-    "color of the lower clothing": _COLOR_OF % "slacks|pants|trousers|jeans|shorts|skirt",
-    "gender": r"\b(male|female|man|woman)\b",
-    "age": r"\b(\d0)'?s\b",
-    "weather": r"\bweather (?:is|was|appears) (\w+)",
-    "road surface": r"\b(dry|wet|icy|gravel)\b",
-}
-_ONE_NAME = {"grey": "gray", "man": "male", "woman": "female"}
-
 
 class Html(str):
     """HTML text that a notebook shows as such."""
 
     def _repr_html_(self) -> str:
         return self
-
-
-# --- the words of a caption ------------------------------------------------------------------------------------------
-
-
-def _plain(text: str) -> list[str]:
-    """Words as they are compared: lower case, without punctuation at their ends."""
-    return [word.lower().strip(string.punctuation + "“”‘’…–—") for word in text.split()]
-
-
-@lru_cache(maxsize=1 << 16)
-def mark_words(caption: str, reference: str) -> tuple[list[str], list[str]]:
-    """Mark each word of both texts as SAME (aligned with an equal word), MOVED (elsewhere in the other text) or OTHER.
-
-    A word counts as moved only as often as the other text has it left, so "red jacket, black slacks" differs visibly from
-    "black jacket, red slacks". Case and punctuation do not count.
-    """
-    words = _plain(caption), _plain(reference)
-    marks = [OTHER] * len(words[0]), [OTHER] * len(words[1])
-    for block in SequenceMatcher(None, *words, autojunk=False).get_matching_blocks():
-        marks[0][block.a : block.a + block.size] = marks[1][block.b : block.b + block.size] = [SAME] * block.size
-    left = [Counter(w for w, mark in zip(*pair, strict=True) if mark == OTHER) for pair in zip(words, marks, strict=True)]
-    for own, own_marks in zip(words, marks, strict=True):
-        common = left[0] & left[1]
-        for i, word in enumerate(own):
-            if not word:  # a lone punctuation mark
-                own_marks[i] = SAME
-            elif own_marks[i] == OTHER and common[word] > 0:
-                common[word] -= 1
-                own_marks[i] = MOVED
-    return marks
-
-
-def styled_words(text: str, marks: Sequence[str] | None, confidence: Sequence[int] | None) -> list[tuple[str, str, bool]]:
-    """Join neighboring words that look the same: (text, mark, grey) for each such run of words."""
-    words = text.split()
-    grey = [percent < 100 * CONFIDENT for percent in confidence] if confidence else [False] * len(words)
-    looks = zip(words, marks or [SAME] * len(words), grey, strict=True)
-    return [(" ".join(word for word, *_ in run), *look) for look, run in groupby(looks, key=lambda each: each[1:])]
-
-
-def find_contradictions(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Find facts that cannot change within a scenario (CONSTANT_FACTS) but do between its captions of one caption type.
-
-    Returns {scenario, subject, aspect, text, values: {value: [images], the most frequent first}}; `text` is, for example,
-    "gender: male in 2 captions (phase 0, 1), female in 1 caption (phase 2)".
-    """
-    found: dict[tuple[str, ...], dict[str, list[dict]]] = {}
-    for record in records:
-        for fact, pattern in CONSTANT_FACTS.items() if record["scenario"] and record["caption"] else ():
-            if match := re.search(pattern, record["caption"], re.IGNORECASE):
-                value = _ONE_NAME.get(match[1].lower(), match[1].lower())
-                key = (record["scenario"], record["subject"], record["aspect"], fact)
-                found.setdefault(key, {}).setdefault(value, []).append(record)
-    contradictions = []
-    for (scenario, subject, aspect, fact), values in found.items():
-        if len(values) > 1:
-            stated = sorted(values.items(), key=lambda item: -len(item[1]))
-            parts = []
-            for value, own in stated:
-                phases = ", ".join(sorted({r["phase"] or r["image"] for r in own}))
-                parts.append(f"{value} in {_count(len(own), 'caption')} (phase {phases})")
-            text = f"{fact}: {', '.join(parts)}"
-            images = {value: [r["image"] for r in own] for value, own in stated}
-            contradictions.append({"scenario": scenario, "subject": subject, "aspect": aspect, "text": text, "values": images})
-    return contradictions
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -175,17 +90,17 @@ def _record(row: dict[str, Any]) -> dict[str, Any]:
     caption, reference = _text(row["caption"]) or "", _text(row.get("reference"))
     probs = row.get("word_probs")
     probs = [finite(p) for p in probs] if isinstance(probs, Iterable) and not isinstance(probs, str) else []
-    complete = len(probs) == len(caption.split()) and None not in probs
+    complete = len(probs) == len(caption.split()) and all(p is not None and 0 <= p <= 1 for p in probs)
     record |= {
         "caption": caption,
         "reference": reference,
-        "confidence": [round(100 * min(max(p, 0), 1)) for p in probs] if complete else None,
+        "confidence": [round(100 * p) for p in probs] if complete else None,
         "confidence_lost": bool(probs) and not complete,
         "marks": (marks := None if reference is None else mark_words(caption, reference)),
         "exact": marks is not None and all(set(own) <= {SAME} for own in marks),
         "measures": {name: value for name in MEASURES if (value := finite(row.get(name))) is not None},
-        "boxes": row.get("boxes") if isinstance(row.get("boxes"), list) else [],
-        "attention": row.get("attention") if isinstance(row.get("attention"), dict) else None,
+        "boxes": _boxes(row.get("boxes")),
+        "attention": _attention(row.get("attention")),
     }
     record["measures"]["words"] = len(caption.split())
     return record
@@ -193,6 +108,30 @@ def _record(row: dict[str, Any]) -> dict[str, Any]:
 
 def _text(value: Any) -> str | None:
     return None if value is None or (not isinstance(value, (str, list, dict)) and pd.isna(value)) else printable(str(value))
+
+
+def _boxes(value: Any) -> list[dict[str, Any]]:
+    """Return the boxes that can be drawn."""
+    boxes = []
+    for box in value if isinstance(value, list) else []:
+        corners = box.get("bbox_xywh") if isinstance(box, dict) else None
+        numbers = [finite(number) for number in corners] if isinstance(corners, (list, tuple)) else []
+        if len(numbers) == 4 and None not in numbers:
+            boxes.append({"label": _text(box.get("label")) or "", "bbox_xywh": numbers})
+    return boxes
+
+
+def _attention(value: Any) -> dict[str, list[list[float]]]:
+    """Return the grids that can be drawn, scaled to a maximum of 1."""
+    grids = {}
+    for word, grid in value.items() if isinstance(value, dict) else ():
+        try:
+            grid = np.asarray(grid, float)
+        except (TypeError, ValueError):
+            continue
+        if grid.ndim == 2 and np.isfinite(grid).all() and grid.max(initial=0) > 0:
+            grids[printable(str(word))] = (grid / grid.max()).clip(0).round(3).tolist()
+    return grids
 
 
 def phase_name(phase: str, label: str = "") -> str:
@@ -268,7 +207,7 @@ def page_data(runs: Mapping[str, list[dict[str, Any]]], entries: dict[str, dict]
     }
     measures = {}
     for name, (title, digits, low, high) in MEASURES.items():
-        values = [r["measures"][name] for run in runs.values() for r in run if name in r["measures"]]
+        values = [record["measures"][name] for record in chain(*runs.values()) if name in record["measures"]]
         if values:
             title = WITHOUT_WORDNET if name == "official_score" and not official else title
             low, high = min(values) if low is None else low, max(values) if high is None else high
@@ -326,7 +265,7 @@ def _template(name: str) -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.globals["styled_words"] = styled_words
+    environment.globals |= {"styled_words": styled_words, "confident": round(100 * CONFIDENT)}
     environment.filters["spaced"] = lambda name: name.replace("_", " ")
     return environment.get_template(name)
 
@@ -354,13 +293,14 @@ def write_gallery(
     if name in (others or {}):
         raise ValueError(f"others: expected different names for two runs, found {name!r} twice. Rename one of them.")
     runs = {name: caption_records(predictions)} | {n: caption_records(other) for n, other in (others or {}).items()}
-    first = {record["image"]: record for records in reversed(runs.values()) for record in reversed(records)}
+    first: dict[str, dict] = {}
+    for record in chain(*runs.values()):
+        first.setdefault(record["image"], record)
     embedded = len(first) <= EMBED_IMAGES
-    order = dict.fromkeys(record["image"] for records in runs.values() for record in records)
-    entries = {image: _image_entry(first[image], root, path.parent, embedded) for image in order}
+    entries = {image: _image_entry(record, root, path.parent, embedded) for image, record in first.items()}
     problems = Counter(entry["problem"] for entry in entries.values() if "problem" in entry)
     notes = [f"{_count(n, 'image')} not shown: {problem}." for problem, n in problems.items()]
-    lost = sum(record["confidence_lost"] for records in runs.values() for record in records)
+    lost = sum(record["confidence_lost"] for record in chain(*runs.values()))
     if lost:
         notes.append(f"{_count(lost, 'caption')} without confidence: word_probs has another length than the words.")
     css, js = (Markup(Path(__file__).with_suffix(suffix).read_text("utf-8")) for suffix in (".css", ".js"))

@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw
 
 from beit3lib.data.aspects import ASPECTS, SUBJECTS
 from beit3lib.viz import gallery
-from beit3lib.viz.gallery import caption_cards, compare_table, image_row, mark_words, storyboard, write_gallery
+from beit3lib.viz.gallery import caption_cards, compare_table, image_row, storyboard, write_gallery
+from beit3lib.viz.marks import find_contradictions, mark_words
 
 HOSTILE = 'A <b>bold</b> car </script><script>window.hit = 1</script> <!-- & "quoted" \u2028 <img src=x onerror="window.hit=2">'
 COLORS = "red blue green white black gray yellow brown".split()
@@ -126,7 +127,7 @@ def scenario_records(*captions, scenario="s", subject="pedestrian", aspect="pede
 
 def test_a_color_that_changes_within_a_scenario_is_a_contradiction():
     jackets = [f"A man in his 30s wears a {color} jacket and black slacks." for color in ("red", "blue", "red")]
-    (found,) = gallery.find_contradictions(scenario_records(*jackets))
+    (found,) = find_contradictions(scenario_records(*jackets))
     assert found["values"] == {"red": ["0.jpg", "2.jpg"], "blue": ["1.jpg"]}
     assert found["text"] == "color of the upper clothing: red in 2 captions (phase 0, 2), blue in 1 caption (phase 1)"
 
@@ -142,7 +143,7 @@ def test_a_color_that_changes_within_a_scenario_is_a_contradiction():
     ],
 )
 def test_each_constant_fact_is_compared(one, other, fact):
-    (found,) = gallery.find_contradictions(scenario_records(one, other))
+    (found,) = find_contradictions(scenario_records(one, other))
     assert found["text"].startswith(f"{fact}: ")
 
 
@@ -150,12 +151,12 @@ def test_each_constant_fact_is_compared(one, other, fact):
     "one, other", [("A gray coat.", "A grey coat."), ("The man walks.", "A male runs."), ("A red coat.", "")]
 )
 def test_the_same_fact_in_other_words_is_no_contradiction(one, other):
-    assert gallery.find_contradictions(scenario_records(one, other)) == []
+    assert find_contradictions(scenario_records(one, other)) == []
 
 
 def test_scenarios_and_caption_types_are_compared_separately():
     records = scenario_records("A red coat.") + scenario_records("A blue coat.", scenario="t")
-    assert gallery.find_contradictions(records + scenario_records("A green coat.", aspect="moving")) == []
+    assert find_contradictions(records + scenario_records("A green coat.", aspect="moving")) == []
 
 
 # --- the written page
@@ -277,7 +278,11 @@ def test_two_runs_need_different_names(tmp_path):
         ("word_probs", "text"),
         ("phase", {}),
         ("boxes", [1, {"bbox_xywh": "x"}]),
+        ("boxes", [{"bbox_xywh": [0, 0, float("nan"), 1]}]),
         ("attention", [1]),
+        ("attention", {"red": [[1.0, float("nan")]]}),
+        ("attention", {"red": [[1], [1, 2]]}),
+        ("reference", "dark " * 20_000),
     ],
 )
 def test_odd_values_of_one_caption_do_not_stop_the_page(tmp_path, column, value):
@@ -412,6 +417,7 @@ def page(tmp_path_factory):
     one = one.astype({"caption": object, "reference": object})
     one.loc[0, "caption"], one.at[0, "word_probs"], one.loc[0, "official_score"] = HOSTILE, None, 0.0
     one.loc[1, "caption"], one.at[1, "word_probs"], one.loc[1, "official_score"] = "", None, 1.0
+    one["attention"] = [{"red": [[0.1, 0.9], [0.4, 0.2]]}] * len(one)
     one["boxes"] = [[{"label": "pedestrian", "bbox_xywh": [0.2, 0.2, 0.3, 0.5]}]] * len(one)
     path = write_gallery(one, root / "gallery.html", root, "Captions of run 'demo'", {"epoch 1": other}, name="demo")
     return path, one, other
@@ -533,6 +539,11 @@ def test_the_large_view_opens_by_click_and_moves_by_keyboard(browser, page):
     assert len(browser.find_elements("css selector", "#large .caption")) == 10
     script = "return [...document.querySelector('#large .gen').querySelectorAll('.w small')].map(s => +s.textContent)"
     assert browser.execute_script(script) == [round(100 * p) for p in one["word_probs"][10]]
+    browser.find_element("xpath", "//button[text()='attention: red']").click()
+    cells = browser.find_elements("css selector", "#canvas .attention i")
+    assert [float(cell.value_of_css_property("opacity")) for cell in cells] == pytest.approx(
+        [0.083, 0.75, 0.333, 0.167], abs=0.001
+    )
     press(browser, Keys.ARROW_RIGHT)
     assert "phase 2" in title.text
     press(browser, "+")

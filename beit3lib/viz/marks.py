@@ -1,0 +1,92 @@
+"""Mark the words of a caption against its reference, and find captions of a scenario that contradict each other."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
+from functools import lru_cache
+from itertools import groupby
+from typing import Any
+
+SAME, MOVED, OTHER = "same", "moved", "other"
+CONFIDENT = 0.75  # words below this probability are grey
+
+_COLORS = "black|white|gr[ae]y|red|blue|navy|green|yellow|brown|beige|orange|pink|purple|khaki|cream"
+_COLOR_OF = rf"\b({_COLORS})(?: blue)?(?:[- ]colou?red)?(?: [\w-]+)? (?:%s)\b"
+
+# What cannot change within a scenario. A scenario is flagged if the first match differs between two of its captions.
+CONSTANT_FACTS = {
+    "color of the upper clothing": _COLOR_OF % "jacket|coat|t-?shirt|shirt|blouse|sweater|hoodie|vest|cardigan",
+    "color of the lower clothing": _COLOR_OF % "slacks|pants|trousers|jeans|shorts|skirt",
+    "gender": r"\b(male|female|man|woman)\b",
+    "age": r"\b(\d0)'?s\b",
+    "weather": r"\bweather (?:is|was|appears) (\w+)",
+    "road surface": r"\b(dry|wet|icy)\b",
+    "road material": r"\b(asphalt|gravel|concrete)\b",
+}
+_ONE_NAME = {"grey": "gray", "man": "male", "woman": "female"}
+
+
+def _plain(text: str) -> list[str]:
+    """Words as they are compared: lower case, without punctuation at their ends."""
+    return [word.lower().strip(string.punctuation + "“”‘’…–—") for word in text.split()]
+
+
+@lru_cache(maxsize=1 << 16)
+def mark_words(caption: str, reference: str) -> tuple[list[str], list[str]]:
+    """Mark each word of both texts as SAME (aligned with an equal word), MOVED (elsewhere in the other text) or OTHER.
+
+    A word counts as moved only as often as the other text has it left, so "red jacket, black slacks" differs visibly from
+    "black jacket, red slacks". Case and punctuation do not count.
+    """
+    words = _plain(caption), _plain(reference)
+    marks = [OTHER] * len(words[0]), [OTHER] * len(words[1])
+    if len(words[0]) * len(words[1]) < 1_000_000:  # the alignment of two texts of "dark dark dark …" takes quadratic time
+        for block in SequenceMatcher(None, *words, autojunk=False).get_matching_blocks():
+            marks[0][block.a : block.a + block.size] = marks[1][block.b : block.b + block.size] = [SAME] * block.size
+    left = [Counter(w for w, mark in zip(*pair, strict=True) if mark == OTHER) for pair in zip(words, marks, strict=True)]
+    for own, own_marks in zip(words, marks, strict=True):
+        common = left[0] & left[1]
+        for i, word in enumerate(own):
+            if not word:  # a lone punctuation mark
+                own_marks[i] = SAME
+            elif own_marks[i] == OTHER and common[word] > 0:
+                common[word] -= 1
+                own_marks[i] = MOVED
+    return marks
+
+
+def styled_words(text: str, marks: Sequence[str] | None, confidence: Sequence[int] | None) -> list[tuple[str, str, bool]]:
+    """Join neighboring words that look the same: (text, mark, grey) for each such run of words."""
+    words = text.split()
+    grey = [percent < 100 * CONFIDENT for percent in confidence] if confidence else [False] * len(words)
+    looks = zip(words, marks or [SAME] * len(words), grey, strict=True)
+    return [(" ".join(word for word, *_ in run), *look) for look, run in groupby(looks, key=lambda each: each[1:])]
+
+
+def find_contradictions(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Find facts that cannot change within a scenario (CONSTANT_FACTS) but do between its captions of one caption type.
+
+    Returns {scenario, subject, aspect, text, values: {value: [images], the most frequent first}}; `text` is, for example,
+    "gender: male in 2 captions (phase 0, 1), female in 1 caption (phase 2)".
+    """
+    found: dict[tuple[str, ...], dict[str, list[dict]]] = {}
+    for record in records:
+        for fact, pattern in CONSTANT_FACTS.items() if record["scenario"] and record["caption"] else ():
+            if match := re.search(pattern, record["caption"], re.IGNORECASE):
+                value = _ONE_NAME.get(match[1].lower(), match[1].lower())
+                key = (record["scenario"], record["subject"], record["aspect"], fact)
+                found.setdefault(key, {}).setdefault(value, []).append(record)
+    contradictions = []
+    for (scenario, subject, aspect, fact), values in found.items():
+        if len(values) > 1:
+            stated = sorted(values.items(), key=lambda item: -len(item[1]))
+            parts = []
+            for value, own in stated:
+                phases = ", ".join(sorted({r["phase"] or r["image"] for r in own}))
+                parts.append(f"{value} in {len(own)} caption{'' if len(own) == 1 else 's'} (phase {phases})")
+            text = f"{fact}: {', '.join(parts)}"
+            images = {value: [r["image"] for r in own] for value, own in stated}
+            contradictions.append({"scenario": scenario, "subject": subject, "aspect": aspect, "text": text, "values": images})
+    return contradictions
