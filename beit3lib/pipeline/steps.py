@@ -227,6 +227,8 @@ def index(run: Path, tokenizer: str = "auto", max_tokens: int = 64) -> dict[str,
 
     ensure(run, "prepare")
     phases, spm_path = read_table(run / PHASES_NAME), find_tokenizer(run, tokenizer)
+    if phases.empty:
+        raise ValueError(f"{run / 'images'}: expected images, found none. See the problems that notebook 1 lists.")
     loaded = load_tokenizer(spm_path)
     with record_stage(run, "index", {"tokenizer": tokenizer, "max_tokens": max_tokens}) as section:
         if spm_path.resolve() != (run / SPM_NAME).resolve():
