@@ -19,7 +19,7 @@ import pandas as pd
 
 from beit3lib.data.aspects import ASPECTS, SUBJECTS, read_caption_files
 from beit3lib.data.images import ImageError, find_image, is_phase_image, list_images, open_image
-from beit3lib.data.wts import video_stem
+from beit3lib.data.wts import cap_problems, video_stem
 from beit3lib.files import FileError, Problem, read_json_lines, read_text, write_text
 
 INDEX_NAME = "coco_captioning.{split}.jsonl"
@@ -118,8 +118,9 @@ def build_index(
                 cut[caption_type].append((len(ids), where))
             line = dict(zip(ABOUT, [None] * len(ABOUT), strict=True)) | row._asdict() | about
             lines.append({"image_path": os.path.relpath(image, root), "text_segment": ids, "image_id": 0} | line)
-    for (where, why), number in skipped.items():
-        problems.append(Problem(where, f"{number} captions, but {why}; skipped", "run notebook 1 again"))
+    todo = "run notebook 1 again"
+    missing = [Problem(where, f"{number} captions, but {why}; skipped", todo) for (where, why), number in skipped.items()]
+    problems += cap_problems(missing, str(image_dir))
     for (caption_type, loss), where in lossy.items():
         problems.append(Problem(caption_type, f"{len(where)} captions decode to other words ({loss}), as {where[0]}; kept"))
     for caption_type, found in cut.items():

@@ -1,96 +1,232 @@
-"""Images and caption files that somebody has made already, as the seed's users have them, into a run.
+"""Use images and caption files that exist already, in the data structure of the original repository.
 
-Pictures `{avg|}{video}phase{label}.{jpg|png}` and the ten `{subject}_caption_{aspect}_datasets.json`, without any video.
-Aspects stay as the files have them; a tenth of the recordings is held out, because such files know no split.
+    your_input/
+       avg_normal_244_train/   avg20230707_11_SY3_T1_Camera1_0phase0.jpg …    or …/image_aic/train/…, .jpg or .png
+       avg_normal_244_test/    …
+       vehicle_caption/        train/*.json, val/*.json                       and pedestrian_caption/ likewise
+       test-6/                 for_test.json: the segments to caption, as a caption file
+
+    from beit3lib.data.prepared import find_prepared, import_prepared
+    phases, problems = import_prepared(find_prepared("your_input"), "runs/mine")
+
+Folders may be named with `-` or `_` and in any order; a folder with train, val or test in its name gives the split. One
+subject or both, one aspect or all of them may exist. The two index calls of the original repository work with its
+import lines changed to
+
+    from beit3lib.data.prepared import original_index as _make_captioning_coco_karpathy_dataset_index
+    from beit3lib.tokenizer import load_tokenizer as XLMRobertaTokenizer
 """
 
 import math
+import os
+import re
 import shutil
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from beit3lib.data.aspects import FILE_NAME, SUBJECTS, merge_aspects, read_caption_files
-from beit3lib.data.index import find_image, list_images
+from beit3lib.data.aspects import SUBJECTS, caption_file_name, caption_type_of, merge_aspects, read_caption_file
+from beit3lib.data.images import ImageError, find_image, is_phase_image, list_images, open_image
+from beit3lib.data.index import INDEX_NAME, IndexReport, write_index
 from beit3lib.data.motion_blur import image_name
-from beit3lib.data.wts import parse_phase, split_by_group
-from beit3lib.files import Problem, atomic_path, read_json, write_json
+from beit3lib.data.wts import COLUMNS, SPLITS, cap_problems, list_files, list_segments, split_by_group
+from beit3lib.files import Problem, atomic_folder, atomic_path, check_regular_file, write_json
 
-VAL_SHARE = 0.1
+VAL_SHARE = 0.1  # of the recordings of train, where there is no val
+KEYS = ["split", "scenario", "video", "phase"]
 
 
-def import_prepared(image_dir: str | Path, caption_dir: str | Path, run: Path, val_share: float = VAL_SHARE) -> pd.DataFrame:
-    """Copy pictures and caption files into a run, split by recording; the table of phases as `blur_table` gives it.
+class CaptionFile(NamedTuple):
+    """A caption file; `subject` and `aspect` are None for a file of segments to caption."""
 
-    `.attrs["problems"]` lists captions without a picture and what was wrong with the files; pictures of which no caption
-    speaks are counted there in one line.
+    split: str
+    subject: str | None
+    aspect: str | None
+    path: Path
+
+
+class PreparedRoot(NamedTuple):
+    """The caption files and images ({stem: paths}) below a folder, and whether they have a validation split."""
+
+    root: Path
+    files: list[CaptionFile]
+    images: dict[str, list[Path]]
+
+    @property
+    def has_val(self) -> bool:
+        return any(file.split == "val" for file in self.files)
+
+
+def find_prepared(root: str | Path) -> PreparedRoot | None:
+    """Return the caption files and phase images below `root`; None if there are not both. `~` is expanded."""
+    root = Path(root).expanduser()
+    files, images = [], defaultdict(list)
+    for path in list_files(root, skip=("runs",)) if root.is_dir() else ():
+        split = _split_of(path.relative_to(root))
+        if path.suffix.lower() == ".json":
+            subject, aspect = caption_type_of(path) or (None, None)
+            if re.match(r"for[-_]test", path.name) or (subject and split == "test"):
+                files.append(CaptionFile("test", None, None, path))
+            elif subject:
+                files.append(CaptionFile(split or "train", subject, aspect, path))
+        elif is_phase_image(path):
+            images[path.stem].append(path)
+    return PreparedRoot(root, files, dict(images)) if images and any(file.subject for file in files) else None
+
+
+def _split_of(path: Path) -> str | None:
+    """Return the split that the innermost folder names: `avg-normal-244-test/image_aic/test` is test."""
+    words = [word for folder in reversed(path.parts[:-1]) for word in re.split("[-_]", folder.lower())]
+    return next((word for word in words if word in SPLITS), None)
+
+
+class PreparedTable(NamedTuple):
+    """The phases that have an image, with the same columns as `blur_table` gives, and the problems."""
+
+    phases: pd.DataFrame
+    problems: list[Problem]
+
+
+def import_prepared(prepared: PreparedRoot, run: str | Path) -> PreparedTable:
+    """Copy the images into `run`/images and write `run`/captions/{train,val}, split as the files are.
+
+    Without a validation split, a tenth of the recordings of train is drawn for it. Segments to caption are rows of the
+    test split without captions. A phase without an image is a problem and skipped.
     """
-    captions = read_caption_files(caption_dir)
-    pictures, used, rows, problems = list_images(Path(image_dir)), set(), [], list(captions.attrs["problems"])
-    (run / "images").mkdir(parents=True, exist_ok=True)
-    for (scenario, video, label), told in captions.groupby(["scenario", "video", "label"]):
-        phase = parse_phase(label)
-        picture = find_image(pictures, video, label, phase)
-        if picture is None:
-            where = f"{video} phase {label}"
-            problems.append(Problem(where, f"{len(told)} captions, but no picture in {image_dir}; left out", "add the picture"))
+    run, problems = Path(run), []
+    captions = _read_captions(prepared, problems)
+    by_split = {split: _prefer(prepared, split) for split in SPLITS}
+    sources: dict[str, Path] = {}  # by name in the run
+    rows, missing = [], []
+    for (split, scenario, video, phase), group in captions.groupby(KEYS, sort=True):
+        source = find_image(by_split[split], video, phase, *group["label"].unique())
+        where = f"{scenario}/{video} phase {phase}"
+        if source is None:
+            missing.append(Problem(where, f"{len(group)} captions, but no image below {prepared.root}; skipped"))
             continue
-        used.add(picture.name)
-        rows.append({**_about(scenario, video, label, phase), **_captions(told)})
-        _copy(picture, run / "images" / rows[-1]["image"])
-    if not rows:
-        raise FileNotFoundError(f"{image_dir}: expected pictures of the videos that {caption_dir} names, found none of them")
-    if len(used) < len(pictures):
-        problems.append(Problem(str(image_dir), f"{len(pictures) - len(used)} pictures of which no caption speaks; left out"))
-    table = split_by_group(pd.DataFrame(rows), val_share)
-    for split, part in table.groupby("split"):
-        _copy_captions(Path(caption_dir), run / "captions" / split, set(part["scenario"]))
-    table.attrs["problems"] = [*problems, *table.attrs["problems"]]
-    return table
+        name = image_name(video, phase)
+        if sources.get(name, source) != source:  # another scenario has a video of the same name
+            name = image_name(f"{scenario}_{video}", phase)
+        try:
+            sources[name] = _copy(source, run / "images" / name)
+        except ImageError as error:
+            problems.append(Problem(where, f"{error}; skipped", "make the image again"))
+            continue
+        bdd = scenario.startswith("video")
+        view = "vehicle_view" if bdd or "vehicle_view" in video else "overhead_view"
+        about = (split, "bdd" if bdd else "wts", scenario, view, video, "", group["label"].iloc[0], phase, math.nan, math.nan)
+        rows.append((*about, *(_merge_captions(group, subject) for subject in SUBJECTS), name))
+    problems += cap_problems(missing, str(prepared.root))
+    unused = sum(map(len, prepared.images.values())) - len(set(sources.values()))
+    if unused:
+        problems.append(Problem(str(prepared.root), f"{unused} images that no caption file lists; not used"))
+    phases = pd.DataFrame.from_records(rows, columns=[*COLUMNS, "image"])
+    if prepared.has_val:
+        captions = captions.merge(phases[KEYS])
+    else:
+        phases, more, _ = split_by_group(phases, VAL_SHARE)
+        problems += more
+        captions = (
+            captions[captions["split"] != "test"].drop(columns="split").merge(phases.loc[phases["split"] != "test", KEYS])
+        )
+    _write_captions(captions, run / "captions")
+    return PreparedTable(phases, problems)
 
 
-def _about(scenario: str, video: str, label: str, phase: int) -> dict:
-    """What a row of phases says of a picture, as far as names tell."""
-    bdd = scenario.startswith("video")
-    view = "vehicle_view" if bdd or "vehicle_view" in video else "overhead_view"
-    about = {"scenario": scenario, "split": "train", "source": "bdd" if bdd else "wts", "view": view, "video": video}
-    return {
-        **about,
-        "video_path": "",
-        "label": label,
-        "phase": phase,
-        "start_s": math.nan,
-        "end_s": math.nan,
-        "image": image_name(video, phase),
-    }
+def list_test_segments(prepared: PreparedRoot) -> pd.DataFrame:
+    """Return the segments to caption, with or without an image, with the columns of `wts.list_segments`."""
+    tests = [file for file in prepared.files if file.split == "test"]
+    rows = _read_captions(prepared._replace(files=tests), [])
+    source = rows["scenario"].str.startswith("video").map({True: "bdd", False: "wts"})
+    return list_segments(rows.assign(source=source, caption_vehicle=None, caption_pedestrian=None))
 
 
-def _captions(told: pd.DataFrame) -> dict[str, str | None]:
-    parts = {subject: dict(zip(rows["aspect"], rows["caption"], strict=True)) for subject, rows in told.groupby("subject")}
-    return {f"caption_{s}": merge_aspects(parts[s], s) if s in parts else None for s in SUBJECTS}
-
-
-def _copy(picture: Path, place: Path) -> None:
-    """The picture under our name, as JPEG."""
-    if place.is_file():
-        return
-    with atomic_path(place) as temporary:
-        if picture.suffix.lower() in (".jpg", ".jpeg"):
-            shutil.copyfile(picture, temporary)
-        else:
-            from PIL import Image
-
-            with Image.open(picture) as image:
-                image.convert("RGB").save(temporary, quality=95)
-
-
-def _copy_captions(source: Path, target: Path, scenarios: set[str]) -> None:
-    """The caption files with the entries of some scenarios; what cannot be read is among the problems already."""
-    for path in sorted(source.glob("*.json")):
-        if FILE_NAME.fullmatch(path.name):
-            try:
-                content = read_json(path)
-            except ValueError:
+def _read_captions(prepared: PreparedRoot, problems: list[Problem]) -> pd.DataFrame:
+    """Return one row per caption and video: split, scenario, video, phase, label, subject, aspect, caption."""
+    rows = []
+    for file in prepared.files:
+        for scenario, videos, label, phase, caption in read_caption_file(file.path, problems):
+            if caption is None and file.subject:
+                problems.append(Problem(f"{file.path.name}: {scenario} phase {label}", "a caption without words; skipped"))
                 continue
-            if isinstance(content, dict):
-                write_json(target / path.name, {name: entry for name, entry in content.items() if name in scenarios})
+            about = (phase, label, file.subject, file.aspect, caption if file.subject else None)
+            rows += [(file.split, scenario, video, *about) for video in videos]
+    return pd.DataFrame(rows, columns=[*KEYS, "label", "subject", "aspect", "caption"])
+
+
+def _prefer(prepared: PreparedRoot, split: str) -> dict[str, Path]:
+    """Return {stem: path}, of several images of one name the one in a folder of this split."""
+
+    def is_elsewhere(path: Path) -> bool:
+        return _split_of(path.relative_to(prepared.root)) != split
+
+    return {stem: min(paths, key=is_elsewhere) for stem, paths in prepared.images.items()}
+
+
+def _merge_captions(group: pd.DataFrame, subject: str) -> str | None:
+    rows = group[group["subject"] == subject].drop_duplicates("aspect")
+    return merge_aspects(dict(zip(rows["aspect"], rows["caption"], strict=True)), subject) if len(rows) else None
+
+
+def _copy(source: Path, target: Path) -> Path:
+    """Copy an image as JPEG, unless the copy has the time of `source`; return `source`."""
+    time_ns = source.stat().st_mtime_ns
+    if not target.is_file() or target.stat().st_mtime_ns != time_ns:
+        image = open_image(source)  # also checks a JPEG that is then copied unchanged
+        with atomic_path(target) as temporary:
+            if source.suffix.lower() == ".png":
+                image.save(temporary, quality=95, subsampling=0)
+            else:
+                shutil.copyfile(source, temporary)
+            os.utime(temporary, ns=(time_ns, time_ns))
+    return source
+
+
+def _write_captions(captions: pd.DataFrame, folder: Path) -> None:
+    """Replace `folder` by one folder per split with one caption file per subject and aspect."""
+    with atomic_folder(folder) as new:
+        for (split, *caption_type), rows in captions.groupby(["split", "subject", "aspect"]):
+            content = {}
+            for scenario, of_scenario in rows.groupby("scenario"):
+                texts = of_scenario.drop_duplicates(["label", "caption"]).sort_values("phase", kind="stable")
+                entries = [{"label": x, "caption": y} for x, y in zip(texts["label"], texts["caption"], strict=True)]
+                content[scenario] = {"videos": sorted(of_scenario["video"].unique()), "caption": entries}
+            write_json(new / split / caption_file_name(*caption_type), content)
+
+
+def original_index(
+    data_path: str | Path,
+    tokenizer: Any,
+    image_dir: str | Path,
+    split: Iterable[str] = (),
+    split_name: str = "train",
+    type: str = "avg",
+) -> IndexReport:
+    """Write `coco_captioning.{split_name}.jsonl` into the working directory, as the original repository does.
+
+    Every caption of the caption file `data_path` is paired with every video of its scenario that has an image
+    `{type}{video stem}phase{label}` in `image_dir`; "avg" and no prefix, and all spellings of the suffix, are found as
+    well. Image paths are absolute; captions without words get text_segment null. The lines have no subject and aspect,
+    because the original model is trained on one caption type without a prompt. `split` has no effect, as there.
+    """
+    path, out_path = check_regular_file(data_path), Path(INDEX_NAME.format(split=split_name))
+    images, prefixes = list_images(image_dir), tuple(dict.fromkeys((type, "avg", "")))
+    lines, problems, skipped = [], [], 0
+    for scenario, videos, label, phase, caption in read_caption_file(path, problems):
+        ids = tokenizer.encode(caption, add_special_tokens=False) if caption else None
+        about = {"caption": caption, "split": split_name, "scenario": scenario, "label": label, "phase": phase}
+        for video in videos:
+            image = find_image(images, video, label, phase, prefixes=prefixes)
+            if image is None:
+                skipped += 1
+                continue
+            line = {"image_path": os.path.abspath(image), "text_segment": ids, "image_id": 0}
+            lines.append(line | about | {"video": video})
+    if skipped:
+        problems.append(Problem(path.name, f"{skipped} captions without an image in {image_dir}; skipped"))
+    report = write_index(out_path, lines, skipped, 0, problems)
+    print("\n".join(map(str, [report, *problems])))
+    return report

@@ -186,6 +186,12 @@ class Report:
         return self._problems + [Problem(where, f"{number:,} more problems in this file") for where, number in more]
 
 
+def cap_problems(problems: list[Problem], where: str) -> list[Problem]:
+    """Return the first `MAX_LISTED` of many problems of one kind, and one that counts the others."""
+    more = len(problems) - MAX_LISTED
+    return problems[:MAX_LISTED] + ([Problem(where, f"{more:,} more problems of this kind")] if more > 0 else [])
+
+
 Camera = tuple[str, str, str]  # split, scenario, view
 
 
