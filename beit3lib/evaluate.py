@@ -46,6 +46,7 @@ from beit3lib.data.predictions import (
     PREDICTIONS_NAME,
     QUICK_NAME,
     PartialResults,
+    captions_are_kept,
     partial_path,
     predictions_table,
     read_meta,
@@ -420,7 +421,8 @@ def _finish(plan: _Plan, results: PartialResults, output: Path, meta: dict[str, 
         print(f"{output}: {count} of {len(plan.records)} images captioned. Run the same command again to continue.")
         return table
     table = score_predictions(table).round({"official_score": 2})
-    write_predictions(output, table, {**meta, "comparable": meteor_is_comparable(), "skipped": skipped})
+    with captions_are_kept(output):
+        write_predictions(output, table, {**meta, "comparable": meteor_is_comparable(), "skipped": skipped})
     results.remove()
     if skipped:
         first = "; ".join(f"{image['image']}: {image['problem']}" for image in skipped[:5])

@@ -14,6 +14,7 @@ import os
 import posixpath
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ class PartialResults:
         """Append one finished batch: a kill after this call cannot lose it, a power cut only the last `SYNC_SECONDS`."""
         path = partial_path(self.output, self.rank)
         data = json.dumps(batch, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-        try:
+        with captions_are_kept(path):
             if self.file is None:
                 if not path.exists():
                     data = json.dumps(self.header(), ensure_ascii=False).encode() + b"\n" + data
@@ -213,10 +214,6 @@ class PartialResults:
             if time.monotonic() - self.synced > SYNC_SECONDS:
                 os.fsync(self.file.fileno())
                 self.synced = time.monotonic()
-        except OSError as error:
-            raise OSError(
-                f"{path}: {error.strerror}. Finished captions are kept: free some space and run the same command again."
-            ) from None
 
     def new_batches(self) -> int:
         """How many batches all processes have finished since the last call."""
@@ -232,6 +229,17 @@ class PartialResults:
     def remove(self) -> None:
         for path in self.files():
             path.unlink()
+
+
+@contextmanager
+def captions_are_kept(path: Path) -> Iterator[None]:
+    """Name the file in an error of the disk, usually a full one, and say how to continue."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{path}: {error.strerror}. Finished captions are kept: free some space and run the same command again."
+        ) from None
 
 
 def _read_header(path: Path) -> dict[str, Any] | None:
