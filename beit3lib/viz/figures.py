@@ -213,7 +213,7 @@ def length_histogram(predictions: pd.DataFrame) -> Chart:
 def attention_map(image: Image.Image | str | Path, weights: np.ndarray, word: str, label: str = "") -> Chart:
     """Draw an image and, over it, the attention of a word to each patch, as a multiple of an even distribution.
 
-    `weights` (rows, columns) are at least 0 and of any sum; `label` tells how they were averaged.
+    `weights` (rows, columns) are at least 0 and of any sum; `label` describes how they were averaged.
     """
     weights = np.asarray(weights, float)
     if weights.ndim != 2 or not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():

@@ -19,7 +19,9 @@ const grouped = new Intl.NumberFormat("en").format;
 const inSentence = title => title[0].toLowerCase() + title.slice(1);
 const counted = (n, noun) => `${grouped(n)} ${noun}${n === 1 ? "" : "s"}`;
 
-const state = { view: "overview", run: 0, other: -1, query: "", measure: "", order: "up", low: null, high: null, type: "", by: "type" };
+const state = {
+  view: "overview", run: 0, other: -1, query: "", measure: "", order: "up", low: null, high: null, type: "", by: "type",
+};
 const saved = loadNotes();
 let selected = []; // numbers of the rows that match all filters
 let groups = []; // their images in the chosen order: {image, rows, mean, scored, exact}
@@ -38,6 +40,10 @@ function el(tag, attributes = {}, ...children) {
   node.append(...children.filter(child => child !== null));
   return node;
 }
+
+const button = (attributes, ...children) => el("button", { type: "button", ...attributes }, ...children);
+const cell = (content, attributes = {}) => el("td", attributes, content);
+const isScored = rows.reference.some(text => text >= 0); // whether any caption has a reference
 
 /* --- values of a row */
 
@@ -74,7 +80,8 @@ function addFacet(name, title, keyOf, shown = spaced, keys = null) {
   const rowKeys = keys ? null : Array.from({ length: count }, (_, i) => keyOf(i));
   keys = keys || [...new Set(rowKeys)].filter(key => key !== "").sort(natural);
   if (rowKeys && keys.length < 2) return;
-  const facet = { name, title, keys, keyOf, changes: !rowKeys, yes: new Set(), no: new Set(), codes: new Int16Array(count), nodes: [] };
+  const codes = new Int16Array(count);
+  const facet = { name, title, keys, keyOf, codes, changes: !rowKeys, yes: new Set(), no: new Set(), nodes: [] };
   facet.encode = () => {
     const code = new Map(keys.map((key, k) => [key, k]));
     for (let i = 0; i < count; i++) facet.codes[i] = code.get(keyOf(i)) ?? -1;
@@ -83,8 +90,8 @@ function addFacet(name, title, keyOf, shown = spaced, keys = null) {
   facet.node = el("fieldset", {}, el("legend", {}, title));
   for (const key of keys) {
     const tick = el("input", { type: "checkbox", onchange: () => toggle(facet, "yes", key) });
-    const not = el("button", { type: "button", class: "not", "aria-pressed": "false",
-      "aria-label": `hide ${title.toLowerCase()} ${shown(key)}`, onclick: () => toggle(facet, "no", key) }, "not");
+    const label = `hide ${title.toLowerCase()} ${shown(key)}`;
+    const not = button({ class: "not", "aria-pressed": "false", "aria-label": label, onclick: () => toggle(facet, "no", key) }, "not");
     const number = el("span", { class: "number" });
     const line = el("div", { class: "value" }, el("label", {}, tick, el("span", {}, shown(key)), number), not);
     facet.nodes.push({ key, tick, not, number, line });
@@ -107,13 +114,16 @@ function addFacets() {
   addFacet("subject", "Subject", i => types[rows.type[i]][0]);
   addFacet("aspect", "Aspect", i => types[rows.type[i]][1]);
   addFacet("phase", "Phase", ofImage("phase"), key => data.phases[key] || key);
-  for (const [name, title] of [["view", "View"], ["split", "Split"], ["source", "Source"]]) addFacet(name, title, ofImage(name));
+  addFacet("view", "View", ofImage("view"));
+  addFacet("split", "Split", ofImage("split"));
+  addFacet("source", "Source", ofImage("source"));
   const result = i => (rows.reference[i] < 0 ? "no reference" : isExact(i) ? "exactly right" : "differs");
-  if (rows.reference.some(text => text >= 0)) addFacet("result", "Reference", result, spaced, ["exactly right", "differs", "no reference"]);
-  if (runs.length > 1) addFacet("outcome", "Compared", outcome, spaced, ["better", "even", "worse", "same caption", "only one run"]);
-  if (runs.some(r => r.contradictions.length)) {
-    addFacet("contradiction", "Contradiction between phases", i => (contradictionOf(i) ? "contradiction" : ""), () => "part of one", ["contradiction"]);
-  }
+  if (isScored) addFacet("result", "Reference", result, spaced, ["exactly right", "differs", "no reference"]);
+  const outcomes = ["better", "even", "worse", "same caption", "only one run"];
+  if (runs.length > 1) addFacet("outcome", "Compared", outcome, spaced, outcomes);
+  const part = i => (contradictionOf(i) ? "part of one" : "");
+  const hasAny = runs.some(one => one.contradictions.length);
+  if (hasAny) addFacet("contradiction", "Contradiction between phases", part, spaced, ["part of one"]);
   addFacet("note", "My notes", i => (noteOf(i).note ? "note" : noteOf(i).mark ? "mark" : ""),
     key => ({ mark: "marked", note: "with a note" })[key], ["mark", "note"]);
 }
@@ -140,7 +150,8 @@ function select() {
   selected = [];
   for (let i = 0; i < count; i++) {
     if (mine[i] < 0 && !(theirs && theirs[i] >= 0)) continue;
-    const isFound = (_, t) => inText[t][mine[i]] || inText[t][rows.reference[i]] || (theirs && inText[t][theirs[i]]) || inName[t][rows.image[i]];
+    const isFound = (_, t) => inText[t][mine[i]] || (theirs && inText[t][theirs[i]]) || inText[t][rows.reference[i]]
+      || inName[t][rows.image[i]];
     if (!terms.every(isFound)) continue;
     let failed = 0, failing = -1;
     for (let f = 0; f < tests.length; f++) if (tests[f] && !tests[f][codes[f][i] + 1]) { failed++; failing = f; }
@@ -190,11 +201,12 @@ const imageName = entry => entry.scenario || entry.image;
 const imageAbout = entry => [entry.about, spaced(entry.view), entry.split].filter(Boolean).join(" · ");
 const fullName = entry => [imageName(entry), imageAbout(entry)].filter(Boolean).join(", ");
 
-function picture(entry, large = false) {
+function imageNode(entry, large = false) {
   const blank = text => el("div", { class: "blank" }, text);
   if (entry.problem) return blank(entry.problem);
-  const source = large ? entry.src : entry.embedded || entry.src;
-  const img = el("img", { src: source, alt: fullName(entry), loading: large ? null : "lazy", decoding: "async", draggable: "false" });
+  const src = large ? entry.src : entry.embedded || entry.src;
+  const loading = large ? null : "lazy";
+  const img = el("img", { src, loading, alt: fullName(entry), decoding: "async", draggable: "false" });
   img.addEventListener("error", () => { // this file was sent without its images
     if (entry.embedded && img.getAttribute("src") !== entry.embedded) img.src = entry.embedded;
     else img.replaceWith(blank("image not found"));
@@ -245,8 +257,9 @@ function captionNode(i, percents = false) {
   const theirs = node.querySelector(".oth");
   if (other()) {
     theirs.firstChild.textContent = other().name;
-    const same = other().caption[i] === run().caption[i];
-    theirs.querySelector(".text").replaceChildren(...(same ? [el("span", { class: "none" }, "(same caption)")] : captionWords(other(), i, percents)));
+    const isSame = other().caption[i] === run().caption[i];
+    const content = isSame ? [el("span", { class: "none" }, "(same caption)")] : captionWords(other(), i, percents);
+    theirs.querySelector(".text").replaceChildren(...content);
   } else theirs.remove();
   node.querySelector(".score").replaceChildren(written(values()[i]), ...changeTag(i));
   if (noteOf(i).mark) node.querySelector(".type").append(" ★");
@@ -287,18 +300,20 @@ function bar(value, { low, high }) {
 
 function tile(group) {
   const entry = images[group.image];
-  return el("button", { type: "button", class: "tile", "data-image": group.image, onclick: () => open(group.image) },
-    picture(entry), el("span", { class: "line" }, el("strong", {}, written(group.mean)), bar(group.mean, measure())),
+  return button({ class: "tile", "data-image": group.image, onclick: () => open(group.image) },
+    imageNode(entry), el("span", { class: "line" }, el("strong", {}, written(group.mean)), bar(group.mean, measure())),
     el("span", { class: "right" }, rightText(group) || counted(group.rows.length, "caption")),
     el("span", { class: "name" }, imageName(entry)), el("span", { class: "about" }, imageAbout(entry)));
 }
 
+const thumbnail = image => button(
+  { class: "thumb", "data-image": image, "aria-label": `large view of ${fullName(images[image])}`, onclick: () => open(image) },
+  imageNode(images[image]));
+
 function card(group) {
   const entry = images[group.image];
   const node = $("card-template").content.firstElementChild.cloneNode(true);
-  node.dataset.image = group.image;
-  node.querySelector(".side").prepend(el("button", { type: "button", class: "thumb",
-    "aria-label": `large view of ${fullName(entry)}`, onclick: () => open(group.image) }, picture(entry)));
+  node.querySelector(".side").prepend(thumbnail(group.image));
   node.querySelector("h3").textContent = imageName(entry);
   node.querySelector(".about").textContent = imageAbout(entry);
   node.querySelector(".heads .gen").textContent = other() ? run().name : "Generated";
@@ -320,10 +335,12 @@ function card(group) {
 
 function showOverview({ bins, exact }) {
   const shown = measure();
-  $("histogram-title").textContent = `${shown.title}: number of captions${exact ? ` (${grouped(exact)} exactly right ones are not drawn)` : ""}`;
+  const left = exact ? ` (${grouped(exact)} exactly right ones are not drawn)` : "";
+  $("histogram-title").textContent = `${shown.title}: number of captions${left}`;
   const most = Math.max(1, ...bins);
+  const edge = b => shown.low + b * (shown.high - shown.low) / BINS;
   $("bars").replaceChildren(...Array.from(bins, (n, b) => {
-    const from = shown.low + b * (shown.high - shown.low) / BINS, to = shown.low + (b + 1) * (shown.high - shown.low) / BINS;
+    const [from, to] = [edge(b), edge(b + 1)];
     const inside = (state.low === null || to > state.low) && (state.high === null || from < state.high);
     return el("span", { class: inside ? "" : "out", title: `${written(from)} to ${written(to)}: ${counted(n, "caption")}`,
       style: `--share:${n ? Math.max(3, 100 * n / most) : 0}%` });
@@ -332,14 +349,24 @@ function showOverview({ bins, exact }) {
   $("high").placeholder = written(shown.high);
   showMeans();
   $("comparison").replaceChildren(...comparison());
-  $("grid-title").textContent = counted(groups.length, "image")
-    + { up: `, lowest mean ${inSentence(shown.title)} first`, down: `, highest mean ${inSentence(shown.title)} first`, listed: "" }[state.order];
+  const order = { up: ", lowest mean", down: ", highest mean", listed: "" }[state.order];
+  $("grid-title").textContent = counted(groups.length, "image") + (order && `${order} ${inSentence(shown.title)} first`);
   feed($("grid"), groups, tile, 60);
 }
 
 const groupings = {
-  type: { title: "Caption type", keyOf: i => rows.type[i], shown: key => typeNames[key], facets: key => ({ subject: types[key][0], aspect: types[key][1] }) },
-  phase: { title: "Phase", keyOf: i => images[rows.image[i]].phase, shown: key => data.phases[key] || key, facets: key => ({ phase: key }) },
+  type: {
+    title: "Caption type",
+    keyOf: i => rows.type[i],
+    shown: key => typeNames[key],
+    facets: key => ({ subject: types[key][0], aspect: types[key][1] }),
+  },
+  phase: {
+    title: "Phase",
+    keyOf: i => images[rows.image[i]].phase,
+    shown: key => data.phases[key] || key,
+    facets: key => ({ phase: key }),
+  },
   view: { title: "View", keyOf: i => images[rows.image[i]].view, shown: spaced, facets: key => ({ view: key }) },
 };
 
@@ -361,37 +388,46 @@ function showMeans() {
   };
   const lines = [...byKey].sort(([a], [b]) => natural(a, b)).map(([key, list]) => {
     const found = statistics(list);
-    return el("tr", {}, el("th", { scope: "row" }, el("button", { type: "button", class: "plain-button", title: "show only these", onclick: () => only(key) }, shown(key) || "none")),
-      el("td", {}, written(found.mean)), el("td", { class: "wide" }, bar(found.mean, measure())), el("td", { class: "right" }, rightText(found) || counted(list.length, "caption")));
+    const name = button({ class: "plain-button", title: "show only these", onclick: () => only(key) }, shown(key) || "none");
+    return el("tr", {}, el("th", { scope: "row" }, name), cell(written(found.mean)), cell(bar(found.mean, measure()), { class: "wide" }),
+      cell(rightText(found) || counted(list.length, "caption"), { class: "right" }));
   });
   $("means-title").textContent = `Mean ${inSentence(measure().title)} by`;
-  $("by").replaceChildren(...Object.entries(groupings).map(([name, one]) => el("button", { type: "button", "aria-pressed": String(name === state.by),
-    onclick: () => { state.by = name; showMeans(); $("by").querySelector("[aria-pressed=true]").focus(); } }, one.title)));
+  const choose = name => {
+    state.by = name;
+    showMeans();
+    $("by").querySelector("[aria-pressed=true]").focus();
+  };
+  $("by").replaceChildren(...Object.entries(groupings).map(([name, one]) =>
+    button({ "aria-pressed": String(name === state.by), onclick: () => choose(name) }, one.title)));
   $("means").replaceChildren(el("table", { "aria-label": title }, el("tbody", {}, ...lines)));
 }
 
-/** Table of which run is better: of the selected captions that both runs have. */
+/** Table of which run is better, of the selected captions that have a score in both. */
 function comparison() {
   if (!other()) return [];
-  const name = "official_score";
-  const line = (title, list) => {
-    const n = { better: 0, even: 0, worse: 0, "same caption": 0 };
-    for (const i of list) n[outcome(i)]++;
-    const same = n.even + n["same caption"];
-    const means = [run(), other()].map(one => statistics(list, one.measures[name]).mean);
-    const part = (kind, number) => el("i", { class: kind, style: `width:${100 * number / list.length}%` });
-    return el("tr", {}, el("th", { scope: "row" }, title), ...[list.length, n.better, same, n.worse].map(number => el("td", {}, grouped(number))),
-      ...means.map(mean => el("td", {}, written(mean, 1))),
-      el("td", { class: "parts" }, el("div", { title: `${n.better} better, ${same} even, ${n.worse} worse` }, part("better", n.better), part("even", same), part("worse", n.worse))));
-  };
   const both = selected.filter(i => changes[i] !== null);
   if (!both.length) return [el("p", { class: "notes" }, "The two runs share no caption that has a score in both.")];
   const heads = ["Caption type", "Captions", "Better", "Even", "Worse", run().name, other().name, "Better · even · worse"];
   const byType = typeNames.map((title, t) => [title, both.filter(i => rows.type[i] === t)]).filter(([, list]) => list.length);
-  return [el("h2", {}, "Which run is better, by caption type"),
-    el("p", { class: "hint" }, `“Better” counts captions of ${run().name} that score higher than those of ${other().name}; less than ${EVEN_POINTS} points apart is even.`),
-    el("div", { class: "scroll" }, el("table", { class: "panel compare" }, el("thead", {}, el("tr", {}, ...heads.map(head => el("th", { scope: "col" }, head)))),
-      el("tbody", {}, ...byType.map(([title, list]) => line(title, list)), line("all", both))))];
+  const hint = `“Better” counts captions of ${run().name} that score higher than those of ${other().name}; `
+    + `less than ${EVEN_POINTS} points apart is even.`;
+  const table = el("table", { class: "panel compare" },
+    el("thead", {}, el("tr", {}, ...heads.map(head => el("th", { scope: "col" }, head)))),
+    el("tbody", {}, ...[...byType, ["all", both]].map(([title, list]) => comparisonLine(title, list))));
+  return [el("h2", {}, "Which run is better, by caption type"), el("p", { class: "hint" }, hint), el("div", { class: "scroll" }, table)];
+}
+
+function comparisonLine(title, list) {
+  const n = { better: 0, even: 0, worse: 0, "same caption": 0 };
+  for (const i of list) n[outcome(i)]++;
+  const even = n.even + n["same caption"];
+  const means = [run(), other()].map(one => statistics(list, one.measures.official_score).mean);
+  const part = (kind, number) => el("i", { class: kind, style: `width:${100 * number / list.length}%` });
+  const parts = el("div", { title: `${n.better} better, ${even} even, ${n.worse} worse` },
+    part("better", n.better), part("even", even), part("worse", n.worse));
+  return el("tr", {}, el("th", { scope: "row" }, title), ...[list.length, n.better, even, n.worse].map(number => cell(grouped(number))),
+    ...means.map(mean => cell(written(mean, 1))), cell(parts, { class: "parts" }));
 }
 
 /* --- scenarios */
@@ -424,33 +460,40 @@ function showScenarios() {
   feed($("boards"), [...all], board, 4);
 }
 
+/** A scenario: a column per phase, a row per camera, captions of one type. */
 function board([scenario, list]) {
   const found = contradictionsOf(scenario);
-  const automatic = found.length ? typeIndex(found[0].subject, found[0].aspect) : rows.type[selected.find(i => images[rows.image[i]].scenario === scenario)];
+  const first = selected.find(i => images[rows.image[i]].scenario === scenario);
+  const automatic = found.length ? typeIndex(found[0].subject, found[0].aspect) : rows.type[first];
   const type = state.type === "" ? automatic : +state.type;
   const phases = [...new Set(list.map(image => images[image].about))].sort(natural);
-  const cameras = new Map();
+  const cameras = new Map(); // {camera: {phase: image}}
   for (const image of list) {
     const camera = [spaced(images[image].view), images[image].video].filter(Boolean).join(" · ");
     if (!cameras.has(camera)) cameras.set(camera, new Map());
     cameras.get(camera).set(images[image].about, image);
   }
-  const cell = image => {
-    if (image === undefined) return el("td", {});
-    const own = rowsOf(image).filter(i => rows.type[i] === type);
-    const stated = own.flatMap(i => contradictionOf(i) || []);
-    return el("td", {}, el("button", { type: "button", class: "thumb", "data-image": image, "aria-label": `large view of ${fullName(images[image])}`, onclick: () => open(image) }, picture(images[image])),
-      ...stated.map(({ value, most }) => el("span", { class: most ? "tag even" : "tag worse" }, most ? value : `⚠ ${value}`)),
-      ...own.map(i => el("p", { class: "gen", dir: "auto" }, ...captionWords(run(), i))));
-  };
-  return el("article", { class: "card board-card" }, el("h3", {}, scenario || "(no scenario)"),
-    el("div", {}, ...found.map(flag => el("button", { type: "button", class: "flag", onclick: () => { state.type = `${typeIndex(flag.subject, flag.aspect)}`; update(); } },
-      `⚠ Contradiction in ${flag.subject} · ${spaced(flag.aspect)}: ${flag.text}`))),
+  const body = ([camera, at]) => el("tbody", {},
+    el("tr", {}, el("th", { scope: "rowgroup", colspan: phases.length, class: "about" }, camera || "one camera")),
+    el("tr", {}, ...phases.map(phase => boardCell(at.get(phase), type))));
+  const table = el("table", { class: "board", style: `width:min(100% + 20px, ${280 * phases.length}px);min-width:${180 * phases.length}px` },
+    el("thead", {}, el("tr", {}, ...phases.map(phase => el("th", { scope: "col" }, phase || "image")))), ...[...cameras].map(body));
+  const choose = flag => { state.type = String(typeIndex(flag.subject, flag.aspect)); update(); };
+  const flags = found.map(flag => button({ class: "flag", onclick: () => choose(flag) },
+    `⚠ Contradiction in ${flag.subject} · ${spaced(flag.aspect)}: ${flag.text}`));
+  return el("article", { class: "card board-card" }, el("h3", {}, scenario || "(no scenario)"), el("div", {}, ...flags),
     el("p", { class: "type" }, `Captions shown: ${typeNames[type]}`),
-    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `phases of ${scenario}` }, el("table", { class: "board", style: `width:min(100% + 20px, ${280 * phases.length}px);min-width:${180 * phases.length}px` },
-      el("thead", {}, el("tr", {}, ...phases.map(phase => el("th", { scope: "col" }, phase || "image")))),
-      ...[...cameras].map(([camera, at]) => el("tbody", {}, el("tr", {}, el("th", { scope: "rowgroup", colspan: phases.length, class: "about" }, camera || "one camera")),
-        el("tr", {}, ...phases.map(phase => cell(at.get(phase)))))))));
+    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `phases of ${scenario}` }, table));
+}
+
+function boardCell(image, type) {
+  if (image === undefined) return el("td");
+  const own = rowsOf(image).filter(i => rows.type[i] === type);
+  const stated = own.flatMap(i => contradictionOf(i) || []);
+  return el("td", {}, thumbnail(image),
+    ...stated.map(({ value, most }) => el("span", { class: most ? "tag even" : "tag worse" }, most ? value : `⚠ ${value}`)),
+    own.length ? null : el("p", { class: "none" }, "(no caption of this type)"),
+    ...own.map(i => el("p", { class: "gen", dir: "auto" }, ...captionWords(run(), i))));
 }
 
 let firstRow = null; // of each image, and the end
@@ -474,7 +517,7 @@ function open(image) {
   const entry = images[image];
   $("large-title").textContent = imageName(entry);
   $("large-about").textContent = [imageAbout(entry), entry.video, entry.image].filter(Boolean).join(" · ");
-  $("canvas").replaceChildren(picture(entry, true), ...entry.boxes.map(boxNode));
+  $("canvas").replaceChildren(imageNode(entry, true), ...entry.boxes.map(boxNode));
   $("boxes-field").hidden = !entry.boxes.length;
   $("looked").textContent = "";
   setZoom(1, 0, 0);
@@ -483,8 +526,12 @@ function open(image) {
   const shown = own.filter(i => matching.has(i)), rest = own.filter(i => !matching.has(i));
   const list = $("large-captions");
   list.replaceChildren(...shown.map(largeCaption));
-  if (rest.length) list.append(el("details", { open: shown.length ? null : "" }, el("summary", {}, `${counted(rest.length, "caption")} of this image outside the filters`), ...rest.map(largeCaption)));
-  if (own.some(i => run().confidence[i])) list.prepend(el("p", { class: "hint" }, "Below each word: the model's confidence in percent."));
+  if (rest.length) {
+    const summary = el("summary", {}, `${counted(rest.length, "caption")} of this image outside the filters`);
+    list.append(el("details", { open: shown.length ? null : "" }, summary, ...rest.map(largeCaption)));
+  }
+  const hint = "Below each word: the model's confidence in percent.";
+  if (own.some(i => run().confidence[i])) list.prepend(el("p", { class: "hint" }, hint));
   list.scrollTop = 0;
   const at = groups.findIndex(group => group.image === image);
   $("previous").disabled = at <= 0;
@@ -494,8 +541,9 @@ function open(image) {
 }
 
 function boxNode({ label, bbox_xywh: [x, y, w, h] }) {
-  const style = [["left", x], ["top", y], ["width", w], ["height", h]].map(([name, share]) => `${name}:${100 * share}%`).join(";");
-  return el("div", { class: "box", style }, el("span", {}, label));
+  const style = { left: x, top: y, width: w, height: h };
+  const css = Object.entries(style).map(([name, share]) => `${name}:${100 * share}%`).join(";");
+  return el("div", { class: "box", style: css }, el("span", {}, label));
 }
 
 function largeCaption(i) {
@@ -503,15 +551,15 @@ function largeCaption(i) {
   const note = noteOf(i);
   const facts = Object.entries(data.measures).filter(([name]) => run().measures[name][i] !== null)
     .map(([name, m]) => `${m.title} ${written(run().measures[name][i], m.digits)}`).join(" · ");
-  const star = el("button", { type: "button", "aria-pressed": String(!!note.mark), onclick: () => {
+  const star = button({ "aria-pressed": String(!!note.mark), onclick: () => {
     saveNote(i, { mark: !noteOf(i).mark });
     star.setAttribute("aria-pressed", String(noteOf(i).mark));
     star.textContent = noteOf(i).mark ? "★ marked" : "☆ mark";
   } }, note.mark ? "★ marked" : "☆ mark");
-  const text = el("input", { type: "text", placeholder: "Note", "aria-label": `note on ${typeNames[rows.type[i]]}`, value: note.note || "",
-    oninput: event => saveNote(i, { note: event.target.value }) });
+  const text = el("input", { type: "text", placeholder: "Note", "aria-label": `note on ${typeNames[rows.type[i]]}`,
+    value: note.note || "", oninput: event => saveNote(i, { note: event.target.value }) });
   const looks = Object.entries(run().attention[i] || {}).map(([word, grid]) =>
-    el("button", { type: "button", onclick: () => showAttention(word, grid) }, `attention: ${word}`));
+    button({ onclick: () => showAttention(word, grid) }, `attention: ${word}`));
   node.append(el("div", { class: "tools" }, star, text, ...looks, el("span", { class: "muted" }, facts)));
   return node;
 }
@@ -568,22 +616,29 @@ function saveNote(i, change) {
 
 /* --- export */
 
+const EXPORTED = ["image", "scenario", "split", "source", "view", "video", "label", "phase"];
+
+/** The selected captions as flat records. */
 function exported() {
+  const text = number => (number < 0 ? null : texts[number]);
   return selected.map(i => {
     const entry = images[rows.image[i]], [subject, aspect] = types[rows.type[i]], { mark, note } = noteOf(i);
-    const text = number => (number < 0 ? null : texts[number]);
-    const about = Object.fromEntries(["image", "scenario", "split", "source", "view", "video", "label", "phase"].map(name => [name, entry[name]]));
-    const measured = Object.fromEntries(Object.keys(data.measures).map(name => [name, run().measures[name][i]]));
-    return { ...about, subject, aspect, run: run().name, caption: text(run().caption[i]), reference: text(rows.reference[i]), ...measured,
-      ...(other() ? { compared_with: other().name, other_caption: text(other().caption[i]), change: changes[i] } : {}), marked: !!mark, note: note || "" };
+    const record = Object.fromEntries(EXPORTED.map(name => [name, entry[name]]));
+    Object.assign(record, { subject, aspect, run: run().name, caption: text(run().caption[i]), reference: text(rows.reference[i]) });
+    for (const name of Object.keys(data.measures)) record[name] = run().measures[name][i];
+    if (other()) Object.assign(record, { compared_with: other().name, other_caption: text(other().caption[i]), change: changes[i] });
+    return Object.assign(record, { marked: !!mark, note: note || "" });
   });
 }
 
 function asCsv(records) {
   // A text that begins like a formula gets an apostrophe, so that a spreadsheet does not run it.
-  const cell = value => `"${String(value ?? "").replace(typeof value === "string" ? /^(?=[=+\-@\t\r])/ : /$^/, "'").replaceAll('"', '""')}"`;
+  const quoted = value => {
+    const text = typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value ?? "");
+    return `"${text.replaceAll('"', '""')}"`;
+  };
   const names = Object.keys(records[0] || { image: "" });
-  return [names, ...records.map(record => names.map(name => record[name]))].map(line => line.map(cell).join(",")).join("\r\n");
+  return [names, ...records.map(record => names.map(name => record[name]))].map(line => line.map(quoted).join(",")).join("\r\n");
 }
 
 function download(name, text, type) {
@@ -599,7 +654,9 @@ function remember() {
   if (state.view !== "overview") set.set("view", state.view);
   if (state.run) set.set("run", run().name);
   if (other()) set.set("other", other().name);
-  for (const name of ["query", "low", "high", "type"]) if (state[name] !== null && state[name] !== "") set.set(name, state[name]);
+  for (const name of ["query", "low", "high", "type"]) {
+    if (state[name] !== null && state[name] !== "") set.set(name, state[name]);
+  }
   if (state.order !== "up") set.set("order", state.order);
   if (state.measure !== Object.keys(data.measures)[0]) set.set("measure", state.measure);
   for (const facet of facets) {
@@ -652,7 +709,7 @@ function update() {
   showControls(found);
   for (const view of ["overview", "captions", "scenarios"]) $(view).hidden = view !== state.view;
   $("captions").classList.toggle("two", !!other());
-  $("legend").hidden = state.view === "overview" || !rows.reference.some(text => text >= 0);
+  $("legend").hidden = state.view === "overview" || !isScored;
   if (state.view === "overview") showOverview(found);
   else if (state.view === "captions") feed($("captions"), groups, card, 8);
   else showScenarios();
@@ -675,10 +732,13 @@ function showControls({ counts }) {
     type: state.type, low: state.low ?? "", high: state.high ?? "" };
   for (const [id, value] of Object.entries(fields)) if (document.activeElement !== $(id)) $(id).value = value;
   $("measure").querySelector("[value=change]")?.toggleAttribute("hidden", !other());
-  for (const button of document.querySelectorAll("[data-view]")) button.setAttribute("aria-pressed", String(button.dataset.view === state.view));
-  const captions = counted(total, "caption");
-  $("count").textContent = `${counted(groups.length, "image")}, ${selected.length === total ? "" : `${grouped(selected.length)} of `}${captions}`;
-  const active = facets.reduce((sum, facet) => sum + facet.yes.size + facet.no.size, 0) + (state.query !== "") + (state.low !== null || state.high !== null);
+  for (const tab of document.querySelectorAll("[data-view]")) {
+    tab.setAttribute("aria-pressed", String(tab.dataset.view === state.view));
+  }
+  const part = selected.length === total ? "" : `${grouped(selected.length)} of `;
+  $("count").textContent = `${counted(groups.length, "image")}, ${part}${counted(total, "caption")}`;
+  const isRanged = state.low !== null || state.high !== null;
+  const active = facets.reduce((sum, facet) => sum + facet.yes.size + facet.no.size, 0) + (state.query !== "") + isRanged;
   $("clear").hidden = active === 0;
   $("show-filters").textContent = active ? `Filters (${active})` : "Filters";
   $("empty").hidden = selected.length > 0;
@@ -695,24 +755,29 @@ function setUp() {
   const options = (id, list) => $(id).append(...list.map(([value, text]) => el("option", { value }, text)));
   options("run", runs.map((one, r) => [r, one.name]));
   options("other", [[-1, "nothing"], ...runs.map((one, r) => [r, one.name])]);
-  options("measure", [...Object.entries(data.measures).map(([name, m]) => [name, m.title]), ...(runs.length > 1 ? [["change", "Change of the score"]] : [])]);
+  options("measure", Object.entries(data.measures).map(([name, m]) => [name, m.title]));
+  if (runs.length > 1) options("measure", [["change", "Change of the score"]]);
   options("type", typeNames.map((name, t) => [t, name]));
   $("run-field").hidden = $("other-field").hidden = runs.length < 2;
   addFacets();
-  const scenarios = new Set(images.map(entry => entry.scenario)).size;
-  const parts = [counted(images.length, "image"), counted(count, "caption"), images.some(entry => entry.scenario) ? counted(scenarios, "scenario") : ""];
-  for (const [name, m] of Object.entries(data.measures).slice(0, 1)) {
-    const known = runs[0].measures[name].filter(value => value !== null);
-    if (known.length) parts.push(`mean ${inSentence(m.title)} ${written(known.reduce((a, b) => a + b, 0) / known.length, m.digits)}`);
-  }
-  $("summary").textContent = parts.filter(Boolean).join(" · ");
+  const scenarios = new Set(images.map(entry => entry.scenario).filter(Boolean)).size;
+  const [[name, first]] = Object.entries(data.measures);
+  const known = runs[0].measures[name].filter(value => value !== null);
+  const mean = written(known.reduce((a, b) => a + b, 0) / known.length, first.digits);
+  const of = runs.length > 1 ? ` of ${runs[0].name}` : "";
+  $("summary").textContent = [counted(images.length, "image"), counted(count, "caption"), scenarios && counted(scenarios, "scenario"),
+    known.length && `mean ${inSentence(first.title)}${of} ${mean}`].filter(Boolean).join(" · ");
 }
 
 function listen() {
   const on = (id, event, action) => $(id).addEventListener(event, action);
   const field = (id, action) => on(id, "change", event => { action(event.target.value); update(); });
   let waiting = 0; // typing on searches once, not for every letter
-  on("query", "input", event => { clearTimeout(waiting); state.query = event.target.value; waiting = setTimeout(update, 120); });
+  on("query", "input", event => {
+    clearTimeout(waiting);
+    state.query = event.target.value;
+    waiting = setTimeout(update, 120);
+  });
   field("run", value => { state.run = +value; if (state.other === state.run) state.other = -1; });
   field("other", value => { state.other = +value === state.run ? -1 : +value; });
   field("measure", value => Object.assign(state, { measure: value, low: null, high: null }));
@@ -720,8 +785,12 @@ function listen() {
   field("type", value => { state.type = value; });
   field("low", value => { state.low = value === "" ? null : +value; });
   field("high", value => { state.high = value === "" ? null : +value; });
-  for (const button of document.querySelectorAll("[data-view]")) button.addEventListener("click", () => { state.view = button.dataset.view; update(); });
-  on("show-filters", "click", () => $("show-filters").setAttribute("aria-expanded", String(document.body.classList.toggle("filtering"))));
+  for (const tab of document.querySelectorAll("[data-view]")) {
+    tab.addEventListener("click", () => { state.view = tab.dataset.view; update(); });
+  }
+  on("show-filters", "click", () => {
+    $("show-filters").setAttribute("aria-expanded", String(document.body.classList.toggle("filtering")));
+  });
   on("skip", "click", () => { $("main").focus(); $("main").scrollIntoView(); });
   on("clear", "click", clearFilters);
   on("export-csv", "click", () => download("captions.csv", `\uFEFF${asCsv(exported())}`, "text/csv"));
@@ -736,7 +805,8 @@ function listen() {
     opened = -1;
     remember();
     // The event comes a moment after the dialog has closed: leave the focus alone if the reader is already typing.
-    if (!document.activeElement.closest("input, select")) document.querySelector(`#${state.view} [data-image="${image}"]`)?.focus();
+    const isTyping = document.activeElement.closest("input, select");
+    if (!isTyping) document.querySelector(`#${state.view} [data-image="${image}"]`)?.focus();
   });
   on("zoom-in", "click", () => zoomBy(1.5));
   on("zoom-out", "click", () => zoomBy(1 / 1.5));
@@ -804,7 +874,10 @@ function listenToStage() {
     zoomBy(Math.exp(-event.deltaY / 400), event.clientX - box.left - box.width / 2, event.clientY - box.top - box.height / 2);
     event.preventDefault();
   }, { passive: false });
-  stage.addEventListener("pointerdown", event => { from = { x: event.clientX - zoom.x, y: event.clientY - zoom.y }; stage.setPointerCapture(event.pointerId); });
+  stage.addEventListener("pointerdown", event => {
+    from = { x: event.clientX - zoom.x, y: event.clientY - zoom.y };
+    stage.setPointerCapture(event.pointerId);
+  });
   stage.addEventListener("pointermove", event => from && setZoom(zoom.factor, event.clientX - from.x, event.clientY - from.y));
   stage.addEventListener("pointerup", () => { from = null; });
   stage.addEventListener("dblclick", () => (zoom.factor > 1 ? setZoom(1, 0, 0) : zoomBy(3)));

@@ -13,7 +13,7 @@ log_prob, word_probs (one probability per word of the caption), `boxes` (a list 
 as fractions of width and height) and `attention` ({word: rows of numbers}, a grid over the image) are optional.
 
 `gallery.html.jinja` is the page, `gallery.css` its look, `gallery.js` its behavior; `cards.html.jinja` has the cards,
-which page and notebooks share; `marks.py` compares words. `page_data` describes the data that the page holds.
+which page and notebooks share; `marks.py` compares words. `page_data` describes the data in the page.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from beit3lib.viz.marks import CONFIDENT, SAME, find_contradictions, mark_words,
 
 REQUIRED = ("image", "subject", "aspect", "caption")
 ABOUT_IMAGE = ("scenario", "split", "source", "view", "video", "label", "phase")
-EMBED_IMAGES = 300  # up to here the page also holds the images, about 4 MB, so that one file can be sent
+EMBED_IMAGES = 300  # up to here the images are part of the page, about 4 MB, so that one file can be sent
 EMBED_PX = 256
 
 # Name on the page, digits, and the ends of its scale (None: taken from the data). The first one present is shown first.
@@ -86,7 +86,7 @@ def caption_records(predictions: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _record(row: dict[str, Any]) -> dict[str, Any]:
     record = {name: _text(row.get(name)) or "" for name in ("image", "subject", "aspect", *ABOUT_IMAGE)}
-    record["phase"] = record["phase"].removesuffix(".0")  # a column with gaps holds 3.0 for phase 3
+    record["phase"] = record["phase"].removesuffix(".0")  # a column with gaps has 3.0 for phase 3
     caption, reference = _text(row["caption"]) or "", _text(row.get("reference"))
     probs = row.get("word_probs")
     probs = [finite(p) for p in probs] if isinstance(probs, Iterable) and not isinstance(probs, str) else []
@@ -194,7 +194,7 @@ def _image_entry(record: dict[str, Any], root: Path, page_folder: Path | None, e
 def page_data(runs: Mapping[str, list[dict[str, Any]]], entries: dict[str, dict], official: bool = True) -> dict[str, Any]:
     """Return all data of the page as JSON values.
 
-    `texts` holds each caption and reference once; elsewhere they are its indices, -1 where there is none. `rows` are the
+    `texts` has each caption and reference once; elsewhere they are its indices, -1 where there is none. `rows` are the
     captions of all runs, as columns: indices into `images`, `types` (subject, aspect) and `texts` (reference). Each of
     `runs` has one value per row: `caption`, `marks` ("sso": the first letter of SAME, MOVED, OTHER per word, of caption and
     reference, 0 if all are SAME), `confidence` (percent per word, or 0) and `measures`.
