@@ -1,1 +1,1 @@
-"""The five notebook stages as functions, and what they need from the host: settings, manifest, packages, Kaggle."""
+"""Run the stages of the notebooks: prepare, index, fine-tune, caption, score, submit; here and on Kaggle."""

@@ -27,14 +27,19 @@ MAX_BYTES, MAX_DEPTH = 1_000_000, 20
 WEIGHT_SUFFIXES = (".pth", ".zip", ".pt", "", ".safetensors")
 
 
-def find_download(folder: Path) -> Path | None:
+def _find_download(folder: Path) -> Path | None:
     """The WTS download that the reader finds at `folder`, but not the drawn sample, which has the same structure."""
     found = find_wts(folder)
     is_sample = found is not None and any((inside / "drawn.json").exists() for inside in folders_in(found, 3))
     return None if is_sample else found
 
 
-READERS: dict[str, Callable[[Path], Path | None]] = {"wts": find_download, "prepared": find_prepared}
+def _find_prepared(folder: Path) -> Path | None:
+    found = find_prepared(folder)
+    return found.root if found else None
+
+
+READERS: dict[str, Callable[[Path], Path | None]] = {"wts": _find_download, "prepared": _find_prepared}
 
 
 class ManifestError(ValueError):
@@ -149,8 +154,8 @@ def _count(folder: Path, pattern: str, enough: int) -> int:
 
 
 def load_manifest(path: str | Path | None = None, here: Path | None = None) -> Manifest:
-    """Read a manifest; by default the project's own, which is beside the package or in the working folder."""
-    own = [Path(__file__).parents[2] / NAME, Path.cwd() / NAME]
+    """Read a manifest; by default the project's own, which is beside the package, in the working folder, or installed."""
+    own = [Path(__file__).parents[2] / NAME, Path.cwd() / NAME, Path(sys.prefix) / "share" / "beit3lib" / NAME]
     path = Path(path) if path else next((p for p in own if p.is_file()), own[0])
     text = read_text(path, MAX_BYTES)
     try:

@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,24 +154,23 @@ def record_stage(run: Path, stage: str, options: dict[str, Any], lock: bool = Tr
     """Run a stage: hold the lock of the run, and write the record of the stage and its section of summary.json at the end.
 
     Yields the section, a dict to be filled; `seconds` is added. With `unfinished` in it the stage counts as interrupted.
-    `lock=False` is for stages that lock the run themselves.
+    With `lock=False` the lock is released after the first record, for a stage that locks the run itself.
     """
-    if lock:
-        with lock_folder(run, stage), record_stage(run, stage, options, lock=False) as section:
-            yield section
-        return
-    _sweep(run)
-    started, section = time.time(), {}
     record = {"stage": stage, "options": options, "inputs": fingerprints(run, STAGES[stage].inputs)}
-    path = run / RECORDS_NAME / f"{stage}.json"
-    write_json(path, record)
-    yield section
-    finished = time.time()
-    section["seconds"] = round(finished - started, 1)
-    add_summary(run, stage, section)
-    if not section.get("unfinished"):
-        outputs = fingerprints(run, STAGES[stage].outputs)
-        write_json(path, {**record, "outputs": outputs, "finished": round(finished, 3), "versions": versions()})
+    path, started, section = run / RECORDS_NAME / f"{stage}.json", time.time(), {}
+    with ExitStack() as held:
+        held.enter_context(lock_folder(run, stage))
+        _sweep(run)
+        write_json(path, record)
+        if not lock:
+            held.close()
+        yield section
+        finished = time.time()
+        section["seconds"] = round(finished - started, 1)
+        add_summary(run, stage, section)
+        if not section.get("unfinished"):
+            outputs = fingerprints(run, STAGES[stage].outputs)
+            write_json(path, {**record, "outputs": outputs, "finished": round(finished, 3), "versions": versions()})
 
 
 def _sweep(run: Path) -> None:

@@ -7,7 +7,7 @@ unknown name ends the run, together with the closest known name, and '1e-4' beco
 import ast
 import difflib
 import html
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, create_model
@@ -71,7 +71,7 @@ def read_parameters(namespace: Mapping[str, Any], **kinds: Any) -> Parameters:
         if not problems:
             return model(**{name: namespace[name] for name in kinds})
     except ValidationError as error:
-        problems = [_explain(problem) for problem in error.errors()]
+        problems = [explain(error)]
     raise ParameterError("\n".join(problems)) from None
 
 
@@ -83,9 +83,8 @@ def _unknown_names(cells: list[str], known: list[str]) -> Iterator[str]:
             continue
         for name in names:
             if name not in known and not name.startswith(PAPERMILL_PREFIX):
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"Did you mean {close[0]}?" if close else f"It has {', '.join(known)}."
-                yield f"{name}: expected a parameter of this notebook, got an unknown name. {hint}"
+                hint = closest(name, known) or f" It has {', '.join(known)}."
+                yield f"{name}: expected a parameter of this notebook, got an unknown name.{hint}"
 
 
 def _assigned(source: str) -> list[str]:
@@ -104,11 +103,20 @@ def _is_literal(node: ast.expr | None) -> bool:
     return node is not None and all(n.id == "float" for n in ast.walk(node) if isinstance(n, ast.Name))
 
 
-def _explain(problem: Mapping[str, Any]) -> str:
-    """One line about one of pydantic's errors."""
-    name, value = problem["loc"][0], problem["input"]
-    expected = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    text = f"{name}: expected {expected}, got {value!r} ({type(value).__name__})."
-    if problem["type"] == "string_type":  # papermill's -p turns 2026 into a number
-        return f"{text} With papermill, write `-r {name} {value}` instead of `-p {name} {value}`."
-    return f"{text} Change {name}."
+def closest(name: str, known: Iterable[str]) -> str:
+    """ " Did you mean …?" with the known name that is most similar to `name`, or ""."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def explain(error: ValidationError) -> str:
+    """One line for each wrong value that pydantic found."""
+    lines = []
+    for problem in error.errors():
+        name, value = problem["loc"][0], problem["input"]
+        expected = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        # papermill's -p turns 2026 into a number
+        todo = f"With papermill, write `-r {name} {value}` instead of `-p {name} {value}`."
+        todo = todo if problem["type"] == "string_type" else f"Change {name}."
+        lines.append(f"{name}: expected {expected}, got {value!r} ({type(value).__name__}). {todo}")
+    return "\n".join(lines)

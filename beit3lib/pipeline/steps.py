@@ -8,7 +8,6 @@ when something changed; training and captioning are started by themselves for th
 
 import argparse
 import dataclasses
-import difflib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,15 +15,16 @@ from typing import Any, NamedTuple
 
 import filelock
 import pandas as pd
+from pydantic import ValidationError
 
 from beit3lib import sample
 from beit3lib.data.aspects import SUBJECTS, write_caption_files
-from beit3lib.data.index import INDEX_NAME, IndexReport, build_index, index_images, read_index, read_table, write_table
+from beit3lib.data.index import INDEX_NAME, IndexReport, build_index, index_images, read_table, write_table
 from beit3lib.data.predictions import PREDICTIONS_NAME, read_predictions
-from beit3lib.data.prepared import find_prepared, import_prepared
+from beit3lib.data.prepared import find_prepared, import_prepared, list_test_segments
 from beit3lib.data.wts import list_segments, read_wts, split_by_group
-from beit3lib.files import Problem, atomic_folder, atomic_path, exit_on_error, lock_folder, read_json, write_json
-from beit3lib.pipeline.manifest import find_download, load_manifest
+from beit3lib.files import Problem, atomic_folder, atomic_path, exit_on_error, read_json, readable_folder, write_json
+from beit3lib.pipeline.manifest import READERS, load_manifest
 from beit3lib.pipeline.run_folder import (
     PHASES_NAME,
     SCORES_NAME,
@@ -40,6 +40,7 @@ from beit3lib.pipeline.run_folder import (
     record_stage,
     stale,
 )
+from beit3lib.pipeline.settings import closest, explain
 from beit3lib.track2 import submission
 from beit3lib.track2.metrics import Scores, score_segments
 
@@ -101,15 +102,15 @@ def find_data(dataset: str = "auto", root: str | Path = "") -> tuple[str, Path]:
     if dataset not in DATASETS:
         raise ValueError(f"dataset: expected one of {', '.join(DATASETS)}, got {dataset!r}.")
     manifest, given = load_manifest(), Path(root).expanduser() if root else None
-    for kind, finder in (("wts", find_download), ("prepared", find_prepared)):
+    for kind, finder in READERS.items():
         found = (finder(given) if given else manifest.find(kind)) if dataset in ("auto", kind) else None
         if found is not None:
             print(f"data: {manifest.entries[kind].what}, in {found}")
             return kind, found
-    if dataset in ("wts", "prepared") and given is None:
+    if dataset in READERS and given is None:
         manifest.locate(dataset)  # raises MissingInput
     if dataset != "sample" and given is not None:
-        wanted = " or ".join(manifest.entries[kind].what for kind in ("wts", "prepared") if dataset in ("auto", kind))
+        wanted = " or ".join(manifest.entries[kind].what for kind in READERS if dataset in ("auto", kind))
         raise FileNotFoundError(f"{given}: expected {wanted}, found {'something else' if given.exists() else 'nothing'}.")
     found = given if given and given.is_dir() else manifest.find("sample") or _draw_sample(project_folder() / "data" / "sample")
     print(f"data: {manifest.entries['sample'].what}, in {found}")
@@ -146,7 +147,7 @@ def prepare(
     options |= {"max_scenarios": max_scenarios}
     with record_stage(run, "prepare", options) as section:
         if kind == "prepared":
-            prepared, segments, read = import_prepared(root, run)  # adapted when the data room lands
+            prepared, segments, read = _prepare_images(run, root)
         else:
             prepared, segments, read = _prepare_videos(run, root, kind, options, jobs)
         phases, problems, _ = prepared
@@ -154,8 +155,8 @@ def prepare(
         for path in (run / "images").glob("*"):
             if path.name not in names:
                 path.unlink()
-        write_table(segments, run / SEGMENTS_NAME)
-        write_table(phases, run / PHASES_NAME)
+        write_table(run / SEGMENTS_NAME, segments)
+        write_table(run / PHASES_NAME, phases)
         (run / sample.DRAWN_NAME).unlink(missing_ok=True)
         if kind == "sample":
             shutil.copyfile(root / sample.DRAWN_NAME, run / sample.DRAWN_NAME)
@@ -164,10 +165,14 @@ def prepare(
             "images": len(phases),
             "images_per_split": {str(split): int(count) for split, count in phases.groupby("split").size().items()},
             "scenarios": int(phases["scenario"].nunique()),
-            "problem_count": len(problems),
-            "problems": [str(problem) for problem in problems[:MAX_LISTED]],
+            **_listed(problems),
         }
     return prepared
+
+
+def _listed(problems: list[Problem]) -> dict[str, Any]:
+    """Problems as summary.json has them: their number, and the first ones."""
+    return {"problem_count": len(problems), "problems": [str(problem) for problem in problems[:MAX_LISTED]]}
 
 
 def _prepare_videos(run: Path, root: Path, kind: str, options: dict[str, Any], jobs: int) -> tuple[Prepared, pd.DataFrame, int]:
@@ -197,6 +202,14 @@ def _prepare_videos(run: Path, root: Path, kind: str, options: dict[str, Any], j
     return prepared, pd.concat(segments, ignore_index=True), sum(map(len, tables))
 
 
+def _prepare_images(run: Path, root: Path) -> tuple[Prepared, pd.DataFrame, int]:
+    """Copy images and caption files that exist already; returns what `_prepare_videos` does."""
+    source = find_prepared(root)
+    phases, problems = import_prepared(source, run)
+    segments = [list_segments(phases[phases["split"] != "test"]), list_test_segments(source)]
+    return Prepared(phases, problems, pd.DataFrame()), pd.concat(segments, ignore_index=True), len(phases)
+
+
 def _first_scenarios(table: pd.DataFrame, count: int) -> pd.DataFrame:
     """The first `count` scenarios of each split, for a quick look at a large download; all for 0."""
     kept = table.drop_duplicates(["split", "scenario"]).groupby("split").head(count) if count else table
@@ -220,8 +233,7 @@ def find_tokenizer(run: Path, tokenizer: str = "auto") -> Path:
 def index(run: Path, tokenizer: str = "auto", max_tokens: int = 64) -> dict[str, IndexReport]:
     """Stage 2: write tokenizer.spm and coco_captioning.{train,val,test}.jsonl; returns {split: IndexReport}.
 
-    Captions of more than `max_tokens` - 2 tokens are kept, but training cuts them (`num_max_bpe_tokens`); they are counted
-    and listed among the problems.
+    Training cuts captions of more than `max_tokens` - 2 tokens (its `num_max_bpe_tokens`); they are counted and listed.
     """
     from beit3lib.tokenizer import load_tokenizer
 
@@ -242,54 +254,20 @@ def index(run: Path, tokenizer: str = "auto", max_tokens: int = 64) -> dict[str,
             if split == "test":
                 reports["test"] = index_images(part, run / "images", path)
             else:
-                reports[split] = build_index(run / "captions" / str(split), run / "images", loaded, path, part)
-            cut = _cut_captions(path, max_tokens) if split != "test" else []
-            reports[split].problems.extend(cut)
-            numbers = {name: getattr(reports[split], name) for name in ("captions", "lines", "left_out", "images", "longest")}
-            problems = [str(problem) for problem in reports[split].problems[:MAX_LISTED]]
-            section[split] = numbers | {"cut": len(cut), "problem_count": len(reports[split].problems), "problems": problems}
+                reports[split] = build_index(run / "captions" / split, run / "images", loaded, path, part, max_tokens)
+            print(reports[split])
+            section[split] = reports[split]._asdict() | {"path": path.name} | _listed(reports[split].problems)
     return reports
-
-
-def _cut_captions(path: Path, max_tokens: int) -> list[Problem]:
-    """The captions that training cuts to `max_tokens`, of which <s> and </s> take two."""
-    table = read_index(path)
-    table = table[table["text_segment"].map(len) > max_tokens - 2]
-    return [
-        Problem(
-            f"{row.scenario} phase {row.label}, {row.subject} {row.aspect}",
-            f"expected at most {max_tokens - 2} tokens, found {len(row.text_segment)}; training cuts the caption",
-            "raise num_max_bpe_tokens",
-        )
-        for row in table.itertuples(index=False)
-    ]
 
 
 # --- 3: fine-tune --------------------------------------------------------------------------------------------------
 
-WTS_OPTIONS = {  # those of the original repository's command
-    "model": "beit3_base_patch16_224",
-    "batch_size": 32,
-    "epochs": 10,
-    "lr": 4e-5,
-    "layer_decay": 1.0,
-    "warmup_epochs": 1,
-    "captioning_mask_prob": 0.7,
-    "drop_worst_after": 12000,
-    "randaug": True,
-    "seed": 42,
-}
-SAMPLE_OPTIONS = WTS_OPTIONS | {  # a model of 1 M parameters that learns the sample in two minutes on two cores
-    "randaug": False,
-    "model": "beit3_tiny_patch8_64",
-    "epochs": 13,
-    "lr": 1e-3,
-    "drop_path": 0.0,
-    "crop_area": 0.9,
-    "num_workers": 0,
-    "val_images": 30,
-    "save_ckpt_freq": 100,
-}
+# The original repository's command for WTS.
+WTS_OPTIONS = {"model": "beit3_base_patch16_224", "batch_size": 32, "epochs": 10, "warmup_epochs": 1, "lr": 4e-5, "seed": 42}
+WTS_OPTIONS |= {"layer_decay": 1.0, "captioning_mask_prob": 0.7, "drop_worst_after": 12000, "randaug": True}
+# A model of 1 M parameters, which learns the sample in two minutes on two cores.
+SAMPLE_OPTIONS = WTS_OPTIONS | {"model": sample.MODEL, "epochs": 13, "lr": 1e-3, "drop_path": 0.0, "randaug": False}
+SAMPLE_OPTIONS |= {"crop_area": 0.9, "num_workers": 0, "val_images": 30, "save_ckpt_freq": 100}
 
 
 def training_config(run: Path, **options: Any):
@@ -303,9 +281,8 @@ def training_config(run: Path, **options: Any):
     from beit3lib.config import TrainConfig
 
     known = [field.name for field in dataclasses.fields(TrainConfig)]
-    if unknown := [name for name in options if name not in known]:
-        close = difflib.get_close_matches(unknown[0], known, n=1)
-        raise ValueError(f"{unknown[0]}: expected an option of TrainConfig, got an unknown name.{_did_you_mean(close)}")
+    for name in options.keys() - known:
+        raise ValueError(f"{name}: expected an option of TrainConfig, got an unknown name.{closest(name, known)}")
     values = SAMPLE_OPTIONS if is_sample(run) else WTS_OPTIONS
     values = values | {name: value for name, value in options.items() if value is not None}
     if values.get("finetune") is None:
@@ -313,8 +290,11 @@ def training_config(run: Path, **options: Any):
     if torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory < 20e9 and not is_sample(run):
         if values.setdefault("checkpoint_activations", True):  # a T4 has 16 GB
             print("checkpoint_activations: activations are recomputed, because this GPU has less than 20 GB")
-    paths = {"data_path": str(run), "output_dir": str(run), "sentencepiece_model": str(run / SPM_NAME)}
-    return TrainConfig(**paths, **values)
+    values |= {"data_path": str(run), "output_dir": str(run), "sentencepiece_model": str(run / SPM_NAME)}
+    try:
+        return TrainConfig(**values)
+    except ValidationError as error:
+        raise ValueError(explain(error)) from None
 
 
 def find_checkpoint(run: Path, model: str) -> str:
@@ -322,18 +302,13 @@ def find_checkpoint(run: Path, model: str) -> str:
     from beit3lib.model import MODELS
 
     if model not in MODELS:
-        close = difflib.get_close_matches(model, MODELS, n=1)
-        raise ValueError(f"model: expected one of {', '.join(MODELS)}, got {model!r}.{_did_you_mean(close)}")
+        raise ValueError(f"model: expected one of {', '.join(MODELS)}, got {model!r}.{closest(model, MODELS)}")
     if model != sample.MODEL:
         return str(load_manifest().locate(model))
     if (run / SPM_NAME).read_bytes() == sample.SPM_PATH.read_bytes():
         return str(sample.CHECKPOINT_PATH)
     print(f"checkpoint: {model} is pretrained with the sample's tokenizer only, so it starts from random weights")
     return ""
-
-
-def _did_you_mean(close: list[str]) -> str:
-    return f" Did you mean {close[0]}?" if close else ""
 
 
 def changed_options(config) -> pd.DataFrame:
@@ -363,8 +338,6 @@ def finetune(run: Path, num_gpus: int = 1, resume: bool | None = None, **options
         if reason and (run / "last").exists():
             print(f"{run}: training starts from scratch, because {reason}")
     config = dataclasses.replace(config, auto_resume=resume)
-    with lock_folder(run, "training"):
-        pass  # name another training before its record is overwritten; the trainer holds the lock itself
     given = {name: value for name, value in options.items() if value is not None}
     with record_stage(run, "finetune", given | {"num_gpus": num_gpus}, lock=False) as section:
         results = train.finetune(config) if num_gpus == 1 else train.launch(config, num_gpus)
@@ -379,12 +352,12 @@ def _why_from_scratch(run: Path, config) -> str:
     record, results = read_record(run, "finetune"), read_summary(run).get("finetune", {})
     if record and "outputs" in record and results.get("stopped") != "out of time":
         return "the last training is finished"
+    if not readable_folder(run / "last").exists():
+        return "there is no last/"
     try:
         return "; ".join(differences(read_run_state(run / "last"), config))
-    except FileNotFoundError:
-        return "there is no last/"
-    except ValueError:
-        return ""  # the trainer tries the state before it, and says so
+    except (OSError, ValueError):
+        return ""  # the trainer falls back to the state before it, and says so
 
 
 # --- 4: caption ----------------------------------------------------------------------------------------------------
@@ -416,7 +389,7 @@ def caption(
     options |= {"splits": splits, "max_minutes": max_minutes, "num_gpus": num_gpus}
     if max_images:
         return caption_run(run, **options, max_images=max_images)
-    with record_stage(run, "caption", {"checkpoint": checkpoint, "num_beams": num_beams}, lock=False) as section:
+    with record_stage(run, "caption", {"checkpoint": checkpoint, "num_beams": num_beams}) as section:
         table = caption_run(run, **options)
         section |= {name: options[name] for name in ("checkpoint", "num_beams", "splits")}
         section |= {"images": table["image"].nunique(), "captions": len(table)}
@@ -523,16 +496,9 @@ def submit(run: Path, options: dict[str, Any], fill_missing: bool = False) -> su
         built = submission.build_submission(predictions[predictions["split"] == split], **options)
         usual = submission.usual_captions(phases[phases["split"] == "train"])
         written = submission.write_submission(run / SUBMISSION_NAME, built, asked, fill_missing, usual)
-        count = sum(map(len, written.submission.values()))
-        print(
-            f"{written.path}: {len(written.submission)} keys, {count} segments of the {split} split, {len(written.filled)} filled"
-        )
-        section |= {
-            "split": split,
-            "segments": count,
-            "filled": written.filled[:MAX_LISTED],
-            "filled_count": len(written.filled),
-        }
+        count, filled = sum(map(len, written.submission.values())), written.filled
+        print(f"{written.path}: {count} segments of split {split}, {len(filled)} of them with captions filled in")
+        section |= {"split": split, "segments": count, "filled_count": len(filled), "filled": filled[:MAX_LISTED]}
     return written
 
 
@@ -544,14 +510,11 @@ def main() -> None:
     run = parser.parse_args().run
     summary = read_summary(run)
     if not summary:
-        raise FileNotFoundError(
-            f"{run / SUMMARY_NAME}: expected the summary of a run, found none. `make demo` makes runs/demo."
-        )
+        raise FileNotFoundError(f"{run / SUMMARY_NAME}: expected the summary of a run, found none. Run `make demo` first.")
     for name, values in summary.items():
-        shown = {
-            k: v for k, v in dict(values).items() if isinstance(v, (int, float, str)) or k in ("own", "shuffled", "chance")
-        }
-        print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in shown.items()))
+        shares = ("own", "shuffled", "chance")  # of captions whose attributes are correct
+        shown = [f"{key} {value}" for key, value in values.items() if isinstance(value, (int, float, str)) or key in shares]
+        print(f"{name}: {', '.join(shown)}")
     print(f"open {(run / 'gallery.html').resolve()}")
 
 

@@ -59,7 +59,7 @@ def test_the_demo_writes_captions_that_are_correct(demo):
     prepare = summary["prepare"]
     assert prepare["phases_read"] == prepare["images"] + prepare["problem_count"] and prepare["problems"] == []
     for split in ("train", "val"):
-        assert summary["index"][split]["captions"] == summary["index"][split]["lines"] + summary["index"][split]["left_out"]
+        assert summary["index"][split]["captions"] == summary["index"][split]["lines"] + summary["index"][split]["skipped"]
         assert summary["index"][split]["cut"] == 0
     command = [sys.executable, "-m", "beit3lib.pipeline.steps", run]
     assert subprocess.run(command, capture_output=True, text=True).stdout.strip().endswith(f"open {run / 'gallery.html'}")

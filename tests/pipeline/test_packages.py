@@ -1,6 +1,7 @@
 """`prepare_host` installs what is missing or too old, and nothing else."""
 
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -140,3 +141,17 @@ def test_a_failing_pip_is_an_error_with_its_last_lines(beside, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda command, **_: failed)
     with pytest.raises(RuntimeError, match="no matching distribution"):
         packages.install_missing()
+
+
+@pytest.mark.slow
+def test_a_built_wheel_contains_everything_that_a_lone_notebook_needs(tmp_path):
+    for name in ("beit3lib", "pyproject.toml", "requirements.txt", "README.md", "LICENSE", "data_manifest.yaml"):
+        source = ROOT / name
+        shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copyfile(source, tmp_path / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, tmp_path]
+    subprocess.run(command, check=True, capture_output=True)
+    (built,) = tmp_path.glob("beit3lib-*.whl")
+    names = zipfile.ZipFile(built).namelist()
+    files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "beit3lib").rglob("*") if path.is_file()]
+    assert {name for name in files if "__pycache__" not in name} <= set(names)
+    assert any(name.endswith("share/beit3lib/data_manifest.yaml") for name in names)

@@ -71,7 +71,7 @@ def test_every_phase_and_caption_is_counted(small):
     assert prepared.problems == [] and summary["prepare"]["problem_count"] == 0 and len(prepared.choices)
     for split in ("train", "val"):
         report = reports[split]
-        assert report.captions == report.lines + report.left_out and report.problems == [] and report.left_out == 0
+        assert report.captions == report.lines and report.skipped == report.cut == 0 and report.problems == []
     assert set(reports) == {"train", "val", "test"}
     assert not stale(run, "prepare") and not stale(run, "index")
 
@@ -126,9 +126,9 @@ def test_bdd_beside_the_download_is_read_with_it(tmp_path, monkeypatch):
 
 def test_captions_that_training_cuts_are_counted_and_listed(run):
     reports = steps.index(run, max_tokens=12)
-    cut = [problem for problem in reports["val"].problems if "training cuts" in problem.what]
     lengths = read_index(run / "coco_captioning.val.jsonl")["text_segment"].map(len)
-    assert len(cut) == (lengths > 10).sum() == read_summary(run)["index"]["val"]["cut"] > 0
+    assert reports["val"].cut == (lengths > 10).sum() == read_summary(run)["index"]["val"]["cut"] > 0
+    assert any("cut in training" in problem.what for problem in reports["val"].problems)
 
 
 # --- finding data --------------------------------------------------------------------------------------------------
