@@ -7,6 +7,7 @@ output, and `make docs` renews it.
 """
 
 import argparse
+import re
 import shutil
 import subprocess
 import tempfile
@@ -88,15 +89,20 @@ def captions_as_cards(predictions: pd.DataFrame, run: Path) -> Image.Image:
 
 
 def copy_notebooks(run: Path) -> None:
-    """Copy the executed notebooks of a run without the times and paths that change with every execution."""
+    """Copy the executed notebooks of a run, without the times, paths and progress bars that change with every execution."""
     (DOCS / "executed").mkdir(parents=True, exist_ok=True)
     for path in sorted(run.glob("0*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         notebook.metadata.pop("papermill", None)
         for cell in notebook.cells:
             cell.metadata = {"tags": ["parameters"]} if "parameters" in cell.metadata.get("tags", []) else {}
+            for output in cell.get("outputs", []):
+                if output.output_type == "stream":  # of the states of a progress bar, keep the last
+                    output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
+            if "outputs" in cell:
+                cell.outputs = [output for output in cell.outputs if output.output_type != "stream" or output.text.strip()]
         target = DOCS / "executed" / path.name
-        nbformat.write(notebook, target)
+        target.write_text(nbformat.writes(notebook).replace(f"{DOCS.parent}/", "") + "\n", encoding="utf-8")
         if target.stat().st_size > MAX_NOTEBOOK_BYTES:
             raise SystemExit(f"{target}: expected at most {MAX_NOTEBOOK_BYTES} bytes, got {target.stat().st_size}.")
 

@@ -5,12 +5,12 @@ import math
 
 import pandas as pd
 import pytest
-from benchmarks import ablation
 from conftest import draw_run
 
 from beit3lib.files import write_json
 from beit3lib.pipeline import steps
 from beit3lib.sample import draw as sample
+from benchmarks import ablation
 
 
 def test_ten_models_stand_beside_one_and_each_flip_beside_the_others():
