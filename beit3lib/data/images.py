@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from beit3lib.data.wts import video_stem
+from beit3lib.data.wts import PHASES, video_stem
 from beit3lib.files import FileError, check_regular_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # in any case; images of phases
@@ -80,5 +80,4 @@ def find_image(images: dict[str, Path], video: str, *labels: object, prefixes: t
 
 def is_phase_image(path: Path) -> bool:
     """Return whether a file is named like the image of a phase; the chart `phases.png` of a run is not."""
-    labels = "[0-9]+|prerecognition|recognition|judgement|action|avoidance"
-    return path.suffix.lower() in IMAGE_SUFFIXES and re.search(rf"phase({labels})$", path.stem) is not None
+    return path.suffix.lower() in IMAGE_SUFFIXES and re.search(rf"phase(\d+|{'|'.join(PHASES)})$", path.stem) is not None

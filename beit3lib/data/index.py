@@ -175,7 +175,7 @@ def write_index(out_path: str | Path, lines: list[dict], skipped: int, cut: int,
     numbers: dict[str, int] = {}
     for line in lines:
         line["image_id"] = numbers.setdefault(line["image_path"], len(numbers))
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
     for end in "\u2028\u2029\x85":  # other readers may take these for line ends
         text = text.replace(end, f"\\u{ord(end):04x}")
     write_text(out_path, text)

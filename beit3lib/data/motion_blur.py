@@ -102,7 +102,7 @@ def _resize(frame: av.VideoFrame, size: int) -> np.ndarray:
 
 
 class _Mean:
-    """The running mean over the frames of one span; it holds one sum, however long the span is."""
+    """The running mean over the frames of one span; it keeps one sum, however long the span is."""
 
     def __init__(self, start_s: float, end_s: float, size: int, linear: bool):
         self.start_s, self.end_s, self.size, self.linear = start_s, end_s, size, linear
@@ -214,12 +214,14 @@ class _Video:
             return
 
     def _decode(self) -> Iterator[tuple[float, av.VideoFrame]]:
-        number = 0
-        for packet in self._packets():
+        packets, number = self.container.demux(self.stream), 0
+        while True:
             try:
+                if (packet := next(packets, None)) is None:
+                    return
                 frames = packet.decode()
-            except av.error.InvalidDataError as error:
-                self._note(error)
+            except av.error.FFmpegError as error:  # a damaged packet, or a file that breaks off: other frames are used
+                self.damaged_packets, self.damage = self.damaged_packets + 1, str(error.strerror)
                 continue
             for frame in frames:
                 self.damaged_frames += frame.is_corrupt
@@ -230,15 +232,6 @@ class _Video:
                 else:
                     yield float((frame.pts - self.origin) * self.stream.time_base), frame
                 number += 1
-
-    def _packets(self) -> Iterator[av.Packet]:
-        try:
-            yield from self.container.demux(self.stream)
-        except av.error.FFmpegError as error:  # a file that breaks off: the frames before are used
-            self._note(error)
-
-    def _note(self, error: av.error.FFmpegError) -> None:
-        self.damaged_packets, self.damage = self.damaged_packets + 1, str(error.strerror)
 
     def problems(self, mean: _Mean, name: str) -> Iterator[Problem]:
         where = f"{self.name}, phase {name}"
@@ -324,7 +317,7 @@ def blur_table(
         path, names = str(Path(path).resolve()) if path else "", rows["phase"].astype(str).tolist()
         work.append(_Job(video, path, spans_s, names, images, image_size, weights, 1 if processes > 1 else 0))
     there, made = set(), 0
-    with tqdm(total=len(work), desc="motion blur", unit=" videos") as bar:
+    with tqdm(total=len(work), desc="motion blur", unit=" video") as bar:
         for done in _run(work, processes):
             there.update(done.images)
             made += done.made
@@ -336,19 +329,15 @@ def blur_table(
 
 def _name_images(phases: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
     """Add the column `image`, with the scenario in the name where another scenario has a video of the same name."""
-    names = [image_name(*row) for row in zip(phases["video"], phases["phase"], strict=True)]
-    phases = phases.assign(image=pd.Series(names, index=phases.index, dtype=object))
-    again = phases.duplicated("image")
-    longer = [image_name(f"{scenario}_{video}", phase) for scenario, video, phase in _columns(phases[again])]
-    phases.loc[again, "image"] = longer
+    rows = list(zip(phases["scenario"], phases["video"], phases["phase"], strict=True))
+    short = pd.Series([image_name(video, phase) for _, video, phase in rows], phases.index, dtype=object)
+    long = pd.Series([image_name(f"{scenario}_{video}", phase) for scenario, video, phase in rows], phases.index, dtype=object)
+    phases = phases.assign(image=short.where(~short.duplicated(), long))
     double = phases.duplicated("image") | phases.duplicated(["scenario", "video", "video_path", "phase"])
-    where = [f"{scenario}/{video}, phase {phase}" for scenario, video, phase in _columns(phases[double])]
-    problems = [Problem(name, "a second row for the same video and phase; skipped") for name in where]
-    return phases[~double], problems
-
-
-def _columns(phases: pd.DataFrame) -> Iterator[tuple[str, str, int]]:
-    return zip(phases["scenario"], phases["video"], phases["phase"], strict=True)
+    where = [
+        f"{scenario}/{video}, phase {phase}" for (scenario, video, phase), again in zip(rows, double, strict=True) if again
+    ]
+    return phases[~double], [Problem(name, "a second row for the same video and phase; skipped") for name in where]
 
 
 def _run(work: list[_Job], processes: int) -> Iterator[_Done]:

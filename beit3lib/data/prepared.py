@@ -74,7 +74,7 @@ def find_prepared(root: str | Path) -> PreparedRoot | None:
                 files.append(CaptionFile(split or "train", subject, aspect, path))
         elif is_phase_image(path):
             images[path.stem].append(path)
-    return PreparedRoot(root, files, dict(images)) if images and any(file.subject for file in files) else None
+    return PreparedRoot(root, files, dict(images)) if files and images else None
 
 
 def _split_of(path: Path) -> str | None:
@@ -124,15 +124,15 @@ def import_prepared(prepared: PreparedRoot, run: str | Path) -> PreparedTable:
     if unused:
         problems.append(Problem(str(prepared.root), f"{unused} images that no caption file lists; not used"))
     phases = pd.DataFrame.from_records(rows, columns=[*COLUMNS, "image"])
+    if not rows:
+        raise FileNotFoundError(f"{prepared.root}: expected images of the videos that its caption files list, found none")
     if prepared.has_val:
         captions = captions.merge(phases[KEYS])
     else:
         phases, more, _ = split_by_group(phases, VAL_SHARE)
         problems += more
-        captions = (
-            captions[captions["split"] != "test"].drop(columns="split").merge(phases.loc[phases["split"] != "test", KEYS])
-        )
-    _write_captions(captions, run / "captions")
+        captions = captions.drop(columns="split").merge(phases[KEYS], on=KEYS[1:])
+    _write_captions(captions[captions["split"] != "test"], run / "captions")
     return PreparedTable(phases, problems)
 
 
@@ -188,7 +188,7 @@ def _copy(source: Path, target: Path) -> Path:
 def _write_captions(captions: pd.DataFrame, folder: Path) -> None:
     """Replace `folder` by one folder per split with one caption file per subject and aspect."""
     with atomic_folder(folder) as new:
-        for (split, *caption_type), rows in captions.groupby(["split", "subject", "aspect"]):
+        for (split, *caption_type), rows in captions.groupby(["split", "subject", "aspect"]):  # none of for_test.json
             content = {}
             for scenario, of_scenario in rows.groupby("scenario"):
                 texts = of_scenario.drop_duplicates(["label", "caption"]).sort_values("phase", kind="stable")

@@ -7,18 +7,17 @@ phases, choices, problems = choose_views(phases, "best", root="data/wts")
 import csv
 import io
 import re
-from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from beit3lib.data.wts import Report, list_files, locate, parse_phase, video_stem
-from beit3lib.files import FileError, Problem, finite, read_json, read_text
+from beit3lib.data.wts import Report, list_files, parse_phase, video_stem
+from beit3lib.files import FileError, Problem, finite, read_text
 
 VIEW_CHOICES = ("all", "main", "best", "vehicle", "overhead")
 BOX_COLUMNS = "scenario split view video subject kind phase frame bbox_xywh_px".split()
-MAX_PX = 1e9  # no number in a box file is larger: it would be garbage, and overflow an integer column
+MAX_PX = 1e9  # a larger number in a box file is garbage, and would overflow an integer column
 VIEW_CSV = re.compile(r"view_used_as_main_reference.*\.csv", re.IGNORECASE)
 
 # --- boxes ---------------------------------------------------------------------------------------------------------
@@ -39,46 +38,31 @@ def read_boxes(root: str | Path, phases: pd.DataFrame) -> Boxes:
     of a phase) or generated (by a tracker, every frame), `frame` the frame number from 0. Entries without an area, a
     phase or four numbers are skipped, with one problem per file; a video whose phases lack boxes is one problem.
     """
-    report, walked = Report(Path(root)), []
+    report = Report(Path(root).expanduser())
     columns = ["split", "scenario", "view", "video"]
     wanted = {(s, n, v, video_stem(video)): video for s, n, v, video in phases[columns].drop_duplicates().values.tolist()}
     rows: list[tuple] = []
-    kinds = set()
-    for path in list_files(root, walked, skip=("videos", "caption")):
-        file = locate(path.relative_to(root))
+    for path, file in report.located(skip=("videos", "caption")):
         if file is None or not file.kind.startswith("bbox_"):
             continue
         video = wanted.get((file.split, file.scenario, file.view, path.name[: -len("_bbox.json")]))
-        if video is not None:
-            kind = file.kind.removeprefix("bbox_")
-            kinds.add((file.subject, kind))
-            about = (file.scenario, file.split, file.view, video, file.subject, kind)
-            rows += [(*about, *box) for box in _read_box_file(report, path)]
-    for problem in walked:
-        report.add(*problem)
+        content = report.read_json(path, "annotations", "boxes") if video is not None else None
+        if content is None:
+            continue
+        boxes = [box for box in map(_read_box, content["annotations"]) if box is not None]
+        found, skipped = len(content["annotations"]), len(content["annotations"]) - len(boxes)
+        report.counts.update(boxes=found, boxes_used=len(boxes), boxes_skipped=skipped)
+        if skipped:
+            report.add(path, f"{skipped} of {found} boxes skipped: no area, or no phase, frame and four numbers")
+        about = (file.scenario, file.split, file.view, video, file.subject, file.kind.removeprefix("bbox_"))
+        rows += [(*about, *box) for box in boxes]
     boxes = pd.DataFrame.from_records(rows, columns=BOX_COLUMNS).astype({"phase": "int64", "frame": "int64"})
-    _report_missing_boxes(report, phases, boxes, kinds)
+    _report_missing_boxes(report, phases, boxes)
     return Boxes(boxes, report.problems, {name: report.counts[name] for name in ("boxes", "boxes_used", "boxes_skipped")})
 
 
-def _read_box_file(report: Report, path: Path) -> list[tuple[int, int, tuple[float, ...]]]:
-    """Return (phase, frame, box) of each usable entry of a file."""
-    try:
-        entries = read_json(path, dict).get("annotations")
-        if not isinstance(entries, list):
-            raise FileError(f"{path}: expected a list annotations, found {type(entries).__name__}")
-    except (OSError, ValueError) as error:
-        report.add(path, f"{str(error).removeprefix(f'{path}: ')}; its boxes are skipped", "download this file again")
-        return []
-    used = [box for box in map(_read_box, entries) if box is not None]
-    skipped = len(entries) - len(used)
-    report.counts.update(boxes=len(entries), boxes_used=len(used), boxes_skipped=skipped)
-    if skipped:
-        report.add(path, f"{skipped} of {len(entries)} boxes skipped: no area, or no phase, frame and four numbers")
-    return used
-
-
 def _read_box(entry: Any) -> tuple[int, int, tuple[float, ...]] | None:
+    """Return (phase, frame, box) of an entry, or None if it cannot be used: WTS has boxes without an area (irregularity 11)."""
     if not isinstance(entry, dict) or not isinstance(entry.get("bbox"), list) or len(entry["bbox"]) != 4:
         return None
     phase, numbers = parse_phase(entry.get("phase_number")), [finite(v) for v in [entry.get("image_id"), *entry["bbox"]]]
@@ -88,16 +72,17 @@ def _read_box(entry: Any) -> tuple[int, int, tuple[float, ...]] | None:
     return (phase, int(frame), (x, y, width, height)) if width > 0 and height > 0 else None
 
 
-def _report_missing_boxes(report: Report, phases: pd.DataFrame, boxes: pd.DataFrame, kinds: set[tuple[str, str]]) -> None:
+def _report_missing_boxes(report: Report, phases: pd.DataFrame, boxes: pd.DataFrame) -> None:
     """Report for each video the phases without boxes, of each subject and kind that the download has."""
     if boxes.empty:
         report.add("bbox_annotated, bbox_generated", "expected boxes of these videos, found none")
         return
     keys = ["scenario", "split", "view", "video"]
-    present = {(*video, s, k): set(rows) for (*video, s, k), rows in boxes.groupby([*keys, "subject", "kind"])["phase"]}
+    present = boxes.groupby([*keys, "subject", "kind"])["phase"].unique()
+    kinds = boxes[["subject", "kind"]].drop_duplicates().sort_values(["subject", "kind"]).values.tolist()
     for video, wanted in phases.groupby(keys)["phase"]:
-        for subject, kind in sorted(kinds):
-            missing = sorted(set(wanted) - present.get((*video, subject, kind), set()))
+        for subject, kind in kinds:
+            missing = sorted(set(wanted) - set(present.get((*video, subject, kind), ())))
             if missing and (subject, video[2]) != ("vehicle", "vehicle_view"):  # the vehicle carries this camera
                 report.add(video[3], f"no {kind} {subject} box in phase {', '.join(map(str, missing))}")
 
@@ -137,58 +122,52 @@ def choose_views(
     if root is None and (views == "main" or (views == "best" and boxes is None)):
         raise ValueError(f"views={views!r}: expected root, the folder of the WTS download, found None. Give root=…")
     problems: list[Problem] = []
-    listed, scores = {}, {}
-    if views == "main":
-        listed = _read_view_csvs(Path(root))
-    elif views == "best":
-        if boxes is None:
-            boxes, problems, _ = read_boxes(root, phases)
-        scores = _box_scores(boxes)
-    cameras: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-    for scenario, split, view, video in phases[["scenario", "split", "view", "video"]].itertuples(index=False):
-        cameras[scenario, split][video] = view
-    chosen, choices = set(), []
-    for (scenario, split), videos in sorted(cameras.items()):
-        if views == "all":
-            names, why = sorted(videos), "every camera"
-        elif views == "main":
-            names, why = _choose_listed(videos, listed.get(scenario))
+    if views == "best" and boxes is None:
+        boxes, problems, _ = read_boxes(root, phases)
+    listed = _read_view_csvs(Path(root).expanduser()) if views == "main" else {}
+    scores = _box_scores(boxes) if views == "best" else {}
+    choices, kept = [], []
+    phases = phases.reset_index(drop=True)
+    for (scenario, split), rows in phases.groupby(["scenario", "split"]):
+        cameras = dict(sorted(zip(rows["video"], rows["view"], strict=True)))  # {video: view}
+        if views == "main":
+            names, why = _choose_listed(cameras, listed.get(scenario))
         elif views == "best":
-            keys = {video: (split, view, video) for video, view in sorted(videos.items())}
-            names, why = _choose_best(videos, {video: scores[key] for video, key in keys.items() if key in scores})
+            scored = {video: scores[scenario, split, video] for video in cameras if (scenario, split, video) in scores}
+            names, why = _choose_best(cameras, scored)
         else:
-            names = sorted(video for video, view in videos.items() if view == f"{views}_view")
-            names, why = (names, f"{views}_view") if names else (sorted(videos), f"no {views}_view: every camera")
-        chosen.update((scenario, split, name) for name in names)
+            names = [video for video, view in cameras.items() if views in ("all", view.removesuffix("_view"))]
+            why = "every camera" if views == "all" else f"{views}_view" if names else f"no {views}_view: every camera"
+        names = names or list(cameras)
         choices.append(ViewChoice(scenario, split, ", ".join(names), why))
-    keys = zip(phases["scenario"], phases["split"], phases["video"], strict=True)
-    return ChosenViews(phases[[key in chosen for key in keys]].reset_index(drop=True), choices, problems)
+        kept += rows.index[rows["video"].isin(names)].tolist()
+    return ChosenViews(phases.loc[sorted(kept)].reset_index(drop=True), choices, problems)
 
 
-def _choose_listed(videos: dict[str, str], listed: list[str] | None) -> tuple[list[str], str]:
+def _choose_listed(cameras: dict[str, str], listed: list[str] | None) -> tuple[list[str], str]:
     if listed is None:
-        return sorted(videos), "not listed in the CSV: every camera"
-    names, missing = sorted(set(listed) & set(videos)), sorted(set(listed) - set(videos))
+        return [], "not listed in the CSV: every camera"
+    names, missing = sorted(set(listed) & set(cameras)), sorted(set(listed) - set(cameras))
     if not names:
-        return sorted(videos), "no video listed in the CSV is on disk: every camera"
+        return [], "no video listed in the CSV is on disk: every camera"
     return names, "listed in the CSV" + (f" (missing: {', '.join(missing)})" if missing else "")
 
 
-def _choose_best(videos: dict[str, str], scored: dict[str, tuple[int, float]]) -> tuple[list[str], str]:
+def _choose_best(cameras: dict[str, str], scored: dict[str, tuple[int, float]]) -> tuple[list[str], str]:
     if scored:
         best = max(scored, key=scored.__getitem__)
         return [best], f"pedestrian boxes in {scored[best][0]} phases, the largest of {scored[best][1]:.0f} px²"
-    vehicle = sorted(video for video, view in videos.items() if view == "vehicle_view")
-    return (vehicle[:1], "no boxes: vehicle view") if vehicle else (sorted(videos)[:1], "no boxes: first camera")
+    vehicle = [video for video, view in cameras.items() if view == "vehicle_view"]
+    return (vehicle[:1], "no boxes: vehicle view") if vehicle else (list(cameras)[:1], "no boxes: first camera")
 
 
 def _box_scores(boxes: pd.DataFrame) -> dict[tuple[str, str, str], tuple[int, float]]:
-    """Score each video by (phases with a pedestrian box, largest area in px²), by annotated boxes where it has any."""
+    """Return {(scenario, split, video): (phases with a pedestrian box, largest area in px²)}."""
     boxes = boxes[boxes["subject"] == "pedestrian"]
     areas = boxes["bbox_xywh_px"].map(lambda box: box[2] * box[3])
     scores: dict[tuple, tuple] = {}
-    for kind in ("generated", "annotated"):  # the later one replaces the earlier
-        for video, rows in boxes[boxes["kind"] == kind].groupby(["split", "view", "video"]):
+    for kind in ("generated", "annotated"):  # a video with boxes of both kinds is scored by the annotated ones
+        for video, rows in boxes[boxes["kind"] == kind].groupby(["scenario", "split", "video"]):
             scores[video] = (rows["phase"].nunique(), areas[rows.index].max())
     return scores
 

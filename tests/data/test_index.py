@@ -216,6 +216,25 @@ def test_a_broken_line_is_named_with_file_and_number(tmp_path, line, message):
         read_index(path)
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+LINE = JSON | st.fixed_dictionaries(dict.fromkeys(GOOD, JSON), optional=dict.fromkeys(["subject", "caption", "phase"], JSON))
+
+
+@settings(max_examples=100, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(LINE)
+def test_any_line_is_read_or_named(tmp_path, line):
+    path = tmp_path / "coco_captioning.train.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    try:
+        assert len(read_index(path)) == 1
+    except FileError as error:
+        assert str(error).startswith(f"{path}")
+
+
 def test_a_missing_or_empty_index_is_one_clear_error(tmp_path):
     path = tmp_path / "coco_captioning.train.jsonl"
     with pytest.raises(FileNotFoundError, match="Run notebook 2 first"):

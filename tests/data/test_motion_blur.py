@@ -91,7 +91,9 @@ def test_colors_equal_those_of_opencv(tmp_path, pix_fmt, params):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pix_fmt)))
         container.mux(stream.encode())
     (ours,), (theirs,) = motion_blur(path, [(0, 0.5)], 64).images, blur_by_seeking(path, [(0, 0.5)], 64)
-    assert difference(ours, theirs) < 1.5
+    # OpenCV 4's FFmpeg is 2.9 levels from the drawn image at 10 bit, OpenCV 5's 1.8, ours 2.1 to 2.2
+    old = pix_fmt == "yuv420p10le" and int(cv2.__version__.split(".")[0]) < 5
+    assert difference(ours, theirs) < (4 if old else 1.5)
 
 
 def test_overlapping_spans_in_any_order_equal_one_at_a_time(textured):

@@ -140,6 +140,20 @@ def test_one_folder_of_images_and_one_of_captions_are_found(tmp_path):
     assert list_test_segments(prepared).empty
 
 
+def test_segments_to_caption_alone_are_enough(tmp_path):
+    root = write_input(tmp_path / "in", subjects=())
+    phases, problems = import_prepared(find_prepared(root), tmp_path / "run")
+    assert set(phases["split"]) == {"test"} and len(phases) == 6 and len(problems) == 3
+    assert not list((tmp_path / "run" / "captions").iterdir())
+
+
+def test_no_image_for_any_caption_is_one_clear_error(tmp_path):
+    write_captions(tmp_path / caption_file_name("vehicle", "moving"), TRAIN, "It turns.")
+    write_images(tmp_path / "images", VAL, "avg", ".jpg")
+    with pytest.raises(FileNotFoundError, match="expected images of the videos that its caption files list, found none"):
+        import_prepared(find_prepared(tmp_path), tmp_path / "run")
+
+
 def test_the_chart_of_a_run_is_not_a_prepared_image(tmp_path):
     write_captions(tmp_path / caption_file_name("vehicle", "moving"), TRAIN, "It turns.")
     Image.new("RGB", (8, 8)).save(tmp_path / "phases.png")
