@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from beit3lib.data.images import open_image
 from beit3lib.decode import Caption, generate
-from beit3lib.device import DTYPES, choose_precision, inference_precision
+from beit3lib.device import inference_precision
 from beit3lib.model import CaptionModel
 from beit3lib.tokenizer import prompt_ids
 from beit3lib.transforms import to_tensor
@@ -79,16 +79,3 @@ class Captioner:
         with inference_precision(self.device):
             texts = [caption.text for caption in self.generate(pixels, selected or None, num_beams)]
         return dict(zip(selected, texts, strict=True)) if len(selected) > 1 else texts[0]
-
-    def to_inference_precision(self) -> "Captioner":
-        """Cast the weights of linear layers to the device's native precision, once instead of in every call.
-
-        Under `inference_precision` results are exactly the same, because autocast casts these weights the same way, and
-        decoding is faster: with bf16 on a CPU by about half. Not for a model that is trained or saved.
-        """
-        dtype = DTYPES.get(choose_precision("auto", self.device)[0])
-        if dtype is not None:
-            for module in self.model.modules():
-                if isinstance(module, nn.Linear):
-                    module.to(dtype)
-        return self

@@ -211,7 +211,7 @@ def _check_state(path: Path | str, state: Mapping[str, Tensor], own: Mapping[str
             if state[name].shape != own[name].shape
         ],
         "unknown": [name for name in state if name not in own and name.startswith("beit3.")],
-        "not finite": [name for name in shared if not state[name].isfinite().all()],
+        "not finite": [name for name in shared if not state[name].sum(dtype=torch.float64).isfinite()],
     }
     lines = [
         f"  {len(names)} {what}: {', '.join(names[:5])}" + (f", … {len(names) - 5} more" if len(names) > 5 else "")

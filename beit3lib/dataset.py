@@ -174,8 +174,12 @@ def group_captions(table: pd.DataFrame, caption_types: Sequence[CaptionType], to
         captions = {(line.subject, line.aspect): (line.text_segment, line.caption) for line in known}
         if len(caption_types) > 1:
             subjects, listed = {subject for subject, _ in captions}, {(line.subject, line.aspect) for line in lines}
-            captions |= {kind: ([], "") for kind in caption_types if kind[0] in subjects and kind not in listed}
-        wanted = {kind: captions[kind] for kind in caption_types if kind in captions}
+            captions |= {
+                caption_type: ([], "")
+                for caption_type in caption_types
+                if caption_type[0] in subjects and caption_type not in listed
+            }
+        wanted = {caption_type: captions[caption_type] for caption_type in caption_types if caption_type in captions}
         if wanted or not captions:  # an image that has only captions of other types is no sample
             samples.append(Sample(image, wanted))
     return samples
@@ -197,7 +201,9 @@ class CaptionDataset(torch.utils.data.Dataset):
         if len(self.caption_types) > 1 and table["subject"].isna().all():
             self.caption_types = [UNNAMED]
         several = len(self.caption_types) > 1
-        self.prompts = {kind: prompt_ids(tokenizer, *kind) if several else [] for kind in self.caption_types}
+        self.prompts = {
+            caption_type: prompt_ids(tokenizer, *caption_type) if several else [] for caption_type in self.caption_types
+        }
         samples = group_captions(table, self.caption_types, tokenizer)
         self.samples = [sample for sample in samples if sample.captions or not train]
         if not self.samples:
@@ -241,20 +247,20 @@ class CaptionDataset(torch.utils.data.Dataset):
             if flip and config.flip == "swap":
                 flip = swap = all(can_swap(text) for _, text in sample.captions.values())
             image = self.augment(image, rng, flip)
-        captions = [self._caption(kind, ids, text, swap) for kind, (ids, text) in sample.captions.items()]
+        captions = [self._caption(caption_type, ids, text, swap) for caption_type, (ids, text) in sample.captions.items()]
         packed = pack(captions, config.captioning_mask_prob, self.tokenizer.mask_token_id, rng)
         return to_tensor(image, self.image_size), packed, sample.image
 
-    def _caption(self, kind: CaptionType, ids: list[int], text: str, swap: bool) -> tuple[list[int], int]:
+    def _caption(self, caption_type: CaptionType, ids: list[int], text: str, swap: bool) -> tuple[list[int], int]:
         """`<s>` prompt caption `</s>` and the length of the prompt, which `num_max_bpe_tokens` does not count."""
         if swap and ids:
             ids = self.tokenizer.encode(swap_left_right(text), add_special_tokens=False)
-        prompt, ids = self.prompts[kind], ids[: self.config.num_max_bpe_tokens - 2]
+        prompt, ids = self.prompts[caption_type], ids[: self.config.num_max_bpe_tokens - 2]
         return [self.tokenizer.bos_token_id, *prompt, *ids, self.tokenizer.eos_token_id], len(prompt)
 
     def _image(self, index: int) -> Image.Image:
         path = self.root / self.samples[index].image
-        if get_worker_info() is not None:  # workers are started anew for each epoch: their cache would never be hit
+        if get_worker_info() is not None:  # workers are re-created every epoch, so a cache would never hit
             return open_image(path)
         if index not in self._cache:
             image = open_image(path)
@@ -271,11 +277,11 @@ class CaptionDataset(torch.utils.data.Dataset):
 
     def reference(self, index: int) -> dict[CaptionType, str]:
         """The known captions of a sample, "" for an aspect that is not mentioned; empty if the sample has no caption."""
-        return {kind: text for kind, (_, text) in self.samples[index].captions.items()}
+        return {caption_type: text for caption_type, (_, text) in self.samples[index].captions.items()}
 
 
 def _check_tokenizer(samples: list[Sample], tokenizer, root: Path) -> None:
-    """Refuse ids that another tokenizer made: they stand for other words, and training on them raises no error.
+    """Refuse ids of another tokenizer: they decode to other words, and training on them raises no error.
 
     Single captions may differ, for example where two versions of transformers treat white space differently.
     """

@@ -8,7 +8,7 @@ Captioning can be stopped at any time, also by SIGKILL: the same command continu
 Finished batches are appended to `predictions.partial.jsonl` beside the output. The result does not depend on interruptions,
 because images are divided into batches once, by position, and a batch is the unit of work. A checkpoint or options that
 differ from those of the partial file are named, the partial file is kept as `….partial.old.jsonl`, and captioning starts
-from scratch: mixed predictions would be wrong without a sign of it, and no work is deleted.
+from scratch: a mixture would look like the predictions of one checkpoint, and no work is deleted.
 """
 
 import argparse
@@ -68,7 +68,7 @@ MAX_BATCH = {"cuda": 64, "cpu": 16}  # images decoded together; on a CPU more ar
 
 
 class _Images(Dataset):
-    """Images as tensors (3, S, S); one that cannot be read is a text that says why."""
+    """Images as tensors (3, S, S); an unreadable image is replaced by the text of its error."""
 
     def __init__(self, paths: Sequence[Path], size: int) -> None:
         self.paths, self.size = paths, size
@@ -83,9 +83,9 @@ class _Images(Dataset):
 
 def _stack(items: list[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor | None, dict[int, str]]:
     """The indices of readable images, their pixels (B, 3, S, S), and {index: problem} of the others."""
+    pixels = {index: item for index, item in items if isinstance(item, Tensor)}
     problems = {index: item for index, item in items if isinstance(item, str)}
-    indices = [index for index, _ in items if index not in problems]
-    return indices, torch.stack([item for _, item in items if not isinstance(item, str)]) if indices else None, problems
+    return list(pixels), torch.stack(list(pixels.values())) if pixels else None, problems
 
 
 def caption_batches(
@@ -166,8 +166,8 @@ def validate(
     """Caption `config.val_images` validation images, shared among processes, and score them; equal on every process.
 
     `score`: mean official score, None if no image has a reference. `distinct`: share of captions that differ from all others
-    of their type; `copied`: share that equal a training caption; `references`: the same shares of the references. Far fewer
-    distinct captions than distinct references indicate mode collapse.
+    of their type; `copied`: share that equal a caption of `train_set`, 0 without one; `references`: the same shares of the
+    references. Far fewer distinct captions than distinct references indicate mode collapse.
     """
     started = time.monotonic()
     chosen = _spread(len(val_set), config.val_images)
@@ -204,10 +204,10 @@ def _validation_rows(val_set: CaptionDataset, index: int, captions: list[Caption
     """One row per caption that has a reference, or per caption if the image has no reference at all."""
     references = val_set.reference(index)
     rows = []
-    for kind, caption in zip(val_set.caption_types, captions, strict=True):
-        if kind in references or not references:
-            row = {"index": index, "image": val_set.samples[index].image, "caption_type": _name(kind)}
-            rows.append({**row, "caption": caption.text, "reference": references.get(kind)})
+    for caption_type, caption in zip(val_set.caption_types, captions, strict=True):
+        if caption_type in references or not references:
+            row = {"index": index, "image": val_set.samples[index].image, "caption_type": _name(caption_type)}
+            rows.append({**row, "caption": caption.text, "reference": references.get(caption_type)})
     return rows
 
 
@@ -218,10 +218,8 @@ def _validation_result(rows: list[dict[str, Any]], followed: list[int], train_se
     scored = table[table["official_score"].notna()]
     if len(scored) < len(table):
         print(f"validation: {len(table) - len(scored)} of {len(table)} captions have no reference and no score", flush=True)
-    trained = None
-    if train_set is not None:
-        known = (item for index in range(len(train_set)) for item in train_set.reference(index).items())
-        trained = {(_name(kind), text) for kind, text in known}
+    known = (train_set.reference(index) for index in range(len(train_set) if train_set is not None else 0))
+    trained = {(_name(caption_type), text) for captions in known for caption_type, text in captions.items()}
     samples = table[table["index"].isin(followed)]
     return {
         "score": float(scored["official_score"].mean()) if len(scored) else None,
@@ -234,16 +232,15 @@ def _validation_result(rows: list[dict[str, Any]], followed: list[int], train_se
     }
 
 
-def _name(kind: CaptionType) -> str:
-    return " ".join(kind).strip()
+def _name(caption_type: CaptionType) -> str:
+    return " ".join(caption_type).strip()
 
 
-def _variety(caption_types: Sequence[str], texts: Sequence[str | None], trained: set | None) -> dict[str, float | None]:
-    """Shares of non-empty texts that are distinct within their type, and that are training captions (None: not known)."""
+def _variety(caption_types: Sequence[str], texts: Sequence[str | None], trained: set[tuple[str, str]]) -> dict[str, float]:
+    """Shares of non-empty texts that are distinct within their type, and that are training captions."""
     pairs = [pair for pair in zip(caption_types, texts, strict=True) if pair[1]]
     count = max(1, len(pairs))
-    copied = None if trained is None else sum(pair in trained for pair in pairs) / count
-    return {"distinct": len(set(pairs)) / count, "copied": copied}
+    return {"distinct": len(set(pairs)) / count, "copied": sum(pair in trained for pair in pairs) / count}
 
 
 # --- the resumable job ---------------------------------------------------------------------------------------------
@@ -255,7 +252,7 @@ class _Plan:
     def __init__(self, images: pd.DataFrame, root: Path) -> None:
         self.records = _records(images)
         self.paths = [root / record["image"] for record in self.records]
-        self.sizes = [_file_size(path) for path in self.paths]
+        self.sizes = [path.stat().st_size if path.is_file() else -1 for path in self.paths]
         self.identity = {"images": len(self.records), "images_sha256": _hash([self.records, self.sizes])}
 
     def divide(self, batch_size: int) -> None:
@@ -264,7 +261,7 @@ class _Plan:
         self.batches = [list(range(i, min(i + batch_size, count))) for i in range(0, count, batch_size)]
         self.keys = [_hash([(self.records[i]["image"], self.sizes[i]) for i in batch])[:16] for batch in self.batches]
 
-    def finished(self, results: "PartialResults") -> dict[int, list]:
+    def finished(self, results: PartialResults) -> dict[int, list]:
         """{batch number: captions of its images} for the batches in the partial files that belong to these images."""
         found = {}
         for line in results.lines():
@@ -275,21 +272,14 @@ class _Plan:
 
 
 def _records(images: pd.DataFrame) -> list[dict[str, Any]]:
-    """What the index says of each image, with None for missing values, and its references as [[subject, aspect, text], …]."""
+    """The index columns of each image, missing values as None, and its references as [[subject, aspect, text], …]."""
     columns = [*IMAGE_COLUMNS, "references"]
     table = images.reindex(columns=columns).astype(object)
     records = table.where(table.notna(), None).to_dict("records")
     for record in records:
         record["phase"] = None if record["phase"] is None else int(record["phase"])
-        record["references"] = [[*kind, text] for kind, text in (record["references"] or {}).items()]
+        record["references"] = [[*caption_type, text] for caption_type, text in (record["references"] or {}).items()]
     return records
-
-
-def _file_size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
 
 
 def _hash(value: Any) -> str:
@@ -297,7 +287,7 @@ def _hash(value: Any) -> str:
 
 
 def _processes(captioner: Captioner) -> tuple[int, int, Callable[[], None]]:
-    """This process's rank among those that a launcher started, their number, and a function that waits for all."""
+    """Rank of this process, number of processes that a launcher started, and a function that waits for all of them."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return 0, 1, lambda: None
     state = PartialState(cpu=captioner.device.type == "cpu", timeout=timedelta(days=1))  # shares take unequal time
@@ -329,7 +319,7 @@ def caption_images(
     output, plan = Path(output), _Plan(images, Path(root))
     options = {**meta, "num_beams": num_beams, "max_tokens": captioner.max_tokens}
     options |= {"length_penalty": captioner.length_penalty, "image_size": captioner.model.config.image_size}
-    options |= {"caption_types": [list(kind) for kind in captioner.caption_types or [UNNAMED]]}
+    options |= {"caption_types": [list(caption_type) for caption_type in captioner.caption_types or [UNNAMED]]}
     if _is_complete(output, options | plan.identity):
         print(f"{output}: complete. Delete it to caption these images again.")
         return read_predictions(output).drop(columns="outside")
@@ -412,9 +402,9 @@ def _finish(plan: _Plan, results: PartialResults, output: Path, meta: dict[str, 
                 skipped.append({"image": record["image"], "problem": item})
                 continue
             references = {(subject, aspect): text for subject, aspect, text in record["references"]}
-            for kind, caption in zip(meta["caption_types"], item, strict=True):
+            for caption_type, caption in zip(meta["caption_types"], item, strict=True):
                 about = [record[name] for name in IMAGE_COLUMNS]
-                rows.append([*about, *kind, *caption, references.get(tuple(kind)), None])
+                rows.append([*about, *caption_type, *caption, references.get(tuple(caption_type)), None])
     table = predictions_table(rows)
     if len(finished) < len(plan.batches):
         count = sum(len(plan.batches[number]) for number in finished)
@@ -440,8 +430,8 @@ def images_to_caption(
 ) -> pd.DataFrame:
     """The images in the index files of `splits`, at most `max_images` of each, one row per image.
 
-    Columns are what the index says of an image, and `references`: {caption type: text}, "" for an aspect that is not
-    mentioned, without caption types whose reference is unknown. Splits without an index are skipped; with none it is an error.
+    Columns are `IMAGE_COLUMNS` and `references`: {caption type: text}, "" for an aspect that is not mentioned, and no entry
+    where the reference is unknown. Splits without an index are skipped; if there is none at all, that is an error.
     """
     root, tables = Path(root), []
     paths = {split: root / INDEX_NAME.format(split=split) for split in splits}
@@ -451,7 +441,7 @@ def images_to_caption(
         lines = read_index(path)
         references: dict[str, dict[CaptionType, str]] = {}
         for sample in group_captions(lines, captioner.caption_types or [UNNAMED], captioner.tokenizer):
-            references.setdefault(sample.image, {kind: text for kind, (_, text) in sample.captions.items()})
+            references.setdefault(sample.image, {caption_type: text for caption_type, (_, text) in sample.captions.items()})
         first = lines.drop_duplicates("image_path").head(max_images or len(lines)).rename(columns={"image_path": "image"})
         stems = first["image"].map(lambda name: Path(name).stem)  # the recipe's index names no scenario
         first = first.assign(split=split, scenario=first["scenario"].where(first["scenario"].notna(), stems))
@@ -478,25 +468,28 @@ def caption_run(
 
     `num_gpus` above 1 starts that many processes, which share the images.
     """
-    options = {name: value for name, value in locals().items() if name not in ("run", "num_gpus")}
     run = Path(run)
     output = run / (QUICK_NAME if max_images else PREDICTIONS_NAME)
     if num_gpus > 1 and "WORLD_SIZE" not in os.environ:
+        options = {"checkpoint": checkpoint, "splits": splits, "num_beams": num_beams, "batch_size": batch_size}
+        options |= {"max_images": max_images, "max_minutes": max_minutes, "num_workers": num_workers, "device": device}
         _launch(run, options, num_gpus)
         return predictions_table([]) if partial_path(output).exists() else read_predictions(output).drop(columns="outside")
     folder = readable_folder(run / checkpoint)
     found = choose_device(device)
     if found.type == "cuda":
         found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    captioner = load_captioner(folder, found).to_inference_precision()
+    captioner = load_captioner(folder, found)
     images = images_to_caption(run, splits, captioner, max_images)
     meta = {"checkpoint": checkpoint, "checkpoint_sha256": file_hash(folder / WEIGHTS_NAME), "splits": list(splits)}
-    print("{}: {} images; {}, {} ({})".format(output, len(images), found, *choose_precision("auto", found)))
+    if int(os.environ.get("RANK", 0)) == 0:
+        precision, reason = choose_precision("auto", found)
+        print(f"{output}: {len(images)} images on {found}, precision {precision} ({reason})", flush=True)
     return caption_images(captioner, images, run, output, meta, num_beams, batch_size, max_minutes, num_workers)
 
 
 def _launch(run: Path, options: dict[str, Any], num_gpus: int) -> None:
-    """Run this module in `num_gpus` processes; their output is printed here, so that notebooks show it."""
+    """Run this module in `num_gpus` processes, and print their output here, so that notebooks show it."""
     if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
         raise ValueError(f"num_gpus: expected at most {torch.cuda.device_count()}, the GPUs of this machine, got {num_gpus}")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_gpus)]
@@ -531,7 +524,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num_workers", type=int, default=10, help="processes that load images, at most one per core [10]")
     parser.add_argument("--num_gpus", type=int, default=1, help="processes that share the images [1]")
     parser.add_argument("--device", default="auto", choices=["auto", "cuda", "cpu"], help="[auto]")
-    caption_run(**vars(parser.parse_args(argv)))
+    options = vars(parser.parse_args(argv))
+    try:
+        caption_run(**options)
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command again to continue")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -265,17 +265,3 @@ def exit_on_error(*more: type[Exception]) -> Iterator[None]:
         yield
     except (OSError, ValueError, FolderInUse, *more) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-
-
-in_one_sentence: Callable = exit_on_error  # old name, until every command uses the new one
-
-
-def recover_folder(path: str | Path) -> Path:  # old API of training, replaced with it
-    path = Path(path)
-    if not path.exists() and previous_folder(path).exists():
-        os.replace(previous_folder(path), path)
-    return path
-
-
-def sweep_up(path: str | Path) -> None:  # old API: temporary names are fixed now, nothing to sweep
-    del path

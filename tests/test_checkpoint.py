@@ -158,7 +158,7 @@ def test_positions_of_a_constant_and_of_a_ramp_keep_their_form():
 
 
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
-@pytest.mark.parametrize("size", ["base", "large"])
+@pytest.mark.parametrize("size", ["base", pytest.param("large", marks=pytest.mark.slow)])
 def test_public_shapes_load_at_every_image_size(size, tmp_path):
     """By shapes alone, without storage: base and large at 224 into 224, 384 and 480."""
     with torch.device("meta"):

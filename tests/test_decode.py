@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_model import TINY, make_model
 
-from beit3lib.decode import Caption, cache_bytes_per_image, generate, shared_attention, word_probs
+from beit3lib.decode import (
+    Caption,
+    generate,
+    linear_weights_in_autocast_precision,
+    shared_attention,
+    word_probs,
+)
 from beit3lib.model import model_config
 from beit3lib.sample import SPM_PATH
 from beit3lib.tokenizer import load_tokenizer, prompt_ids
@@ -146,6 +152,21 @@ def test_max_tokens_is_checked(model, tokenizer):
         generate(model, random_images(model, 1), tokenizer, [[]], max_tokens=2)
 
 
+def test_weights_are_cast_once_under_autocast_and_restored(model, tokenizer):
+    """Captions are exactly those of casting in every call, and training continues with the same parameters."""
+    images, parameters = random_images(model, 8), dict(model.named_parameters())
+    prompt = torch.tensor([[tokenizer.bos_token_id, tokenizer.mask_token_id]]).expand(8, -1)
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        expected = model(images, prompt)
+        with linear_weights_in_autocast_precision(model):
+            assert model.mlm_head.weight.dtype == torch.bfloat16
+            assert torch.equal(model(images, prompt), expected)
+        generate(model, images, tokenizer, [[]], max_tokens=MAX_TOKENS)
+    assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
+    with linear_weights_in_autocast_precision(model):
+        assert model.mlm_head.weight is parameters["mlm_head.weight"]
+
+
 def test_shared_attention_equals_attention_to_a_copy_of_the_image():
     rng = torch.Generator().manual_seed(0)
     image_keys, image_values = torch.randn(2, 2, 4, 7, 8, generator=rng)
@@ -191,9 +212,3 @@ def test_word_probs_has_one_value_per_word_whatever_the_ids(ids):
 def test_word_probs_of_generated_captions_match_their_words(model, tokenizer):
     for caption in generate(model, random_images(model, 32), tokenizer, [[]]):
         assert len(word_probs(tokenizer, caption)) == len(caption.text.split())
-
-
-def test_cache_bytes_per_image_of_the_large_model():
-    """Ten prompts with three beams are 30 rows per image, of 72 slots in 24 layers."""
-    large = model_config("beit3_large_patch16_224")
-    assert cache_bytes_per_image(large, 10, 3, 64, bytes_per_value=4) == 3 * 30 * 72 * 24 * 2 * 1024 * 4

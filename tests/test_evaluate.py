@@ -326,7 +326,7 @@ def test_batch_size_is_a_power_of_two_that_fits_memory(captioner, monkeypatch):
 def test_the_command_writes_the_file_of_a_run(run, capsys):
     evaluate.main([str(run), "--num_beams", "1", "--batch_size", "2", "--num_workers", "0", "--device", "cpu"])
     table, out = read_predictions(run / "predictions.json"), capsys.readouterr().out
-    assert len(table) == 4 * 10 and list(table)[:-1] == list(COLUMNS) and "100%" in out and "4 images; cpu" in out
+    assert len(table) == 4 * 10 and list(table)[:-1] == list(COLUMNS) and "100%" in out and "4 images on cpu" in out
     assert len(read_meta(run / "predictions.json")["checkpoint_sha256"]) == 64
 
 
@@ -335,6 +335,13 @@ def test_a_quick_look_leaves_the_predictions_alone(run):
     table = caption_run(run, max_images=1, splits=("train", "val"), num_beams=1, device="cpu")
     assert len(table) == 2 * 10 and len(read_predictions(run / "predictions.quick.json")) == 2 * 10
     assert (run / "predictions.json").read_text() == "hours of work"
+
+
+def test_interrupting_the_command_says_how_to_continue(run, stop_after, capsys):
+    stop_after(1)
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([str(run), "--batch_size", "1", "--num_workers", "0", "--device", "cpu"])
+    assert stopped.value.code == 130 and "run the same command again to continue" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["nowhere"], ["RUN", "--checkpoint", "none"], ["RUN", "--splits", "test"]])
@@ -385,7 +392,7 @@ def test_validation_of_a_model_that_copies_training_captions(run, captioner, mon
 def test_validation_without_references_has_captions_and_no_score(run, captioner, drawn, capsys):
     recipe_table(drawn, run, "val", null=lambda number: True)
     found = validated(tiny_captioner([("", "")]), run, train=False)
-    assert found["score"] is None and found["captions"] == 4 and found["copied"] is None and found["by_caption_type"] == {}
+    assert found["score"] is None and found["captions"] == 4 and found["copied"] == 0 and found["by_caption_type"] == {}
     assert "4 of 4 captions have no reference" in capsys.readouterr().out and len(found["samples"]) == 2
     json.dumps(found, allow_nan=False)
 

@@ -2,7 +2,7 @@
 
     {"meta": {...}, "predictions": [one record per image and caption type, ...]}
 
-A record has the keys of `COLUMNS`: what the index says of the image (scenario to phase), the caption with its
+A record has the keys of `COLUMNS`: columns of the index (scenario to phase), the caption with its
 log-probability and one probability per word, the reference ("" if the aspect is not mentioned, null if unknown), and the
 official score from 0 to 100 (null without a reference).
 """

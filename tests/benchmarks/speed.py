@@ -12,13 +12,14 @@ recipe is measured in the lower precision too. The figures go to a JSON file wit
 """
 
 import argparse
+import ctypes
 import json
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -151,6 +152,8 @@ def peak_mb(work: Work, device: torch.device) -> int | None:
         before = torch.cuda.memory_allocated()
         work()
         return round((torch.cuda.max_memory_allocated() - before) / 1e6)
+    with suppress(AttributeError):  # return freed memory to the system, in which new tensors would be invisible (glibc)
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak of this process
     except OSError:
@@ -226,25 +229,17 @@ class Benchmark:
                 methods[f"recipe {self.lower}"] = partial(recipe, self.lower)
         return methods
 
-    def _captioners(self, caption_types) -> Callable[[str], Captioner]:
-        """A captioner per precision; the weights of the lower one are cast once, as for captioning many images."""
-        made = {"fp32": Captioner(self.model, self.tokenizer, caption_types, self.options.tokens)}
-        if self.lower in DTYPES:
-            cast = make_model(SHORT_NAMES.get(self.options.model, self.options.model), self.device)
-            made[self.lower] = Captioner(cast, self.tokenizer, caption_types, self.options.tokens).to_inference_precision()
-        return made.__getitem__
-
     def _recipe_captions(self, images: Tensor, precision: str = "fp32") -> list[list[int]]:
         with self.autocast(precision):
             return self.reference.generate(self.recipe, images, self.tokenizer, max_tokens=self.options.tokens)
 
     def generate(self) -> list[dict[str, Any]]:
         """One caption per image, 3 beams."""
-        captioner = self._captioners([])
+        captioner = Captioner(self.model, self.tokenizer, [], self.options.tokens)
 
         def ours(precision: str) -> list[list[int]]:
             with self.autocast(precision):
-                return [caption.ids for caption in captioner(precision).generate(self.images)]
+                return [caption.ids for caption in captioner.generate(self.images)]
 
         same = ours("fp32") == self._recipe_captions(self.images)
         methods = self.methods(ours, lambda precision: self._recipe_captions(self.images, precision))
@@ -253,12 +248,12 @@ class Benchmark:
 
     def ten(self) -> list[dict[str, Any]]:
         """Ten caption types of one image; the recipe, which has no prompts, captions the image ten times."""
-        captioner = self._captioners(CAPTION_TYPES)
+        captioner = Captioner(self.model, self.tokenizer, CAPTION_TYPES, self.options.tokens)
         image = self.images[:1]
 
         def ours(precision: str) -> None:
             with self.autocast(precision):
-                captioner(precision).generate(image)
+                captioner.generate(image)
 
         def recipe(precision: str) -> None:
             for _ in CAPTION_TYPES:
