@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pydantic
+import pydantic.dataclasses
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -80,13 +80,6 @@ SESSION_OPTIONS = {  # options that do not change the result of a run, so that a
     *("device", "precision", "checkpoint_activations", "num_workers", "pin_mem", "eval_batch_size", "report_to", "samples"),
     *("max_minutes", "max_steps", "save_every_minutes", "save_ckpt_freq", "patience"),
     *("batch_size", "update_freq"),  # their product with the number of processes is compared instead
-}
-
-
-REQUIRED = {
-    "sentencepiece_model": "the path of beit3.spm",
-    "data_path": "the folder of the index files",
-    "output_dir": "the folder for best/ and last/",
 }
 
 
@@ -220,8 +213,9 @@ def read_run_state(folder: str | Path) -> State:
     folder = Path(folder)
     try:
         state = State(**read_json(folder / STATE_NAME, dict))
-    except (TypeError, pydantic.ValidationError) as error:
-        raise FileError(f"{folder / STATE_NAME}: expected the state of a run, found other content ({error})") from None
+    except pydantic.ValidationError as error:
+        where = ", ".join(str(part) for part in error.errors()[0]["loc"])
+        raise FileError(f"{folder / STATE_NAME}: expected the state of a run, found a wrong value of {where}") from None
     for name, size in state.files.items():
         found = check_regular_file(folder / name).stat().st_size
         if found != size:
@@ -231,7 +225,7 @@ def read_run_state(folder: str | Path) -> State:
 
 def index_hashes(data_path: str | Path) -> dict[str, str | None]:
     """SHA-256 of the training and validation index, None where there is none."""
-    paths = {split: Path(data_path) / INDEX_NAME.format(split=split) for split in ("train", "val")}
+    paths = {split: Path(data_path).expanduser() / INDEX_NAME.format(split=split) for split in ("train", "val")}
     return {split: file_hash(path) if path.is_file() else None for split, path in paths.items()}
 
 
@@ -269,9 +263,9 @@ class Trainer:
     """Model, data and optimizer of a run; `run` trains until it is finished, out of time, out of patience or interrupted."""
 
     def __init__(self, config: TrainConfig) -> None:
-        for name, what in REQUIRED.items():
+        for name in ("sentencepiece_model", "data_path", "output_dir"):
             if not getattr(config, name):
-                raise OptionError(f"--{name}: expected {what}, found nothing")
+                raise OptionError(f"--{name}: expected a path, found nothing")
         self.config, self.output, self.started = config, Path(config.output_dir).expanduser(), time.monotonic()
         device = choose_device(config.device)
         if device.type == "cpu":
@@ -537,12 +531,16 @@ class Trainer:
             "best": str(self.output / "best"),
         }
         delete_previous(self.output / "last")
+        if (self.output / "best").exists():  # of a save that was killed
+            shutil.rmtree(previous_folder(self.output / "best"), ignore_errors=True)
         write_json(self.output / RESULTS_NAME, results)
         return results
 
     def validate_only(self) -> dict[str, Any]:
         """Validate the weights of --finetune, or else those of last/; also writes validation.json."""
         source = self.config.finetune or self.config.resume or str(self.output / "last")
+        if not Path(source).exists():
+            raise FileNotFoundError(f"{source}: expected weights to validate, found none. Pass them as --finetune.")
         if not self.config.finetune:
             load_pretrained(self.model, source)
         self.model.to(self.accelerator.device).eval()
@@ -603,7 +601,10 @@ class Trainer:
 
     def write_state(self, folder: Path) -> None:
         """Write `State`, after the other files because it lists their sizes."""
-        files = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != STATE_NAME}
+        names = [
+            path.name for path in folder.iterdir() if not path.name.startswith(".")
+        ]  # a killed write leaves .state.tmp.json
+        files = {name: (folder / name).stat().st_size for name in names if name != STATE_NAME}
         numbers = (self.step, self.validated, self.best_score, self.stale, self.skipped, self.global_batch)
         state = State(*numbers, options=dataclasses.asdict(self.config), index=self.index, files=files)
         write_json(folder / STATE_NAME, dataclasses.asdict(state))
@@ -611,7 +612,7 @@ class Trainer:
     def load(self) -> None:
         """Resume from last/ if there is one; a broken one falls back to the state saved before it."""
         last, main = self.output / "last", self.accelerator.is_main_process
-        if self.config.resume and main and not readable_folder(last).exists():
+        if self.config.resume and main and not (self.config.auto_resume and readable_folder(last).exists()):
             copy_run(Path(self.config.resume).parent, self.output)
         self.accelerator.wait_for_everyone()
         source, broken = None, []
@@ -630,19 +631,17 @@ class Trainer:
             raise ResumeError(f"{last}: no complete state to resume from. Start from scratch with --no_auto_resume.")
         if source is not None and main:
             if broken:  # it must not push the good state out at the next save
-                shutil.rmtree(last)
+                shutil.rmtree(last.resolve())
             if source != last:
                 os.replace(source, last.resolve())
-            log = [e for e in read_log(self.output / LOG_NAME) if e["step"] < self.step or self.is_done(e)]
+            # Events after the resumed step, or a validation that has to be repeated, will be logged again.
+            kept = {"step": self.step, "validation": self.validated}
+            log = [event for event in read_log(self.output / LOG_NAME) if event["step"] <= kept.get(event["event"], -1)]
             write_text(self.output / LOG_NAME, "".join(map(as_line, log)))
         if source is not None:
             self.print(
                 f"resumed from {source} after step {self.step}" + (", the state before the broken one" if broken else "")
             )
-
-    def is_done(self, event: dict[str, Any]) -> bool:
-        """Whether an event of the log is of the resumed step, and not a validation that has to be repeated."""
-        return event["step"] == self.step and (event["event"] == "step" or self.validated == self.step)
 
     def load_from(self, folder: Path) -> None:
         """Load one saved state; `FileError` if a file is missing or damaged, `ResumeError` if it is of another run."""
