@@ -38,6 +38,7 @@ from beit3lib.data.images import open_image
 from beit3lib.data.predictions import is_inside, read_meta, read_predictions
 from beit3lib.data.wts import PHASES
 from beit3lib.files import exit_on_error, finite, printable, write_text
+from beit3lib.track2.metrics import score_name
 from beit3lib.viz.marks import CONFIDENT, SAME, find_contradictions, mark_words, styled_words
 
 REQUIRED = ("image", "subject", "aspect", "caption")
@@ -47,7 +48,7 @@ EMBED_PX = 256
 
 # Name on the page, digits, and the ends of its scale (None: taken from the data). The first one present is shown first.
 MEASURES = {
-    "official_score": ("Official score", 1, 0.0, 100.0),
+    "official_score": (score_name(True), 1, 0.0, 100.0),
     "log_prob": ("Log probability", 2, None, 0.0),
     "bleu": ("BLEU", 3, 0.0, 1.0),
     "meteor": ("METEOR", 3, 0.0, 1.0),
@@ -55,7 +56,6 @@ MEASURES = {
     "cider": ("CIDEr", 2, 0.0, None),
     "words": ("Number of words", 0, 0.0, None),
 }
-WITHOUT_WORDNET = "Score (METEOR without WordNet)"
 
 
 class Html(str):
@@ -209,7 +209,7 @@ def page_data(runs: Mapping[str, list[dict[str, Any]]], entries: dict[str, dict]
     for name, (title, digits, low, high) in MEASURES.items():
         values = [record["measures"][name] for record in chain(*runs.values()) if name in record["measures"]]
         if values:
-            title = WITHOUT_WORDNET if name == "official_score" and not official else title
+            title = score_name(official) if name == "official_score" else title
             low, high = min(values) if low is None else low, max(values) if high is None else high
             measures[name] = {"title": title, "digits": digits, "low": round(low, 4), "high": round(high, 4)}
     columns = [
@@ -286,8 +286,8 @@ def write_gallery(
     """Write one page with all captions to `path` and return it.
 
     Images are read from below `image_root`, by their path relative to the page; up to EMBED_IMAGES of them are also part of
-    the page. `others` are further runs, or epochs of a run, by name; `name` is that of `predictions`. `official=False` names
-    the score so that it is not taken for the official one, which needs WordNet. A missing column raises ValueError.
+    the page. `others` are further runs, or epochs of a run, by name; `name` is that of `predictions`. `official=False` labels
+    the scores as computed without WordNet, see `score_name`. A missing column raises ValueError.
     """
     path, root = Path(path), Path(image_root)
     if name in (others or {}):
@@ -322,8 +322,7 @@ def caption_cards(predictions: pd.DataFrame, image_root: str | Path = ".", max_c
         card = cards.setdefault(record["image"], {"image": None, "records": []})
         card["image"] = card["image"] or _image_entry(record, Path(image_root), None, True)
         card["records"].append(record)
-    score = MEASURES["official_score"][0] if official else WITHOUT_WORDNET
-    return Html(_template("cards.html.jinja").module.cards(cards.values(), score))
+    return Html(_template("cards.html.jinja").module.cards(cards.values(), score_name(official)))
 
 
 def storyboard(predictions: pd.DataFrame, scenario: str, image_root: str | Path = ".") -> Html:

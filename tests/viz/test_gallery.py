@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from beit3lib.data.aspects import ASPECTS, SUBJECTS
+from beit3lib.track2.metrics import score_name
 from beit3lib.viz import gallery
 from beit3lib.viz.gallery import caption_cards, compare_table, image_row, storyboard, write_gallery
 
@@ -235,13 +236,9 @@ def test_word_probs_of_another_length_are_left_out_and_counted(tmp_path):
 
 def test_a_score_without_wordnet_is_not_called_official(tmp_path):
     predictions = make_predictions(tmp_path, 1)
-    titles = [
-        read_data(write_gallery(predictions, tmp_path / "g.html", tmp_path, official=official))["measures"]["official_score"][
-            "title"
-        ]
-        for official in (True, False)
-    ]
-    assert titles == ["Official score", "Score (METEOR without WordNet)"]
+    for official in (True, False):
+        data = read_data(write_gallery(predictions, tmp_path / "g.html", tmp_path, official=official))
+        assert data["measures"]["official_score"]["title"] == score_name(official)
     assert "Official score" not in caption_cards(predictions, tmp_path, official=False)
 
 
