@@ -35,41 +35,45 @@ def requirements() -> list[str]:
     return [*needed, *WITHOUT_DEPENDENCIES]
 
 
-def missing_packages() -> list[str]:
-    """The requirements that no installed version satisfies."""
-    return [line for line in requirements() if not _satisfied(Requirement(line))]
-
-
-def _satisfied(requirement: Requirement) -> bool:
-    for name in (requirement.name, *SAME_MODULE.get(requirement.name, ())):
+def installed(line: str) -> str | None:
+    """The installed version of what a requirement names, or of another package with the same module; None if there is none."""
+    package = Requirement(line).name
+    for name in (package, *SAME_MODULE.get(package, ())):
         try:
-            if requirement.specifier.contains(metadata.version(name), prereleases=True):
-                return True
+            return metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return False
+    return None
+
+
+def missing_packages() -> list[str]:
+    """The requirements that no installed version satisfies."""
+    versions = {line: installed(line) for line in requirements()}
+    return [line for line, v in versions.items() if v is None or not Requirement(line).specifier.contains(v, prereleases=True)]
 
 
 def install_missing() -> list[str]:
-    """Install what is missing or too old and return it; raises `RuntimeError` with pip's last lines if pip fails."""
+    """Install what is missing or too old and return it; raises `RuntimeError` with pip's last lines if pip fails.
+
+    From a folder of wheels, a version that is too old and has no wheel there is reported and kept.
+    """
     missing, wheels, constraints = missing_packages(), BESIDE / "wheels", BESIDE / "constraints.txt"
-    source = ["--no-index", "--find-links", str(_checked_wheels(wheels))] if wheels.is_dir() else []
-    if not source and constraints.is_file():  # the versions that were tested, not whatever is newest today
-        source = ["--constraint", str(constraints)]
+    source = ["--constraint", str(constraints)] if constraints.is_file() else []  # tested versions, not the newest
+    if wheels.is_dir():
+        source = ["--no-index", "--find-links", str(wheels)]
+        if broken := [path.name for path in sorted(wheels.glob("*.whl")) if not zipfile.is_zipfile(path)]:
+            raise RuntimeError(f"{wheels}: expected wheels, found empty or cut files: {', '.join(broken)}. Upload them again.")
+        names = {path.name.split("-")[0].lower().replace("_", "-") for path in wheels.glob("*.whl")}
+        kept = [line for line in missing if installed(line) and Requirement(line).name not in names]
+        missing = [line for line in missing if line not in kept]
+        if kept:
+            print("kept, although older than tested: " + ", ".join(f"{line} (found {installed(line)})" for line in kept))
     alone = [line for line in missing if line in WITHOUT_DEPENDENCIES]
     for lines, option in (([line for line in missing if line not in alone], []), (alone, ["--no-deps"])):
         if lines:
             run_pip("install", *option, *source, *lines)
     importlib.invalidate_caches()
     return missing
-
-
-def _checked_wheels(folder: Path) -> Path:
-    if broken := [path.name for path in sorted(folder.glob("*.whl")) if not zipfile.is_zipfile(path)]:
-        raise RuntimeError(
-            f"{folder}: expected wheels, found files that are empty or cut: {', '.join(broken)}. Upload them again."
-        )
-    return folder
 
 
 def run_pip(*arguments: str | Path) -> None:

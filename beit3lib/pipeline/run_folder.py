@@ -18,12 +18,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from beit3lib.data.predictions import PREDICTIONS_NAME
 from beit3lib.files import file_hash, finite, lock_folder, read_json, versions, write_json
 from beit3lib.pipeline.mounts import kaggle_inputs
 
 SUMMARY_NAME, RECORDS_NAME = "summary.json", "records"
 PHASES_NAME, SEGMENTS_NAME, SPM_NAME = "phases.csv", "segments.csv", "tokenizer.spm"
-PREDICTIONS_NAME, QUICK_NAME = "predictions.json", "predictions.quick.json"
 SCORES_NAME, SUBMISSION_NAME = "scores.json", "submission.json"
 
 

@@ -5,9 +5,12 @@ unknown name ends the run, together with the closest known name, and '1e-4' beco
 """
 
 import ast
+import builtins
 import difflib
 import html
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, create_model
@@ -63,6 +66,7 @@ def read_parameters(namespace: Mapping[str, Any], **kinds: Any) -> Parameters:
     `between(…)`, `optional(…)`. Raises `ParameterError` that names every wrong parameter. Other variables of the kernel
     are no parameters: only the parameters cell and the cell that papermill injects are searched for unknown names.
     """
+    shorten_errors()
     problems = list(_unknown_names(namespace.get("In", ()), list(kinds)))
     if missing := [name for name in kinds if name not in namespace]:
         problems.append(f"{', '.join(missing)}: expected in the parameters cell, found nothing. Run that cell first.")
@@ -73,6 +77,22 @@ def read_parameters(namespace: Mapping[str, Any], **kinds: Any) -> Parameters:
     except ValidationError as error:
         problems = [explain(error)]
     raise ParameterError("\n".join(problems)) from None
+
+
+def shorten_errors() -> None:
+    """In IPython, show an error that this package raises itself as its message, without 40 lines of traceback before it.
+
+    Such an error is about inputs and says what to do. Errors of other packages keep their traceback.
+    """
+    if "get_ipython" not in vars(builtins):
+        return
+
+    def show(shell, kind, error, trace, tb_offset=None):
+        last = traceback.extract_tb(trace)[-1]
+        expected = Path(__file__).parents[1] in Path(last.filename).parents and (last.line or "").startswith("raise")
+        shell.showtraceback((kind, error.with_traceback(None), None) if expected else (kind, error, trace), tb_offset)
+
+    builtins.get_ipython().set_custom_exc((ValueError, OSError, RuntimeError), show)
 
 
 def _unknown_names(cells: list[str], known: list[str]) -> Iterator[str]:

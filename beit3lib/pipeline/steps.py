@@ -122,7 +122,10 @@ def _draw_sample(folder: Path) -> Path:
     from beit3lib.sample.draw import write_sample
 
     print(f"data: drawing the sample into {folder} (half a minute)")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{folder}: expected a folder that can be written, got: {error}. Start in another folder.") from None
     with filelock.FileLock(folder.parent / ".sample.lock"):
         return load_manifest().find("sample") or write_sample(folder)
 
@@ -151,10 +154,8 @@ def prepare(
         else:
             prepared, segments, read = _prepare_videos(run, root, kind, options, jobs)
         phases, problems, _ = prepared
-        names = set(phases["image"])
-        for path in (run / "images").glob("*"):
-            if path.name not in names:
-                path.unlink()
+        for path in {*(run / "images").glob("[!.]*")} - {run / "images" / name for name in phases["image"]}:
+            path.unlink()  # an image of earlier data or options
         write_table(run / SEGMENTS_NAME, segments)
         write_table(run / PHASES_NAME, phases)
         (run / sample.DRAWN_NAME).unlink(missing_ok=True)

@@ -121,9 +121,17 @@ def test_an_empty_or_cut_wheel_is_refused_by_name(beside, content):
     wheel(folder / "wheels")
     (folder / "wheels" / "av-1-py3-none-any.whl").write_bytes(content)
     versions.pop("second")
-    with pytest.raises(RuntimeError, match="empty or cut: av-1-py3-none-any.whl"):
+    with pytest.raises(RuntimeError, match="empty or cut files: av-1-py3-none-any.whl"):
         packages.install_missing()
     assert commands == []
+
+
+def test_a_version_that_is_too_old_is_kept_if_there_is_no_wheel_of_it(beside, capsys):
+    folder, versions, commands = beside
+    wheel(folder / "wheels")
+    versions["first"] = "1.0"
+    assert packages.install_missing() == [] and commands == []
+    assert "kept, although older than tested: first>=2 (found 1.0)" in capsys.readouterr().out
 
 
 def test_only_kaggle_and_colab_install_by_themselves(beside, monkeypatch, tmp_path):

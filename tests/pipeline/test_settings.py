@@ -75,3 +75,24 @@ def test_a_parameters_cell_that_was_not_run_is_an_error():
 def test_parameters_are_shown_as_an_escaped_table():
     shown = read_parameters(kernel(run="<b>"), **KINDS)._repr_html_()
     assert "<td>lr</td><td>0.0001</td>" in shown and "&lt;b&gt;" in shown and "<b>" not in shown
+
+
+@pytest.mark.parametrize(
+    "cell, short",
+    [
+        ("beit3lib.files.read_json('none.json')", True),
+        ("beit3lib.files.write_json('a.json', float('nan'))", False),
+        ("int('x')", False),
+    ],
+)
+def test_errors_that_the_package_raises_itself_are_one_line_in_a_notebook(tmp_path, monkeypatch, capsys, cell, short):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    monkeypatch.chdir(tmp_path)
+    shell = InteractiveShell()
+    shell.colors = "nocolor"
+    shell.run_cell("import beit3lib.files\nfrom beit3lib.pipeline.settings import shorten_errors\nshorten_errors()")
+    result = shell.run_cell(cell)
+    shown = capsys.readouterr()
+    assert isinstance(result.error_in_exec, (ValueError, OSError)) and str(result.error_in_exec) in shown.out + shown.err
+    assert ("--->" not in shown.out + shown.err) == short

@@ -6,9 +6,12 @@ import threading
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from conftest import draw_run
 
 from beit3lib.data.index import read_index, read_table
+from beit3lib.data.predictions import write_predictions
 from beit3lib.files import write_json
 from beit3lib.pipeline import steps
 from beit3lib.pipeline.manifest import MissingInput
@@ -177,6 +180,39 @@ def test_real_data_without_the_tokenizer_stop_and_say_where_it_is_from(run):
     (run / "drawn.json").unlink()
     with pytest.raises(MissingInput, match="tokenizer: expected BEiT-3's sentencepiece model, found nothing .*github.com"):
         steps.index(run)
+
+
+@pytest.mark.parametrize("val", [True, False])
+def test_the_original_repositorys_folders_go_from_images_to_a_submission(tmp_path, monkeypatch, val):
+    """`your_input` of its README: images and caption files by split, and a file of segments to caption."""
+    draw_run(tmp_path / "drawn", train=4, val=2)
+    root = tmp_path / "your_input"
+    shutil.copytree(tmp_path / "drawn" / "images", root / "avg_normal_244_train")
+    for subject in ("vehicle", "pedestrian"):
+        for split in ("train", "val") if val else ("train",):
+            for path in (tmp_path / "drawn" / "captions" / split).glob(f"{subject}_*.json"):
+                (root / f"{subject}_caption" / split).mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, root / f"{subject}_caption" / split / path.name)
+    image = next((root / "avg_normal_244_train").iterdir())
+    (root / "avg_normal_244_test").mkdir()
+    shutil.copyfile(image, root / "avg_normal_244_test" / "avg20230711_12_SN17_T1_Camera1_0phase2.jpg")
+    segment = {"videos": ["20230711_12_SN17_T1_Camera1_0.mp4"], "caption": [{"label": "2", "caption": ""}]}
+    (root / "test-6").mkdir()
+    (root / "test-6" / "for_test.json").write_text(json.dumps({"20230711_12_SN17_T1": segment}))
+    monkeypatch.setenv("BEIT3LIB_PREPARED", str(root))
+    run = tmp_path / "run"
+    run.mkdir()
+    assert set(steps.prepare(run).phases["split"]) == {"train", "val", "test"}
+    reports = steps.index(run, str(SPM_PATH))
+    assert reports["test"].lines == 1 and (reports["train"].images + reports["val"].images) == (6 if val else 4)
+    lines = read_index(run / "coco_captioning.test.jsonl").rename(columns={"image_path": "image"})
+    rows = [lines.assign(subject=s, aspect="moving", caption=f"{s} moves.", log_prob=-1.0) for s in ("vehicle", "pedestrian")]
+    write_predictions(run / "predictions.json", pd.concat(rows, ignore_index=True), {})
+    scored = steps.score(run)
+    assert scored.split is None
+    written = steps.submit(run, scored.options)
+    expected = {"labels": ["2"], "caption_vehicle": "vehicle moves.", "caption_pedestrian": "pedestrian moves."}
+    assert written.submission == {"20230711_12_SN17_T1": [expected]} and written.filled == []
 
 
 # --- ensure --------------------------------------------------------------------------------------------------------
