@@ -7,6 +7,8 @@ output, and `make docs` renews it.
 """
 
 import argparse
+import base64
+import io
 import re
 import shutil
 import subprocess
@@ -29,6 +31,7 @@ NO_NETWORK = "--disable-background-networking --disable-component-update --disab
 PAGE = '<meta charset="utf-8"><body style="margin: 16px; background: white; font: 15px/1.45 system-ui, sans-serif">'
 MAX_BYTES = 1_500_000  # of all images: a README should open quickly
 MAX_NOTEBOOK_BYTES = 400_000
+SMALL_PX = 192
 
 
 def save(image: Image.Image, name: str) -> int:
@@ -88,6 +91,35 @@ def captions_as_cards(predictions: pd.DataFrame, run: Path) -> Image.Image:
     return screenshot_of_html(caption_cards(predictions[predictions["image"].isin(images)], run, 2), 1100, 2400)
 
 
+def smaller_jpeg(match: re.Match) -> str:
+    """Return the data URI of a photo at SMALL_PX: notebooks show photos at 100 to 200 px."""
+    image = Image.open(io.BytesIO(base64.b64decode(match[1])))
+    image.thumbnail((SMALL_PX, SMALL_PX), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=70, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def smaller_png(encoded: str) -> str:
+    """Return a chart at three quarters of its size, with a palette instead of true color; base64 in and out."""
+    buffer = io.BytesIO()
+    image = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+    image = image.resize((image.width * 3 // 4, image.height * 3 // 4), Image.Resampling.LANCZOS)
+    image.quantize(64, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def shrink(output: nbformat.NotebookNode) -> None:
+    """Shrink the images of an output in place, and keep the last state of a progress bar alone."""
+    if output.output_type == "stream":
+        output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
+    data = output.get("data", {})
+    if "image/png" in data:
+        data["image/png"] = smaller_png(data["image/png"])
+    if "text/html" in data:
+        data["text/html"] = re.sub(r"data:image/jpeg;base64,([\w+/=]+)", smaller_jpeg, data["text/html"])
+
+
 def copy_notebooks(run: Path) -> None:
     """Copy the executed notebooks of a run, without the times, paths and progress bars that change with every execution."""
     (DOCS / "executed").mkdir(parents=True, exist_ok=True)
@@ -97,8 +129,7 @@ def copy_notebooks(run: Path) -> None:
         for cell in notebook.cells:
             cell.metadata = {"tags": ["parameters"]} if "parameters" in cell.metadata.get("tags", []) else {}
             for output in cell.get("outputs", []):
-                if output.output_type == "stream":  # of the states of a progress bar, keep the last
-                    output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
+                shrink(output)
             if "outputs" in cell:
                 cell.outputs = [output for output in cell.outputs if output.output_type != "stream" or output.text.strip()]
         target = DOCS / "executed" / path.name
