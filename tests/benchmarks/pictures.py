@@ -85,9 +85,10 @@ def captions_as_storyboard(predictions: pd.DataFrame, run: Path) -> Image.Image:
 
 
 def captions_as_cards(predictions: pd.DataFrame, run: Path) -> Image.Image:
-    """Return two bright images that have mistakes, with all their captions."""
+    """Return two bright images of different scenarios that have mistakes, with all their captions."""
     wrong = predictions[predictions["official_score"] < 90]
-    images = brightest_first(wrong, run)[:2] if len(wrong) else brightest_first(predictions, run)[:2]
+    wrong = (wrong if len(wrong) else predictions).drop_duplicates("scenario")
+    images = brightest_first(wrong, run)[:2]
     return screenshot_of_html(caption_cards(predictions[predictions["image"].isin(images)], run, 2), 1100, 2400)
 
 
