@@ -455,7 +455,12 @@ class Trainer:
         """Why to stop after this step ("" to continue) and whether to save, the same answer in every process."""
         now, limit, every = time.monotonic(), 60 * self.config.max_minutes, 60 * self.config.save_every_minutes
         late = bool(limit) and now - self.started > 0.9 * limit  # the last tenth is for saving
-        wishes = [self.signal == signal.SIGTERM, self.signal == signal.SIGINT, late, bool(every) and now - self.saved > every]
+        wishes = [
+            self.signal == signal.SIGTERM,
+            self.signal == signal.SIGINT,
+            late,
+            bool(every) and now - self.saved_at > every,
+        ]
         if self.accelerator.num_processes > 1:
             wishes = torch.tensor(wishes, dtype=torch.float, device=self.accelerator.device)
             wishes = self.accelerator.reduce(wishes, "sum").tolist()
@@ -597,7 +602,7 @@ class Trainer:
                 torch.save(tensors, new / OPTIMIZER_NAME)
                 self.write_state(new)
         self.accelerator.wait_for_everyone()
-        self.saved = time.monotonic()
+        self.saved_at = time.monotonic()
 
     def write_state(self, folder: Path) -> None:
         """Write `State`, after the other files because it lists their sizes."""
@@ -690,7 +695,7 @@ class Trainer:
             write_text(self.output / LOG_NAME, "")
         options = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in dataclasses.asdict(self.config).items()}
         self.accelerator.init_trackers("beit3lib", options, {"tensorboard": {"purge_step": self.step + 1}})
-        self.saved = self.started
+        self.saved_at = self.started
 
     def log_step(self, done: Step, epoch: int, lr: float, batches: list[Batch], seconds: float) -> None:
         """A line of log.jsonl for every step, and one on the screen every few."""

@@ -43,7 +43,7 @@ WALK_UNITS = {"standing": 0.0, "walking": 0.9, "rushing": 2.4}
 
 @dataclass(frozen=True)
 class Scene:
-    """The values that the image of a phase shows and its captions state."""
+    """The values that the image of a phase shows and its captions state, how well it can be seen, and how it is worded."""
 
     weather: str = "clear"
     light: str = "bright"
@@ -56,8 +56,11 @@ class Scene:
     distance: str = "near"
     vehicle_motion: str = "stopped"
     pedestrian_motion: str = "standing"
+    condition: str = "plain"  # or why it is hard to see: one of HARD
+    wording: int = 0  # seed of the random wording of the captions; 0 is the first wording of every fact
 
 
+HARD = ("distant", "very dark", "occluded")
 VALUES: dict[str, tuple[str, ...]] = {
     "weather": tuple(SKY),
     "light": ("bright", "dark"),
@@ -81,19 +84,105 @@ def draw_values(rng: np.random.Generator, names=tuple(VALUES)) -> dict[str, str]
 
 # --- captions ------------------------------------------------------------------------------------------------------
 
-VEHICLE_MOVES = {
-    "stopped": "The vehicle has stopped and its speed is 0 km/h.",
-    "slow": "The vehicle is going straight ahead slowly at a speed of 10 km/h.",
-    "fast": "The vehicle is going straight ahead fast at a speed of 30 km/h.",
+# The wordings of every fact. A caption of an aspect takes one wording of each of its facts, sometimes without the optional
+# ones, in random order; wording 0 of a scene takes the first of each in the order of this table.
+GAPS = {"near": "close to", "far": "far from"}
+SPEEDS = {"slow": ("slowly", 10), "fast": ("fast", 30)}
+WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
+    "vehicle_motion": {
+        "stopped": (
+            "The vehicle has stopped and its speed is 0 km/h.",
+            "The vehicle has stopped at 0 km/h.",
+            "The vehicle has stopped.",
+        ),
+        **{
+            value: (
+                f"The vehicle is going straight ahead {speed} at a speed of {km_h} km/h.",
+                f"The vehicle is going {speed} at {km_h} km/h.",
+                f"The vehicle is going {speed} straight ahead.",
+            )
+            for value, (speed, km_h) in SPEEDS.items()
+        },
+    },
+    "pedestrian_motion": {
+        "standing": (
+            "The pedestrian is standing still and looking at the vehicle.",
+            "The pedestrian is standing still and looking ahead.",
+            "The pedestrian is standing still.",
+        ),
+        "walking": (
+            "The pedestrian is walking slowly towards the vehicle.",
+            "The pedestrian is walking slowly straight ahead.",
+            "The pedestrian is walking slowly.",
+        ),
+        "rushing": (
+            "The pedestrian is rushing out towards the vehicle.",
+            "The pedestrian is rushing out straight ahead.",
+            "The pedestrian is rushing out.",
+        ),
+    },
+    "clothes": {
+        "": (
+            "The pedestrian wears a {upper} jacket and {lower} slacks.",
+            "The pedestrian wears {lower} slacks and a {upper} jacket.",
+            "The pedestrian has a {upper} jacket and {lower} slacks.",
+            "The pedestrian wears a {upper} jacket.",
+        ),
+    },
+    "position_vehicle": {
+        "": (
+            "The vehicle is positioned on the {side} side of the pedestrian, {gap} it.",
+            "The vehicle is on the {side} side of the pedestrian and {gap} it.",
+            "The vehicle is {gap} the pedestrian, on the {side} side of it.",
+            "The vehicle is positioned on the {side} side of the pedestrian.",
+        ),
+    },
+    "position_pedestrian": {
+        "": (
+            "The pedestrian has the vehicle on the {side} side and is {gap} it.",
+            "The pedestrian is {gap} the vehicle, with it on the {side} side.",
+            "The pedestrian is {gap} the vehicle on the {side} side.",
+            "The pedestrian has the vehicle on the {side} side.",
+        ),
+    },
+    "road": {
+        "": (
+            "The road is a {lanes} residential road with {surface} surface.",
+            "There is a {lanes} residential road with {surface} surface.",
+            "The {lanes} residential road has {surface} surface.",
+        ),
+    },
+    "sidewalk": {
+        "both": (
+            "There are sidewalks on both sides.",
+            "The road has sidewalks on both sides.",
+            "It has sidewalks on both sides.",
+        ),
+        "no": (
+            "There is no sidewalk on either side.",
+            "The road has no sidewalk.",
+            "It has no sidewalk.",
+        ),
+    },
+    "weather": {
+        "": (
+            "The weather is {weather} and the brightness is {light}.",
+            "The weather is {weather}. The brightness is {light}.",
+            "The brightness is {light} and the weather is {weather}.",
+            "It is {light} with {weather} weather.",
+            "The weather is {weather}.",
+        ),
+    },
 }
-PEDESTRIAN_MOVES = {
-    "standing": "The pedestrian is standing still and looking at the vehicle.",
-    "walking": "The pedestrian is walking slowly towards the vehicle.",
-    "rushing": "The pedestrian is rushing out towards the vehicle.",
+FACTS = {  # of an aspect; the last of two may be left out
+    ("vehicle", "moving"): ("vehicle_motion",),
+    ("pedestrian", "moving"): ("pedestrian_motion",),
+    ("vehicle", "position"): ("position_vehicle",),
+    ("pedestrian", "position"): ("position_pedestrian",),
+    **{(subject, "pedestrian_description"): ("clothes",) for subject in SUBJECTS},
+    **{(subject, "road"): ("road", "sidewalk") for subject in SUBJECTS},
+    **{(subject, "weather"): ("weather",) for subject in SUBJECTS},
 }
-SIDEWALKS = {"both": "There are sidewalks on both sides.", "no": "There is no sidewalk on either side."}
-SURFACES = {"asphalt": "an asphalt", "gravel": "a gravel"}
-DISTANCES = {"near": "close to", "far": "far from"}
 
 
 def describe(scene: Scene, subject: str) -> dict[str, str]:
@@ -101,18 +190,20 @@ def describe(scene: Scene, subject: str) -> dict[str, str]:
 
     In the dark, clothes cannot be seen from the vehicle, so the vehicle's caption does not mention them.
     """
-    vehicle = subject == "vehicle"
-    side, gap, surface = scene.side, DISTANCES[scene.distance], SURFACES[scene.surface]
-    from_vehicle = f"The vehicle is positioned on the {side} side of the pedestrian, {gap} it."
-    from_pedestrian = f"The pedestrian has the vehicle on the {side} side and is {gap} it."
-    parts = {
-        "position": from_vehicle if vehicle else from_pedestrian,
-        "moving": VEHICLE_MOVES[scene.vehicle_motion] if vehicle else PEDESTRIAN_MOVES[scene.pedestrian_motion],
-        "pedestrian_description": f"The pedestrian wears a {scene.upper} jacket and {scene.lower} slacks.",
-        "road": f"The road is a {scene.lanes} residential road with {surface} surface. {SIDEWALKS[scene.sidewalk]}",
-        "weather": f"The weather is {scene.weather} and the brightness is {scene.light}.",
-    }
-    if vehicle and scene.light == "dark":
+    rng = np.random.default_rng((scene.wording, SUBJECTS.index(subject))) if scene.wording else None
+    surface = f"{'an' if scene.surface == 'asphalt' else 'a'} {scene.surface}"
+    values = vars(scene) | {"gap": GAPS[scene.distance], "surface": surface}
+    parts = {}
+    for aspect in READING_ORDER[subject]:
+        sentences = []
+        for fact in FACTS[subject, aspect]:
+            wordings = WORDINGS[fact].get(values.get(fact, ""), ()) or WORDINGS[fact][""]
+            sentences.append(wordings[rng.integers(len(wordings)) if rng else 0].format(**values))
+        if rng and len(sentences) > 1:
+            shown = sentences[: rng.choice([1, 2], p=[0.25, 0.75])]
+            sentences = [shown[i] for i in rng.permutation(len(shown))]
+        parts[aspect] = " ".join(sentences)
+    if subject == "vehicle" and scene.light == "dark":
         del parts["pedestrian_description"]
     return parts
 
@@ -185,13 +276,16 @@ def draw_frames(scene: Scene, camera: Camera, count: int, size=(WIDTH_PX, HEIGHT
     _draw_sky(background, scene, rng)
     _draw_road(background, scene, rng)
     light = [0.44, 0.46, 0.56] if scene.light == "dark" else [1, 1, 1]
-    gain = np.array(light, np.float32) * np.float32(camera.gain)
+    gain = np.array(light, np.float32) * np.float32(camera.gain) * np.float32(0.2 if scene.condition == "very dark" else 1)
     noise = np.random.default_rng(camera.seed).normal(0, 4, (size[1], size[0], 1)).astype(np.float32)
     for number in range(count):
         canvas = Canvas(background.image.copy(), camera)
         vehicle, pedestrian = boxes_at(scene, number / (count - 1) if count > 1 else 1.0)
         _draw_vehicle(canvas, vehicle, VEHICLES[camera.paint])
         _draw_pedestrian(canvas, pedestrian, scene)
+        if scene.condition == "occluded":
+            left, top, right, bottom = boxes_at(scene, 1.0)[1]
+            canvas.box((left - 0.5, top + 1.0, right + 0.5, bottom + 0.3), (52, 84, 48), 0.2)  # a hedge up to the chest
         if camera.vehicle_view:
             canvas.fixed_box((0, 7.55, 8, 8), (26, 28, 34))  # the bonnet of the vehicle
         yield (np.asarray(canvas.image) * gain + noise).clip(0, 255).astype(np.uint8)
@@ -233,6 +327,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in units
 VEHICLE_UNITS, PEDESTRIAN_UNITS = (2.4, 1.9), (1.4, 3.5)
 WAIST_UNITS = 2.0  # below the top of the head
 GAP_UNITS = {"near": 0.2, "far": 2.2}
+DISTANT_SCALE = 0.4
 
 
 def boxes_at(scene: Scene, time: float) -> tuple[Box, Box]:
@@ -245,25 +340,34 @@ def boxes_at(scene: Scene, time: float) -> tuple[Box, Box]:
     pedestrian = (start, 3.35, start + PEDESTRIAN_UNITS[0], 3.35 + PEDESTRIAN_UNITS[1])
     if scene.side == "right":
         vehicle, pedestrian = ((UNITS - box[2], box[1], UNITS - box[0], box[3]) for box in (vehicle, pedestrian))
+    if scene.condition == "distant":
+        vehicle, pedestrian = (tuple(_distant(v, i % 2) for i, v in enumerate(box)) for box in (vehicle, pedestrian))
     return vehicle, pedestrian
+
+
+def _distant(value: float, axis: int) -> float:
+    """Move a coordinate (axis 0 for x, 1 for y) towards the middle of the far side of the road."""
+    center = (UNITS / 2, 3.2)[axis]
+    return center + DISTANT_SCALE * (value - center)
 
 
 def _draw_vehicle(canvas: Canvas, box: Box, paint) -> None:
     left, top, right, bottom = box
-    width = right - left
-    canvas.box((left, top + 0.5, right, bottom - 0.2), paint, 0.15)
-    canvas.box((left + 0.2 * width, top, right - 0.2 * width, top + 0.6), paint, 0.2)
-    canvas.box((left + 0.27 * width, top + 0.12, right - 0.27 * width, top + 0.5), (60, 76, 96), 0.08)
+    width, unit = right - left, (bottom - top) / VEHICLE_UNITS[1]
+    canvas.box((left, top + 0.5 * unit, right, bottom - 0.2 * unit), paint, 0.15 * unit)
+    canvas.box((left + 0.2 * width, top, right - 0.2 * width, top + 0.6 * unit), paint, 0.2 * unit)
+    canvas.box((left + 0.27 * width, top + 0.12 * unit, right - 0.27 * width, top + 0.5 * unit), (60, 76, 96), 0.08 * unit)
     for x in (left + 0.18 * width, right - 0.38 * width):
-        canvas.ellipse((x, bottom - 0.5, x + 0.2 * width, bottom), (20, 20, 22))
+        canvas.ellipse((x, bottom - 0.5 * unit, x + 0.2 * width, bottom), (20, 20, 22))
 
 
 def _draw_pedestrian(canvas: Canvas, box: Box, scene: Scene) -> None:
     left, top, right, bottom = box
-    center, waist = (left + right) / 2, top + WAIST_UNITS
-    canvas.ellipse((center - 0.34, top, center + 0.34, top + 0.6), (226, 178, 146))
-    canvas.box((left, top + 0.5, right, waist), CLOTHES[scene.upper], 0.12)
-    canvas.box((left + 0.08, waist - 0.05, right - 0.08, bottom), CLOTHES[scene.lower], 0.06)
+    unit = (bottom - top) / PEDESTRIAN_UNITS[1]
+    center, waist = (left + right) / 2, top + WAIST_UNITS * unit
+    canvas.ellipse((center - 0.34 * unit, top, center + 0.34 * unit, top + 0.6 * unit), (226, 178, 146))
+    canvas.box((left, top + 0.5 * unit, right, waist), CLOTHES[scene.upper], 0.12 * unit)
+    canvas.box((left + 0.08 * unit, waist - 0.05 * unit, right - 0.08 * unit, bottom), CLOTHES[scene.lower], 0.06 * unit)
 
 
 def draw_blur(scene: Scene, camera: Camera, frames: int = 8, size: int = 64) -> Image.Image:
@@ -332,8 +436,17 @@ def _plan_scenario(number: int, split: str, kind: str, rng: np.random.Generator)
     }[kind]
     whole = draw_values(rng, tuple(name for name in VALUES if name not in OF_PHASE))
     present = {0: [4], 1: [2, 3, 4], 2: [0, 1, 2, 3]}.get(number % 12, list(range(5)))  # as in WTS, phases may be absent
-    phases = {phase: Scene(**whole, **draw_values(rng, OF_PHASE)) for phase in present}
+    phases = {phase: _draw_scene(whole, rng) for phase in present}
     return Scenario(name, split, kind, phases, {phase: int(rng.integers(6, 11)) for phase in present})
+
+
+def _draw_scene(whole: dict[str, str], rng: np.random.Generator) -> Scene:
+    """Draw a phase of a scenario with the values `whole`; one in five is hard to see, and no bright one is very dark."""
+    values = whole | draw_values(rng, OF_PHASE)
+    condition = str(rng.choice(HARD)) if rng.random() < 0.2 else "plain"
+    if condition == "very dark" and whole["light"] == "bright":
+        condition = "distant"
+    return Scene(**values, condition=condition, wording=int(rng.integers(1, 2**31)))
 
 
 def write_sample(root: str | Path, counts: dict[str, tuple[int, int, int]] = COUNTS, seed: int = 0, jobs: int = -1) -> Path:

@@ -23,7 +23,7 @@ from beit3lib.files import atomic_path, exit_on_error
 from beit3lib.model import CaptionModel, model_config
 from beit3lib.sample import CHECKPOINT_PATH, MODEL, SPM_PATH
 from beit3lib.sample.draw import (
-    DISTANCES,
+    GAPS,
     LOWER,
     UNITS,
     UPPER,
@@ -49,7 +49,7 @@ PAVING = {"both": "sidewalks on both sides", "no": "no sidewalk"}
 
 def short_captions(scene: Scene, rng: np.random.Generator) -> list[str]:
     """Return short captions of a scene in random order, each in one of two forms that the sample does not use."""
-    side, gap = scene.side, DISTANCES[scene.distance]
+    side, gap = scene.side, GAPS[scene.distance]
     speed, km_h = SPEEDS[scene.vehicle_motion]
     walk, paving = WALKS[scene.pedestrian_motion], PAVING[scene.sidewalk]
     forms = [

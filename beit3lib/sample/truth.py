@@ -10,10 +10,7 @@ from beit3lib.data.aspects import SUBJECTS
 from beit3lib.files import FileError, read_json
 from beit3lib.sample import DRAWN_NAME
 from beit3lib.sample.draw import (
-    DISTANCES,
-    LOWER,
-    SKY,
-    SURFACE,
+    GAPS,
     UNITS,
     UPPER,
     VALUES,
@@ -35,18 +32,13 @@ ATTRIBUTES = {  # what the captions of an aspect state
     "weather": ("weather", "light"),
 }
 LABELS = {"upper": "color of the jacket", "lower": "color of the slacks", "side": "side of the vehicle"}  # for readers
-PATTERNS = {
-    "vehicle_motion": {"stopped": r"\b0 km/h", "slow": r"\b10 km/h", "fast": r"\b30 km/h"},
-    "pedestrian_motion": {"standing": r"standing still", "walking": r"walking slowly", "rushing": r"rushing out"},
-    "upper": {color: rf"\b{color} jacket" for color in UPPER},
-    "lower": {color: rf"\b{color} slacks" for color in LOWER},
+OPTIONAL = ("light", "lower", "distance", "sidewalk")  # a correct caption may leave them out
+PATTERNS = {name: {value: rf"\b{value}\b" for value in values} for name, values in VALUES.items()} | {
+    "vehicle_motion": {"stopped": r"stopped|standing still|\b0 km/h", "slow": r"slowly|\b10 km/h", "fast": r"\bfast|\b30 km/h"},
+    "pedestrian_motion": {"standing": r"standing still|has stopped", "walking": r"walking|slowly", "rushing": r"rushing"},
     "side": {side: rf"\b{side} side\b" for side in VALUES["side"]},
-    "distance": {name: rf"\b{words} it\b" for name, words in DISTANCES.items()},
-    "surface": {kind: rf"\b{kind} surface" for kind in SURFACE},
-    "lanes": {kind: rf"\b{kind} residential" for kind in VALUES["lanes"]},
-    "sidewalk": {"both": r"are sidewalks on both", "no": r"is no sidewalk"},
-    "weather": {kind: rf"weather is {kind}" for kind in SKY},
-    "light": {kind: rf"brightness is {kind}" for kind in VALUES["light"]},
+    "distance": {name: rf"\b{words}\b" for name, words in GAPS.items()},
+    "sidewalk": {"both": r"(?<!\bno )\bsidewalks? on (?:both|either)\b", "no": r"\bno sidewalk"},
 }
 
 
@@ -66,41 +58,46 @@ def stated_attributes(subject: str, aspect: str) -> tuple[str, ...]:
 
 
 def read_attributes(caption: str, subject: str, aspect: str) -> dict[str, str | None]:
-    """Return the attributes that a caption states, read from its words; None where it states none, or two values."""
-    stated = {}
+    """Return the attributes that a caption states, read from its words: a value, None for no value, "several" for two."""
+    stated: dict[str, str | None] = {}
     for name in stated_attributes(subject, aspect):
         values = [value for value in VALUES[name] if re.search(PATTERNS[name][value], caption)]
-        stated[name] = values[0] if len(values) == 1 else None
+        stated[name] = "several" if len(values) > 1 else values[0] if values else None
     return stated
 
 
 def states_correctly(caption: str, scene: Scene, subject: str, aspect: str) -> bool:
-    """Return whether a caption states every attribute as drawn, or is empty where the aspect is not mentioned."""
+    """Return whether a caption states its attributes as drawn, or is empty where the aspect is not mentioned.
+
+    Optional attributes may be left out, as in the captions of the sample.
+    """
     if aspect not in describe(scene, subject):
         return not caption.strip()
     stated = read_attributes(caption, subject, aspect)
-    return all(value == getattr(scene, name) for name, value in stated.items())
+    return all(value == getattr(scene, name) or (value is None and name in OPTIONAL) for name, value in stated.items())
 
 
 def attribute_table(predictions: pd.DataFrame, drawn: Truth) -> pd.DataFrame:
-    """Return a row per caption and attribute that it should state, with the columns aspect, attribute, drawn and stated.
+    """Return a row per caption and attribute of its aspect: aspect, attribute, condition, drawn and stated.
 
-    `predictions` has a row per caption with scenario, phase, subject, aspect and caption. `stated` is "nothing" where a
-    caption states no value, or two.
+    `predictions` has a row per caption with scenario, phase, subject, aspect and caption. `condition` is that of the scene.
+    `stated` is "nothing" where a caption states no value, which is correct for optional attributes and has no row then.
     """
     rows = []
     for row in predictions.itertuples(index=False):
         scene = drawn.get((row.scenario, row.phase))
         if scene is not None and row.aspect in describe(scene, row.subject):
             for name, value in read_attributes(row.caption, row.subject, row.aspect).items():
-                rows.append((row.aspect, name, getattr(scene, name), value or "nothing"))
-    return pd.DataFrame(rows, columns=["aspect", "attribute", "drawn", "stated"])
+                if value is not None or name not in OPTIONAL:
+                    rows.append((row.aspect, name, scene.condition, getattr(scene, name), value or "nothing"))
+    return pd.DataFrame(rows, columns=["aspect", "attribute", "condition", "drawn", "stated"])
 
 
 def attribute_shares(predictions: pd.DataFrame, drawn: Truth, seed: int = 0) -> pd.DataFrame:
-    """Return per aspect the share of captions that state every attribute as drawn.
+    """Return per aspect the share of captions that state their attributes as drawn.
 
-    Columns: `own`, against the image of the caption; `shuffled`, against the image of another scenario; `chance`, the
+    Columns: `own`, against the image of the caption, `plain` and `hard`, the same for scenes that are easy or hard to see
+    (NaN without such scenes); `shuffled`, against the image of another scenario; `chance`, the
     expected share when guessing by frequency; `captions`, their number. `predictions` as in `attribute_table`.
     """
     keys = list(zip(predictions["scenario"], predictions["phase"], strict=True))
@@ -111,27 +108,36 @@ def attribute_shares(predictions: pd.DataFrame, drawn: Truth, seed: int = 0) -> 
         names, scenes = group["scenario"].to_numpy(), group["scene"].tolist()
         others = [np.flatnonzero(names != name) for name in names]
         shuffled = [scenes[rng.choice(other)] if len(other) else scenes[0] for other in others]
+        correct, hard = _are_correct(group, scenes), np.array([scene.condition != "plain" for scene in scenes])
         rows[aspect] = {
-            "own": _share_correct(group, scenes),
-            "shuffled": _share_correct(group, shuffled),
+            "own": _mean(correct),
+            "plain": _mean(correct[~hard]),
+            "hard": _mean(correct[hard]),
+            "shuffled": _mean(_are_correct(group, shuffled)),
             "chance": _chance(group["subject"], scenes, aspect),
             "captions": len(group),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("aspect")
 
 
-def _share_correct(captions: pd.DataFrame, scenes: list[Scene]) -> float:
+def _are_correct(captions: pd.DataFrame, scenes: list[Scene]) -> np.ndarray:
     rows = zip(captions["caption"], scenes, captions["subject"], captions["aspect"], strict=True)
-    return float(np.mean([states_correctly(*row) for row in rows]))
+    return np.array([states_correctly(*row) for row in rows])
+
+
+def _mean(correct: np.ndarray) -> float:
+    return float(correct.mean()) if len(correct) else float("nan")
 
 
 def _chance(subjects: pd.Series, scenes: list[Scene], aspect: str) -> float:
-    """Return the probability that two random captions of a subject state the same: the sum of squared frequencies."""
+    """Return the probability that two random scenes have equal attributes: the sum of squared frequencies."""
     shares = []
     for subject in SUBJECTS:
-        texts = [describe(scene, subject).get(aspect) for scene, s in zip(scenes, subjects, strict=True) if s == subject]
-        if texts:
-            counts = np.array([texts.count(text) for text in set(texts)])
+        attributes = stated_attributes(subject, aspect)
+        of_subject = [scene for scene, s in zip(scenes, subjects, strict=True) if s == subject]
+        values = [tuple(getattr(s, name) for name in attributes if aspect in describe(s, subject)) for s in of_subject]
+        if values:
+            counts = np.array([values.count(value) for value in set(values)])
             shares.append(((counts / counts.sum()) ** 2).sum())
     return float(np.mean(shares))
 

@@ -5,10 +5,11 @@ import json
 
 import numpy as np
 import pytest
+import sentencepiece
+from beit3lib.data.views import read_boxes
 
 from beit3lib import sample
 from beit3lib.data.aspects import SUBJECTS, split_caption
-from beit3lib.data.views import read_boxes
 from beit3lib.data.wts import PHASES, read_wts
 from beit3lib.sample import draw
 from beit3lib.sample.draw import VALUES, Camera, Scene, describe, draw_blur, draw_frames, full_caption
@@ -78,10 +79,49 @@ def test_in_the_dark_the_vehicle_caption_does_not_mention_clothes():
     assert "pedestrian_description" in describe(Scene(light="dark"), "pedestrian")
 
 
+def worded(count):
+    """Scenes as the sample has them, with random wordings and conditions."""
+    return [scene for scenario in draw.plan({"train": (count, 0, 0)}) for scene in scenario.phases.values()]
+
+
 def test_every_sentence_is_classified_as_the_aspect_it_was_written_for():
-    for scene in scenes(60):
+    for scene in [*scenes(60), *worded(60)]:
         for subject in SUBJECTS:
             assert split_caption(full_caption(scene, subject), subject) == describe(scene, subject)
+
+
+def test_every_fact_has_three_to_five_wordings():
+    counts = {(fact, value): len(set(texts)) for fact, values in draw.WORDINGS.items() for value, texts in values.items()}
+    assert all(3 <= count <= 5 for count in counts.values()), counts
+
+
+def test_wordings_vary_between_scenes_and_optional_facts_are_sometimes_left_out():
+    texts = [describe(Scene(wording=n), "pedestrian") for n in range(1, 60)]
+    assert len({text["road"] for text in texts}) > 15
+    assert len({text["weather"] for text in texts}) == 5
+    assert 0.1 < np.mean(["sidewalk" not in text["road"] for text in texts]) < 0.4
+    assert describe(Scene(wording=7), "vehicle") == describe(Scene(wording=7), "vehicle")
+
+
+def test_captions_fit_the_tokens_of_the_tiny_model():
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(sample.SPM_PATH))
+    lengths = [len(processor.encode(text)) for scene in worded(60) for s in SUBJECTS for text in describe(scene, s).values()]
+    assert max(lengths) <= 40
+
+
+def test_about_a_fifth_of_the_scenes_is_hard_to_see_and_no_bright_one_is_very_dark():
+    conditions = [scene.condition for scene in worded(120)]
+    assert set(conditions) == {"plain", *draw.HARD} and 0.12 < np.mean([c != "plain" for c in conditions]) < 0.28
+    assert all(scene.light == "dark" for scene in worded(120) if scene.condition == "very dark")
+
+
+@pytest.mark.parametrize("condition", draw.HARD)
+def test_a_hard_scene_shows_the_colors_of_clothes_less(condition):
+    def contrast(**changes):
+        red, blue = (np.float32(draw_blur(Scene(upper=upper, light="dark", **changes), STILL)) for upper in ("red", "blue"))
+        return np.abs(red - blue).sum()
+
+    assert contrast(condition=condition) < 0.5 * contrast()
 
 
 @pytest.mark.parametrize("name", VALUES)
