@@ -1,7 +1,8 @@
 "use strict";
 
-/* The page's data: `page_data` in gallery.py describes it. A row is one caption type of one image; the captions of a run for
-   it, and everything else about a row, have the row's number as index. Only what is in view becomes part of the document. */
+/* `page_data` in gallery.py describes the data. A row is one caption type of one image; the row's number is the index of
+   everything about it: captions, references, scores. Elements are created only for what is scrolled into view, because a
+   document with 100,000 captions would be too slow. */
 
 const $ = id => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
@@ -24,10 +25,10 @@ const state = {
 };
 const saved = loadNotes();
 let selected = []; // numbers of the rows that match all filters
-let groups = []; // their images in the chosen order: {image, rows, mean, scored, exact}
+let groups = []; // their images in the chosen order: {image, rows} and the `statistics` of the rows
 let changes = []; // score of this run minus that of the other, per row
 let total = 0; // captions of the chosen runs
-let prepared = ""; // the runs and the notes that `changes`, `total` and the facets were computed for
+let prepared = ""; // the runs and the version of the notes that `prepare` has last worked for
 let noteEdits = 0;
 
 /** Create an element; attributes that start with "on" are event listeners. */
@@ -44,13 +45,15 @@ function el(tag, attributes = {}, ...children) {
 const button = (attributes, ...children) => el("button", { type: "button", ...attributes }, ...children);
 const cell = (content, attributes = {}) => el("td", attributes, content);
 const isScored = rows.reference.some(text => text >= 0); // whether any caption has a reference
+const isConfident = runs.some(one => one.confidence.some(Boolean)); // whether any caption has confidences
 
 /* --- values of a row */
 
 const run = () => runs[state.run];
 const other = () => (state.other < 0 ? null : runs[state.other]);
 const isThere = i => run().caption[i] >= 0 || (other() && other().caption[i] >= 0);
-const isExact = i => rows.reference[i] >= 0 && run().caption[i] >= 0 && run().marks[i] === 0;
+const hasReference = i => rows.reference[i] >= 0 && run().caption[i] >= 0;
+const isExact = i => hasReference(i) && run().marks[i] === 0;
 const values = () => (state.measure === "change" ? changes : run().measures[state.measure] || []);
 
 function measure() {
@@ -72,21 +75,22 @@ function outcome(i) {
   return Math.abs(changes[i]) < EVEN_POINTS ? "even" : changes[i] > 0 ? "better" : "worse";
 }
 
-/* --- facets: a value is ticked ("only these"), excluded ("not"), or neither */
+/* --- facets: each of their values is ticked ("only these"), excluded ("not"), or neither */
 
 const facets = [];
 
+/** Add a facet to the page. With `keys`, its values depend on the chosen runs or the notes; else they are found here. */
 function addFacet(name, title, keyOf, shown = spaced, keys = null) {
-  const rowKeys = keys ? null : Array.from({ length: count }, (_, i) => keyOf(i));
-  keys = keys || [...new Set(rowKeys)].filter(key => key !== "").sort(natural);
-  if (rowKeys && keys.length < 2) return;
-  const codes = new Int16Array(count);
-  const facet = { name, title, keys, keyOf, codes, changes: !rowKeys, yes: new Set(), no: new Set(), nodes: [] };
+  const changes = keys !== null;
+  keys ??= [...new Set(Array.from({ length: count }, (_, i) => keyOf(i)))].filter(key => key !== "").sort(natural);
+  if (!changes && keys.length < 2) return;
+  const codes = new Int32Array(count); // index into `keys` of each row, -1 for none: comparing texts is too slow
+  const facet = { name, title, keys, keyOf, shown, codes, changes, yes: new Set(), no: new Set(), nodes: [] };
   facet.encode = () => {
     const code = new Map(keys.map((key, k) => [key, k]));
-    for (let i = 0; i < count; i++) facet.codes[i] = code.get(keyOf(i)) ?? -1;
+    for (let i = 0; i < count; i++) codes[i] = code.get(keyOf(i)) ?? -1;
   };
-  if (rowKeys) facet.encode();
+  if (!changes) facet.encode();
   facet.node = el("fieldset", {}, el("legend", {}, title));
   for (const key of keys) {
     const tick = el("input", { type: "checkbox", onchange: () => toggle(facet, "yes", key) });
@@ -117,13 +121,13 @@ function addFacets() {
   addFacet("view", "View", ofImage("view"));
   addFacet("split", "Split", ofImage("split"));
   addFacet("source", "Source", ofImage("source"));
-  const result = i => (rows.reference[i] < 0 ? "no reference" : isExact(i) ? "exactly right" : "differs");
-  if (isScored) addFacet("result", "Reference", result, spaced, ["exactly right", "differs", "no reference"]);
+  const result = i => (rows.reference[i] < 0 ? "no reference" : isExact(i) ? "exactly right" : "differs from it");
+  if (isScored) addFacet("result", "Reference", result, spaced, ["exactly right", "differs from it", "no reference"]);
   const outcomes = ["better", "even", "worse", "same caption", "only one run"];
-  if (runs.length > 1) addFacet("outcome", "Compared", outcome, spaced, outcomes);
-  const part = i => (contradictionOf(i) ? "part of one" : "");
+  if (runs.length > 1) addFacet("outcome", "Compared with the other run", outcome, spaced, outcomes);
+  const contradicts = i => (contradictionOf(i) ? "contradicts another" : "");
   const hasAny = runs.some(one => one.contradictions.length);
-  if (hasAny) addFacet("contradiction", "Contradiction between phases", part, spaced, ["part of one"]);
+  if (hasAny) addFacet("contradiction", "Contradictions", contradicts, spaced, ["contradicts another"]);
   addFacet("note", "My notes", i => (noteOf(i).note ? "note" : noteOf(i).mark ? "mark" : ""),
     key => ({ mark: "marked", note: "with a note" })[key], ["mark", "note"]);
 }
@@ -188,7 +192,7 @@ function statistics(list, value = values()) {
   let [sum, scored, exact, referenced] = [0, 0, 0, 0];
   for (const i of list) {
     if (value[i] != null) { sum += value[i]; scored++; }
-    if (rows.reference[i] >= 0) { referenced++; exact += isExact(i); }
+    if (hasReference(i)) { referenced++; exact += isExact(i); }
   }
   return { mean: scored ? sum / scored : null, scored, exact, referenced };
 }
@@ -198,7 +202,8 @@ const rightText = ({ exact, referenced }) => (referenced ? `${grouped(exact)} of
 /* --- pieces: names, images, words, captions */
 
 const imageName = entry => entry.scenario || entry.image;
-const imageAbout = entry => [entry.about, spaced(entry.view), entry.split].filter(Boolean).join(" · ");
+// The spaces before the dots do not break, so that no line starts with a dot.
+const imageAbout = entry => [entry.about, spaced(entry.view), entry.split].filter(Boolean).join("\u00a0· ");
 const fullName = entry => [imageName(entry), imageAbout(entry)].filter(Boolean).join(", ");
 
 function imageNode(entry, large = false) {
@@ -214,9 +219,11 @@ function imageNode(entry, large = false) {
   return img;
 }
 
-/** Words with their marks ("s" same, "m" moved, "o" other); neighbors of one look share an element, unless `percents`. */
+/** Words with their marks ("s" same, "m" moved, "o" other). Neighbors that look the same share an element, unless each word
+    has its confidence below it (`percents`). */
 function words(text, marks, confidence, changed, percents = false) {
   const parts = [];
+  percents &&= Boolean(confidence);
   text.split(/\s+/).filter(Boolean).forEach((word, k) => {
     const mark = marks ? marks[k] : "s";
     const look = mark + (confidence && confidence[k] < data.confident ? "g" : "");
@@ -228,39 +235,42 @@ function words(text, marks, confidence, changed, percents = false) {
     const tag = look[0] === "o" ? changed : "span";
     const kind = `${look[0] === "m" ? "moved" : ""} ${look[1] ? "grey" : ""}`.trim();
     const node = tag === "span" && !kind ? text : el(tag, { class: kind || null }, text);
-    return [percents && percent !== null ? el("span", { class: "w" }, node, el("small", {}, percent)) : node, " "];
+    return [percents ? el("span", { class: "w" }, node, el("small", {}, percent)) : node, " "];
   });
 }
 
-function captionWords(one, i, percents = false) {
-  const none = text => [el("span", { class: "none" }, text)];
+const none = text => [el("span", { class: "none" }, text)];
+
+function captionWords(one, i, percents) {
   if (one.caption[i] < 0) return none("(not in this run)");
   const text = texts[one.caption[i]];
-  if (!text.trim()) return none("(empty caption)");
-  return words(text, one.marks[i] && one.marks[i][0], one.confidence[i], "mark", percents);
+  return text.trim() ? words(text, one.marks[i] && one.marks[i][0], one.confidence[i], "mark", percents) : none("(empty caption)");
 }
 
 function referenceWords(i) {
-  const none = text => [el("span", { class: "none" }, text)];
   if (rows.reference[i] < 0) return none("(no reference)");
   const text = texts[rows.reference[i]];
   return text.trim() ? words(text, run().marks[i] && run().marks[i][1], null, "u") : none("(empty reference)");
 }
 
-/** A row as the template in cards.html.jinja lays it out. */
+/** A copy of a template of cards.html.jinja with the columns that the page needs: {".gen": name of this run, …} */
+function copyOf(template) {
+  const node = $(template).content.firstElementChild.cloneNode(true);
+  const [generated, compared] = node.querySelectorAll(".gen .role, .oth .role");
+  if (other()) [generated.textContent, compared.textContent] = [run().name, other().name];
+  else node.querySelector(".oth").remove();
+  if (!isScored) node.querySelector(".ref").remove();
+  return node;
+}
+
 function captionNode(i, percents = false) {
-  const node = $("caption-template").content.firstElementChild.cloneNode(true);
+  const node = copyOf("caption-template");
+  const fill = (name, content) => node.querySelector(`.${name} .text`)?.replaceChildren(...content);
+  const isSame = other() && other().caption[i] === run().caption[i];
   node.querySelector(".type").textContent = typeNames[rows.type[i]];
-  node.querySelector(".gen .role").textContent = other() ? run().name : "Generated";
-  node.querySelector(".gen .text").replaceChildren(...captionWords(run(), i, percents));
-  node.querySelector(".ref .text").replaceChildren(...referenceWords(i));
-  const theirs = node.querySelector(".oth");
-  if (other()) {
-    theirs.firstChild.textContent = other().name;
-    const isSame = other().caption[i] === run().caption[i];
-    const content = isSame ? [el("span", { class: "none" }, "(same caption)")] : captionWords(other(), i, percents);
-    theirs.querySelector(".text").replaceChildren(...content);
-  } else theirs.remove();
+  fill("gen", captionWords(run(), i, percents));
+  if (other()) fill("oth", isSame ? none("(same caption)") : captionWords(other(), i, percents));
+  fill("ref", referenceWords(i));
   node.querySelector(".score").replaceChildren(written(values()[i]), ...changeTag(i));
   if (noteOf(i).mark) node.querySelector(".type").append(" ★");
   return node;
@@ -270,13 +280,14 @@ function changeTag(i) {
   const result = outcome(i);
   if (!["better", "even", "worse"].includes(result) || state.measure === "change") return [];
   const sign = { better: "▲", even: "=", worse: "▼" }[result];
-  return [el("span", { class: `tag ${result}`, title: `${result} than ${other().name}` }, `${sign} ${signed(changes[i])}`)];
+  return [el("span", { class: `tag ${result}`, title: `score minus that of ${other().name}` }, `${sign} ${signed(changes[i])}`)];
 }
 
-/* --- views: each gets the selected groups and appends more of them as the reader scrolls */
+/* --- overview and captions */
 
 let stopFeed = () => {};
 
+/** Show the first `chunk` items in a container, and more of them as the reader scrolls. */
 function feed(container, items, build, chunk) {
   stopFeed();
   let next = 0;
@@ -312,13 +323,10 @@ const thumbnail = image => button(
 
 function card(group) {
   const entry = images[group.image];
-  const node = $("card-template").content.firstElementChild.cloneNode(true);
+  const node = copyOf("card-template");
   node.querySelector(".side").prepend(thumbnail(group.image));
   node.querySelector("h3").textContent = imageName(entry);
   node.querySelector(".about").textContent = imageAbout(entry);
-  node.querySelector(".heads .gen").textContent = other() ? run().name : "Generated";
-  if (other()) node.querySelector(".heads .oth").textContent = other().name;
-  else node.querySelector(".heads .oth").remove();
   node.querySelector(".heads .score").textContent = measure().title.split(" (")[0];
   // Exactly right captions are one line that opens: a reader looks for what is wrong, or differs between two runs.
   const isFolded = i => isExact(i) && (!other() || outcome(i) === "same caption");
@@ -335,9 +343,10 @@ function card(group) {
 
 function showOverview({ bins, exact }) {
   const shown = measure();
-  const left = exact ? ` (${grouped(exact)} exactly right ones are not drawn)` : "";
-  $("histogram-title").textContent = `${shown.title}: number of captions${left}`;
+  const left = exact ? `, without ${grouped(exact)} that are exactly right` : "";
+  $("histogram-title").textContent = `Captions by ${inSentence(shown.title)}${left}`;
   const most = Math.max(1, ...bins);
+  $("bars").dataset.most = bins.some(n => n) ? `${counted(most, "caption")} in the highest bar` : "No captions to draw";
   const edge = b => shown.low + b * (shown.high - shown.low) / BINS;
   $("bars").replaceChildren(...Array.from(bins, (n, b) => {
     const [from, to] = [edge(b), edge(b + 1)];
@@ -349,57 +358,50 @@ function showOverview({ bins, exact }) {
   $("high").placeholder = written(shown.high);
   showMeans();
   $("comparison").replaceChildren(...comparison());
-  const order = { up: ", lowest mean", down: ", highest mean", listed: "" }[state.order];
-  $("grid-title").textContent = counted(groups.length, "image") + (order && `${order} ${inSentence(shown.title)} first`);
+  const order = { up: `, lowest mean ${inSentence(shown.title)} first`, down: `, highest mean ${inSentence(shown.title)} first` };
+  $("grid-title").textContent = counted(groups.length, "image") + (groups.length > 1 && order[state.order] || "");
   feed($("grid"), groups, tile, 60);
 }
 
-const groupings = {
-  type: {
-    title: "Caption type",
-    keyOf: i => rows.type[i],
-    shown: key => typeNames[key],
-    facets: key => ({ subject: types[key][0], aspect: types[key][1] }),
-  },
-  phase: {
-    title: "Phase",
-    keyOf: i => images[rows.image[i]].phase,
-    shown: key => data.phases[key] || key,
-    facets: key => ({ phase: key }),
-  },
-  view: { title: "View", keyOf: i => images[rows.image[i]].view, shown: spaced, facets: key => ({ view: key }) },
-};
+/** What means are shown by: {title, keyOf: of a row, shown: name of a key, only: {facet: value} that a click selects} */
+function groupings() {
+  const byType = { name: "type", title: "Caption type", keyOf: i => rows.type[i], shown: key => typeNames[key],
+    only: key => ({ subject: types[key][0], aspect: types[key][1] }) };
+  const byFacet = facets.filter(facet => ["phase", "view", "split", "source"].includes(facet.name));
+  return [byType, ...byFacet.map(facet => ({ ...facet, only: key => ({ [facet.name]: key }) }))];
+}
 
 /** Means of the selected captions by one grouping; a click on a name filters by it. */
 function showMeans() {
-  const { title, keyOf, shown, facets: facetsOf } = groupings[state.by];
+  const all = groupings();
+  const { title, keyOf, shown, only } = all.find(one => one.name === state.by);
   const byKey = new Map();
   for (const i of selected) {
     const key = keyOf(i);
-    const list = byKey.get(key);
-    if (list) list.push(i); else byKey.set(key, [i]);
+    if (!byKey.has(key)) byKey.set(key, []);
+    byKey.get(key).push(i);
   }
-  const only = key => {
-    for (const [name, value] of Object.entries(facetsOf(key))) {
-      const facet = facets.find(one => one.name === name);
-      if (facet) { facet.yes = new Set([value]); facet.no.clear(); }
+  const filter = key => {
+    for (const facet of facets) {
+      const value = only(key)[facet.name];
+      if (value !== undefined) { facet.yes = new Set([value]); facet.no.clear(); }
     }
     update();
   };
   const lines = [...byKey].sort(([a], [b]) => natural(a, b)).map(([key, list]) => {
     const found = statistics(list);
-    const name = button({ class: "plain-button", title: "show only these", onclick: () => only(key) }, shown(key) || "none");
+    const name = button({ class: "plain-button", title: "show only these", onclick: () => filter(key) }, shown(key) || "none");
     return el("tr", {}, el("th", { scope: "row" }, name), cell(written(found.mean)), cell(bar(found.mean, measure()), { class: "wide" }),
       cell(rightText(found) || counted(list.length, "caption"), { class: "right" }));
   });
-  $("means-title").textContent = `Mean ${inSentence(measure().title)} by`;
+  $("means-title").textContent = `Mean ${inSentence(measure().title)}${other() ? ` of ${run().name}` : ""} by`;
   const choose = name => {
     state.by = name;
     showMeans();
     $("by").querySelector("[aria-pressed=true]").focus();
   };
-  $("by").replaceChildren(...Object.entries(groupings).map(([name, one]) =>
-    button({ "aria-pressed": String(name === state.by), onclick: () => choose(name) }, one.title)));
+  $("by").replaceChildren(...all.map(one =>
+    button({ "aria-pressed": String(one.name === state.by), onclick: () => choose(one.name) }, one.title)));
   $("means").replaceChildren(el("table", { "aria-label": title }, el("tbody", {}, ...lines)));
 }
 
@@ -433,8 +435,8 @@ function comparisonLine(title, list) {
 /* --- scenarios */
 
 const typeIndex = (subject, aspect) => types.findIndex(type => type[0] === subject && type[1] === aspect);
-const contradictionsOf = scenario => run().contradictions.filter(found => found.scenario === scenario);
 
+/** The contradicting facts that a row states, see `flagRows`, or undefined. */
 function contradictionOf(i) {
   const image = images[rows.image[i]].image;
   return (run().flagged ??= flagRows(run())).get(`${rows.type[i]} ${image}`);
@@ -454,30 +456,26 @@ function flagRows(one) {
 }
 
 function showScenarios() {
-  const wanted = new Set(groups.map(group => images[group.image].scenario));
-  const all = new Map([...wanted].map(name => [name, []]));
+  const all = new Map(groups.map(group => [images[group.image].scenario, []]));
   images.forEach((entry, image) => all.get(entry.scenario)?.push(image));
   feed($("boards"), [...all], board, 4);
 }
 
 /** A scenario: a column per phase, a row per camera, captions of one type. */
 function board([scenario, list]) {
-  const found = contradictionsOf(scenario);
+  const found = run().contradictions.filter(one => one.scenario === scenario);
   const first = selected.find(i => images[rows.image[i]].scenario === scenario);
   const automatic = found.length ? typeIndex(found[0].subject, found[0].aspect) : rows.type[first];
   const type = state.type === "" ? automatic : +state.type;
   const phases = [...new Set(list.map(image => images[image].about))].sort(natural);
-  const cameras = new Map(); // {camera: {phase: image}}
-  for (const image of list) {
-    const camera = [spaced(images[image].view), images[image].video].filter(Boolean).join(" · ");
-    if (!cameras.has(camera)) cameras.set(camera, new Map());
-    cameras.get(camera).set(images[image].about, image);
-  }
-  const body = ([camera, at]) => el("tbody", {},
+  const cameraOf = image => [spaced(images[image].view), images[image].video].filter(Boolean).join(" · ");
+  const cellOf = (camera, phase) => list.filter(image => cameraOf(image) === camera && images[image].about === phase);
+  const body = camera => el("tbody", {},
     el("tr", {}, el("th", { scope: "rowgroup", colspan: phases.length, class: "about" }, camera || "one camera")),
-    el("tr", {}, ...phases.map(phase => boardCell(at.get(phase), type))));
+    el("tr", {}, ...phases.map(phase => el("td", {}, ...cellOf(camera, phase).flatMap(image => boardCell(image, type))))));
   const table = el("table", { class: "board", style: `width:min(100% + 20px, ${280 * phases.length}px);min-width:${180 * phases.length}px` },
-    el("thead", {}, el("tr", {}, ...phases.map(phase => el("th", { scope: "col" }, phase || "image")))), ...[...cameras].map(body));
+    el("thead", {}, el("tr", {}, ...phases.map(phase => el("th", { scope: "col" }, phase || "image")))),
+    ...[...new Set(list.map(cameraOf))].map(body));
   const choose = flag => { state.type = String(typeIndex(flag.subject, flag.aspect)); update(); };
   const flags = found.map(flag => button({ class: "flag", onclick: () => choose(flag) },
     `⚠ Contradiction in ${flag.subject} · ${spaced(flag.aspect)}: ${flag.text}`));
@@ -487,13 +485,17 @@ function board([scenario, list]) {
 }
 
 function boardCell(image, type) {
-  if (image === undefined) return el("td");
   const own = rowsOf(image).filter(i => rows.type[i] === type);
   const stated = own.flatMap(i => contradictionOf(i) || []);
-  return el("td", {}, thumbnail(image),
+  return [thumbnail(image),
     ...stated.map(({ value, most }) => el("span", { class: most ? "tag even" : "tag worse" }, most ? value : `⚠ ${value}`)),
-    own.length ? null : el("p", { class: "none" }, "(no caption of this type)"),
-    ...own.map(i => el("p", { class: "gen", dir: "auto" }, ...captionWords(run(), i))));
+    ...(own.length ? own.map(boardCaption) : none("(no caption of this type)"))];
+}
+
+function boardCaption(i) {
+  const node = captionNode(i);
+  if (isExact(i) && !other()) node.querySelector(".ref").replaceChildren(el("span", { class: "right" }, "exactly right"));
+  return node;
 }
 
 let firstRow = null; // of each image, and the end
@@ -519,7 +521,7 @@ function open(image) {
   $("large-about").textContent = [imageAbout(entry), entry.video, entry.image].filter(Boolean).join(" · ");
   $("canvas").replaceChildren(imageNode(entry, true), ...entry.boxes.map(boxNode));
   $("boxes-field").hidden = !entry.boxes.length;
-  $("looked").textContent = "";
+  $("attention-of").textContent = "";
   setZoom(1, 0, 0);
   const matching = new Set(selected);
   const own = rowsOf(image);
@@ -551,40 +553,43 @@ function largeCaption(i) {
   const note = noteOf(i);
   const facts = Object.entries(data.measures).filter(([name]) => run().measures[name][i] !== null)
     .map(([name, m]) => `${m.title} ${written(run().measures[name][i], m.digits)}`).join(" · ");
-  const star = button({ "aria-pressed": String(!!note.mark), onclick: () => {
-    saveNote(i, { mark: !noteOf(i).mark });
-    star.setAttribute("aria-pressed", String(noteOf(i).mark));
+  const star = button({ onclick: () => { saveNote(i, { mark: !noteOf(i).mark }); showStar(); } });
+  const showStar = () => {
+    star.setAttribute("aria-pressed", String(!!noteOf(i).mark));
     star.textContent = noteOf(i).mark ? "★ marked" : "☆ mark";
-  } }, note.mark ? "★ marked" : "☆ mark");
+  };
+  showStar();
   const text = el("input", { type: "text", placeholder: "Note", "aria-label": `note on ${typeNames[rows.type[i]]}`,
     value: note.note || "", oninput: event => saveNote(i, { note: event.target.value }) });
   const looks = Object.entries(run().attention[i] || {}).map(([word, grid]) =>
-    button({ onclick: () => showAttention(word, grid) }, `attention: ${word}`));
+    button({ class: "look", "aria-pressed": "false", onclick: event => toggleAttention(event.target, word, grid) }, `attention: ${word}`));
   node.append(el("div", { class: "tools" }, star, text, ...looks, el("span", { class: "muted" }, facts)));
   return node;
 }
 
-/** Draw the attention of a word, rows of numbers, as a grid of translucent cells over the image. */
-function showAttention(word, grid) {
+/** Draw the attention of a word, rows of numbers, as a grid of translucent cells over the image, or remove it again. */
+function toggleAttention(pressed, word, grid) {
+  const isShown = pressed.getAttribute("aria-pressed") === "true";
+  for (const one of document.querySelectorAll(".look")) one.setAttribute("aria-pressed", String(one === pressed && !isShown));
   $("canvas").querySelector(".attention")?.remove();
+  $("attention-of").textContent = isShown ? "" : `Attention of “${word}”, relative to its strongest patch`;
+  if (isShown) return;
   $("canvas").append(el("div", { class: "attention", style: `grid-template-columns:repeat(${grid[0].length},1fr)` },
     ...grid.flat().map(share => el("i", { style: `opacity:${(0.75 * share).toFixed(3)}` }))));
-  $("looked").textContent = `Attention of “${word}”, relative to its strongest patch`;
 }
 
-function setZoom(factor, x, y) {
-  Object.assign(zoom, { factor: Math.max(1, Math.min(16, factor)), x, y });
-  if (zoom.factor === 1) zoom.x = zoom.y = 0;
-  $("canvas").style.transform = `translate(${zoom.x}px, ${zoom.y}px) scale(${zoom.factor})`;
-  $("canvas").style.setProperty("--zoom", zoom.factor);
-  $("zoom").textContent = `${Math.round(100 * zoom.factor)} %`;
-}
-
-/** Zoom so that the point (x, y) of the stage, relative to its center, stays where it is. */
+/** Zoom by a factor so that the point (x, y) of the stage, relative to its center, stays where it is. */
 function zoomBy(by, x = 0, y = 0) {
   const factor = Math.max(1, Math.min(16, zoom.factor * by));
   const ratio = factor / zoom.factor;
   setZoom(factor, x - (x - zoom.x) * ratio, y - (y - zoom.y) * ratio);
+}
+
+function setZoom(factor, x, y) {
+  Object.assign(zoom, factor === 1 ? { factor, x: 0, y: 0 } : { factor, x, y });
+  $("canvas").style.transform = `translate(${zoom.x}px, ${zoom.y}px) scale(${factor})`;
+  $("canvas").style.setProperty("--zoom", factor);
+  $("zoom").textContent = `${Math.round(100 * factor)} %`;
 }
 
 function step(by) {
@@ -672,7 +677,8 @@ function recall() {
   const number = name => (set.get(name) !== null && Number.isFinite(+set.get(name)) ? +set.get(name) : null);
   const indexOf = name => runs.findIndex(one => one.name === set.get(name));
   const offered = (id, value, fallback) => ([...$(id).options].some(option => option.value === value) ? value : fallback);
-  state.view = ["overview", "captions", "scenarios"].includes(set.get("view")) ? set.get("view") : "overview";
+  const tabs = [...document.querySelectorAll("[data-view]:not([hidden])")].map(tab => tab.dataset.view);
+  state.view = tabs.includes(set.get("view")) ? set.get("view") : "overview";
   state.run = Math.max(0, indexOf("run"));
   state.other = indexOf("other") === state.run ? -1 : indexOf("other");
   state.query = set.get("query") || "";
@@ -708,8 +714,8 @@ function update() {
   const found = select();
   showControls(found);
   for (const view of ["overview", "captions", "scenarios"]) $(view).hidden = view !== state.view;
-  $("captions").classList.toggle("two", !!other());
-  $("legend").hidden = state.view === "overview" || !isScored;
+  document.body.style.setProperty("--texts", 1 + isScored + !!other());
+  $("legend").hidden = state.view === "overview" || !(isScored || isConfident);
   if (state.view === "overview") showOverview(found);
   else if (state.view === "captions") feed($("captions"), groups, card, 8);
   else showScenarios();
@@ -742,6 +748,7 @@ function showControls({ counts }) {
   $("clear").hidden = active === 0;
   $("show-filters").textContent = active ? `Filters (${active})` : "Filters";
   $("empty").hidden = selected.length > 0;
+  for (const id of ["means-panel", "grid-title"]) $(id).hidden = !selected.length;
 }
 
 function clearFilters() {
@@ -759,6 +766,9 @@ function setUp() {
   if (runs.length > 1) options("measure", [["change", "Change of the score"]]);
   options("type", typeNames.map((name, t) => [t, name]));
   $("run-field").hidden = $("other-field").hidden = runs.length < 2;
+  document.querySelector("#legend .of-reference").hidden = !isScored;
+  document.querySelector("#legend .of-confidence").hidden = !isConfident;
+  document.querySelector("[data-view=scenarios]").hidden = !images.some(entry => entry.scenario);
   addFacets();
   const scenarios = new Set(images.map(entry => entry.scenario).filter(Boolean)).size;
   const [[name, first]] = Object.entries(data.measures);

@@ -315,17 +315,21 @@ def write_gallery(
 # --- fragments for notebooks -----------------------------------------------------------------------------------------
 
 
+def _by_image(records: Iterable[dict[str, Any]], root: str | Path) -> list[dict[str, Any]]:
+    cards: dict[str, dict] = {}
+    for record in records:
+        if record["image"] not in cards:
+            cards[record["image"]] = {"image": _image_entry(record, Path(root), None, True), "records": []}
+        cards[record["image"]]["records"].append(record)
+    return list(cards.values())
+
+
 def caption_cards(predictions: pd.DataFrame, image_root: str | Path = ".", max_cards: int = 4, official: bool = True) -> Html:
     """Return the first `max_cards` images with their captions as HTML that needs no other file."""
     records = caption_records(predictions)
-    cards: dict[str, dict] = {}
-    for record in records:
-        if record["image"] not in cards and len(cards) == max_cards:
-            continue
-        card = cards.setdefault(record["image"], {"image": None, "records": []})
-        card["image"] = card["image"] or _image_entry(record, Path(image_root), None, True)
-        card["records"].append(record)
-    return Html(_template("cards.html.jinja").module.cards(cards.values(), score_name(official)))
+    images = list(dict.fromkeys(record["image"] for record in records))[:max_cards]
+    cards = _by_image((record for record in records if record["image"] in images), image_root)
+    return Html(_template("cards.html.jinja").module.cards(cards, score_name(official)))
 
 
 def storyboard(predictions: pd.DataFrame, scenario: str, image_root: str | Path = ".") -> Html:
@@ -334,17 +338,13 @@ def storyboard(predictions: pd.DataFrame, scenario: str, image_root: str | Path 
     if not records:
         known = ", ".join(sorted({record["scenario"] for record in caption_records(predictions)})[:12])
         raise ValueError(f"scenario: expected one of {known}, found {scenario!r}. Choose a scenario of the table.")
-    phases = sorted({(record["phase"], record["label"]) for record in records}, key=lambda p: (len(p[0]), p))
-    cameras: dict[tuple[str, str], dict] = {}
-    for record in records:
-        cells = cameras.setdefault((record["view"], record["video"]), {})
-        cell = cells.setdefault((record["phase"], record["label"]), {"image": None, "records": []})
-        cell["image"] = cell["image"] or _image_entry(record, Path(image_root), None, True)
-        cell["records"].append(record)
-    flags = find_contradictions(records)
-    heads = [phase_name(*phase) or "image" for phase in phases]
-    cells = {camera: [found.get(phase) for phase in phases] for camera, found in cameras.items()}
-    return Html(_template("cards.html.jinja").module.storyboard(scenario, heads, cells, flags))
+    cards = _by_image(sorted(records, key=lambda record: (len(record["phase"]), record["phase"], record["label"])), image_root)
+    heads = list(dict.fromkeys(card["image"]["about"] for card in cards))
+    cameras: dict[str, dict[str, list]] = {}
+    for card in cards:
+        camera = " · ".join(filter(None, (card["image"]["view"].replace("_", " "), card["image"]["video"])))
+        cameras.setdefault(camera, {}).setdefault(card["image"]["about"], []).append(card)
+    return Html(_template("cards.html.jinja").module.storyboard(scenario, heads, cameras, find_contradictions(records)))
 
 
 def image_row(images: Sequence[Image.Image | str | Path], captions: Sequence[str], title: str = "") -> Html:

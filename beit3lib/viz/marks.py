@@ -69,7 +69,7 @@ def find_contradictions(records: Iterable[dict[str, Any]]) -> list[dict[str, Any
     """Find facts that cannot change within a scenario (CONSTANT_FACTS) but do between its captions of one caption type.
 
     Returns {scenario, subject, aspect, text, values: {value: [images], the most frequent first}}; `text` is, for example,
-    "gender: male in 2 captions (phase 0, 1), female in 1 caption (phase 2)".
+    "gender is male in 2 captions (phases 0, 1), female in 1 caption (phase 2)".
     """
     found: dict[tuple[str, ...], dict[str, list[dict]]] = {}
     for record in records:
@@ -81,12 +81,15 @@ def find_contradictions(records: Iterable[dict[str, Any]]) -> list[dict[str, Any
     contradictions = []
     for (scenario, subject, aspect, fact), values in found.items():
         if len(values) > 1:
-            stated = sorted(values.items(), key=lambda item: -len(item[1]))
-            parts = []
-            for value, own in stated:
-                phases = ", ".join(sorted({r["phase"] or r["image"] for r in own}))
-                parts.append(f"{value} in {len(own)} caption{'' if len(own) == 1 else 's'} (phase {phases})")
-            text = f"{fact}: {', '.join(parts)}"
-            images = {value: [r["image"] for r in own] for value, own in stated}
+            stated = dict(sorted(values.items(), key=lambda item: -len(item[1])))
+            text = f"{fact} is {', '.join(f'{value} in {_phases(own)}' for value, own in stated.items())}"
+            images = {value: [record["image"] for record in own] for value, own in stated.items()}
             contradictions.append({"scenario": scenario, "subject": subject, "aspect": aspect, "text": text, "values": images})
     return contradictions
+
+
+def _phases(records: list[dict[str, Any]]) -> str:
+    """Return "2 captions (phases 0, 1)", without the phases where they are unknown."""
+    phases = sorted({record["phase"] for record in records} - {""})
+    captions = f"{len(records)} caption{'' if len(records) == 1 else 's'}"
+    return captions + (f" (phase{'' if len(phases) == 1 else 's'} {', '.join(phases)})" if phases else "")

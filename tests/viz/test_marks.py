@@ -42,7 +42,7 @@ def test_a_color_that_changes_within_a_scenario_is_a_contradiction():
     jackets = [f"A man in his 30s wears a {color} jacket and black slacks." for color in ("red", "blue", "red")]
     (found,) = find_contradictions(scenario_records(*jackets))
     assert found["values"] == {"red": ["0.jpg", "2.jpg"], "blue": ["1.jpg"]}
-    assert found["text"] == "color of the upper clothing: red in 2 captions (phase 0, 2), blue in 1 caption (phase 1)"
+    assert found["text"] == "color of the upper clothing is red in 2 captions (phases 0, 2), blue in 1 caption (phase 1)"
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_color_that_changes_within_a_scenario_is_a_contradiction():
 )
 def test_each_constant_fact_is_compared(one, other, fact):
     (found,) = find_contradictions(scenario_records(one, other))
-    assert found["text"].startswith(f"{fact}: ")
+    assert found["text"].startswith(f"{fact} is ")
 
 
 @pytest.mark.parametrize(
