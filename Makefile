@@ -4,6 +4,7 @@
 # make long    the tests that take many minutes
 # make oldest  the quick tests with the lowest versions that requirements.txt allows
 # make latest  install the newest versions instead of those in constraints.txt
+# make docs    renew docs/: the README's images and the executed notebooks, from make demo; needs Chromium
 # make kaggle  stage everything for Kaggle: make kaggle KAGGLE_OWNER=you KAGGLE_DATA="wts tokenizer"
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -18,7 +19,7 @@ SHELL := /bin/bash
 # In tests idle OpenMP threads sleep: on a busy machine spinning makes a training step of the tiny model ten times as slow.
 TEST := OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest
 
-.PHONY: demo test quick long oldest latest lint kaggle
+.PHONY: demo test quick long oldest latest lint docs kaggle
 
 $(READY): requirements.txt constraints.txt pyproject.toml beit3lib/pipeline/packages.py
 	$(PYTHON) -m venv .venv
@@ -69,6 +70,9 @@ oldest: $(READY)
 lint: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+
+docs: demo
+	PYTHONPATH=tests $(PY) -m benchmarks.pictures $(RUN)
 
 kaggle: $(READY)
 	$(PY) -m beit3lib.pipeline.kaggle runs/kaggle --owner "$(KAGGLE_OWNER)" --attach $(KAGGLE_DATA)

@@ -297,7 +297,7 @@ def read_caption_files(source: str | Path | Iterable[str | Path]) -> CaptionTabl
     if not paths:
         raise FileNotFoundError(f"{source}: expected caption files such as {caption_file_name(*EXAMPLE)}, found none")
     columns = ["scenario", "video", "label", "phase", "subject", "aspect", "caption"]
-    return CaptionTable(pd.DataFrame(rows, columns=columns), problems)
+    return CaptionTable(pd.DataFrame(rows, columns=columns).astype({"phase": "int64"}), problems)
 
 
 EXAMPLE = ("vehicle", "moving")

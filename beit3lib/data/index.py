@@ -19,7 +19,7 @@ import pandas as pd
 
 from beit3lib.data.aspects import ASPECTS, SUBJECTS, read_caption_files
 from beit3lib.data.images import ImageError, find_image, is_phase_image, list_images, open_image
-from beit3lib.data.wts import cap_problems, video_stem
+from beit3lib.data.wts import cap_problems
 from beit3lib.files import FileError, Problem, read_json_lines, read_text, write_text
 
 INDEX_NAME = "coco_captioning.{split}.jsonl"
@@ -94,30 +94,31 @@ def build_index(
     gives split, source and view. Without it images are found by their names, as in the original repository.
     """
     captions, problems = read_caption_files(caption_files)
-    images = _images_by_phase(phases, Path(image_dir)) if phases is not None else None
-    by_name = list_images(image_dir) if images is None else {}
-    check, root = cache(_why_unreadable), Path(out_path).parent  # many captions share an image
+    if phases is None:
+        images = list_images(image_dir)
+        found = [find_image(images, row.video, row.phase, row.label) for row in captions.itertuples()]
+        pairs = captions.assign(image=[path and path.name for path in found])
+    else:
+        on = ["scenario", "video", "phase"]
+        pairs = captions.merge(phases.reindex(columns=[*on, "split", "source", "view", "image"]), "left", on)
+    pairs = pairs.reindex(columns=[*ABOUT, "image"]).astype(object)
+    pairs = pairs.where(pairs.notna(), None)
+    check = cache(_why_unreadable)  # ten captions of a phase share an image, and the views of a scenario a caption
     encode = cache(lambda caption: _encode(tokenizer, caption))
     lines: list[dict] = []
     skipped, lossy, cut = defaultdict(int), defaultdict(list), defaultdict(list)
-    for row in captions.itertuples(index=False):
-        if images is None:
-            found = find_image(by_name, row.video, row.phase, row.label)
-            pairs = [(found, {})] if found else []
-        else:
-            pairs = images.get((row.scenario, video_stem(row.video), row.phase), [])
-        caption_type, where = f"{row.subject} {row.aspect}", f"{row.scenario}/{row.video} phase {row.label}"
-        for image, about in pairs or [(None, {})]:
-            if why := check(image) if image else f"no image in {image_dir}":
-                skipped[where, why] += 1
-                continue
-            ids, loss = encode(row.caption)
-            if loss:
-                lossy[caption_type, loss].append(where)
-            if len(ids) > max_tokens - 2:
-                cut[caption_type].append((len(ids), where))
-            line = dict(zip(ABOUT, [None] * len(ABOUT), strict=True)) | row._asdict() | about
-            lines.append({"image_path": os.path.relpath(image, root), "text_segment": ids, "image_id": 0} | line)
+    for row in pairs.to_dict("records"):
+        name, where = row.pop("image"), _where(row)
+        caption_type = f"{row['subject']} {row['aspect']}"
+        if why := check(Path(image_dir, name)) if name else f"no image in {image_dir}":
+            skipped[where, why] += 1
+            continue
+        ids, loss = encode(row["caption"])
+        if loss:
+            lossy[caption_type, loss].append(where)
+        if len(ids) > max_tokens - 2:  # the tokens <s> and </s> take two positions
+            cut[caption_type].append((len(ids), where))
+        lines.append({"image_path": _relative(image_dir, name, out_path), "text_segment": ids, "image_id": 0} | row)
     todo = "run notebook 1 again"
     missing = [Problem(where, f"{number} captions, but {why}; skipped", todo) for (where, why), number in skipped.items()]
     problems += cap_problems(missing, str(image_dir))
@@ -132,25 +133,23 @@ def build_index(
 
 def index_images(phases: pd.DataFrame, image_dir: str | Path, out_path: str | Path) -> IndexReport:
     """Write the index of images without captions, as those of the test split: one line each, text_segment null."""
-    root = Path(out_path).parent
     lines, problems = [], []
-    for row in phases.to_dict("records"):
-        image = Path(image_dir) / row["image"]
-        if why := _why_unreadable(image):
-            where = f"{row['scenario']}/{row['video']} phase {row['label']}"
-            problems.append(Problem(where, f"{why}; skipped", "run notebook 1 again"))
-            continue
-        about = {name: None if name in ABOUT[:3] else row.get(name) for name in ABOUT}
-        lines.append({"image_path": os.path.relpath(image, root), "text_segment": None, "image_id": 0} | about)
+    about = phases.reindex(columns=ABOUT).assign(subject=None, aspect=None, caption=None).astype(object)
+    for name, row in zip(phases["image"], about.where(about.notna(), None).to_dict("records"), strict=True):
+        if why := _why_unreadable(Path(image_dir, name)):
+            problems.append(Problem(_where(row), f"{why}; skipped", "run notebook 1 again"))
+        else:
+            lines.append({"image_path": _relative(image_dir, name, out_path), "text_segment": None, "image_id": 0} | row)
     return write_index(out_path, lines, len(problems), 0, problems)
 
 
-def _images_by_phase(phases: pd.DataFrame, image_dir: Path) -> dict[tuple[str, str, int], list[tuple[Path, dict]]]:
-    images = defaultdict(list)
-    for row in phases.to_dict("records"):
-        about = {name: row.get(name) for name in ("split", "source", "view")}
-        images[row["scenario"], video_stem(row["video"]), row["phase"]].append((image_dir / row["image"], about))
-    return images
+def _where(row: dict) -> str:
+    return f"{row['scenario']}/{row['video']} phase {row['label']}"
+
+
+def _relative(image_dir: str | Path, name: str, index_path: str | Path) -> str:
+    """Return the path of an image relative to the folder of the index, so that a run can be moved."""
+    return os.path.relpath(Path(image_dir, name), Path(index_path).parent)
 
 
 def _why_unreadable(image: Path) -> str:

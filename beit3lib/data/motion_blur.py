@@ -19,6 +19,7 @@ see the videos and the images folder under the same paths:
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,7 +72,8 @@ def motion_blur(
         return Blur([], [], [])
     names = names or [f"{start:g}–{end:g} s" for start, end in spans_s]
     means = [_Mean(float(start), float(end), image_size, weights == "linear") for start, end in spans_s]
-    with _Video(check_regular_file(video_path), threads) as video:
+    video = _Video(check_regular_file(video_path), threads)
+    with closing(video.container):
         for time_s, frame in video.frames(spans_s):
             wanted = [mean for mean in means if mean.wants(time_s, frame)]
             pixels = _resize(frame, image_size) if wanted else None  # once for all spans that contain the frame
@@ -166,12 +168,6 @@ class _Video:
         self.first: av.VideoFrame | None = None
         self.last_s, self.ended = -math.inf, False
         self.damaged_packets, self.damaged_frames, self.damage = 0, 0, "the stream is empty"
-
-    def __enter__(self) -> "_Video":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.container.close()
 
     def frames(self, spans_s: Sequence[Span]) -> Iterator[tuple[float, av.VideoFrame]]:
         """Yield (time in s, frame) once each, in order: all of the spans, one or more before and one after each.
@@ -273,21 +269,8 @@ class BlurTable(NamedTuple):
     problems: list[Problem]
 
 
-class _Job(NamedTuple):
-    """The images to make from one video, one for each span."""
-
-    video: str
-    path: str
-    spans_s: list[Span]
-    phases: list[str]
-    images: list[Path]
-    size: int
-    weights: str
-    threads: int
-
-
 class _Done(NamedTuple):
-    """The images of one video that exist now, how many of them were made, and the problems."""
+    """The names of the images of one video that exist now, how many of them were made, and the problems."""
 
     images: list[str]
     made: int
@@ -299,32 +282,27 @@ def blur_table(
 ) -> BlurTable:
     """Make the image of every row of a WTS table, in `jobs` processes (None: one per core, or the active backend's).
 
-    An image that exists, made with the same times, size, weights and video file, is not made again, and its problems
-    are listed again. A video that cannot be read, or that ends its process, is a problem; all others are read. Two
-    videos of one name in different scenarios get images of different names.
+    An existing image that was made with the same times, size, weights and video file is kept, and its problems are listed
+    again. A video that cannot be read, or that ends its process, is a problem; all others are read. Two videos of one name
+    in different scenarios get images of different names.
     """
     _check_options([], image_size, weights)
-    folder = Path(folder).resolve()  # other machines have another working directory
+    folder = Path(folder).resolve()  # and absolute videos: the processes of a cluster have other working directories
     folder.mkdir(parents=True, exist_ok=True)
     phases, problems = _name_images(phases)
-    videos = [rows for _, rows in phases.groupby(["scenario", "video", "video_path"], sort=False)]
+    videos = list(phases.groupby(["scenario", "video", "video_path"], sort=False))
     processes = max(1, min(jobs or joblib.effective_n_jobs(-1), len(videos)))
-    work = []
-    for rows in videos:
-        spans_s = list(zip(rows["start_s"].tolist(), rows["end_s"].tolist(), strict=True))
-        images = [folder / image for image in rows["image"]]
-        video, path = rows.iloc[0][["video", "video_path"]]
-        path, names = str(Path(path).resolve()) if path else "", rows["phase"].astype(str).tolist()
-        work.append(_Job(video, path, spans_s, names, images, image_size, weights, 1 if processes > 1 else 0))
-    there, made = set(), 0
+    options = (folder, image_size, weights, 1 if processes > 1 else 0)
+    work = [(rows, str(Path(path).resolve()) if path else "", *options) for (*_, path), rows in videos]
+    existing, made = set(), 0
     with tqdm(total=len(work), desc="motion blur", unit=" video") as bar:
         for done in _run(work, processes):
-            there.update(done.images)
+            existing.update(done.images)
             made += done.made
             problems += done.problems
-            bar.set_postfix_str(f"{made} images made, {len(there) - made} found, {len(problems)} problems", refresh=False)
+            bar.set_postfix_str(f"{made} images made, {len(existing) - made} found, {len(problems)} problems", refresh=False)
             bar.update()
-    return BlurTable(phases[phases["image"].isin(there)].reset_index(drop=True), sorted(set(problems)))
+    return BlurTable(phases[phases["image"].isin(existing)].reset_index(drop=True), sorted(set(problems)))
 
 
 def _name_images(phases: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
@@ -334,72 +312,72 @@ def _name_images(phases: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
     long = pd.Series([image_name(f"{scenario}_{video}", phase) for scenario, video, phase in rows], phases.index, dtype=object)
     phases = phases.assign(image=short.where(~short.duplicated(), long))
     double = phases.duplicated("image") | phases.duplicated(["scenario", "video", "video_path", "phase"])
-    where = [
-        f"{scenario}/{video}, phase {phase}" for (scenario, video, phase), again in zip(rows, double, strict=True) if again
-    ]
+    where = [f"{row.scenario}/{row.video}, phase {row.phase}" for row in phases[double].itertuples()]
     return phases[~double], [Problem(name, "a second row for the same video and phase; skipped") for name in where]
 
 
-def _run(work: list[_Job], processes: int) -> Iterator[_Done]:
-    """Yield the result of every job as it is ready; a video whose process is killed is read once more, alone."""
+def _run(work: list[tuple], processes: int) -> Iterator[_Done]:
+    """Yield the result of every `_blur_video` as it is ready; a video whose process is killed is read once more, alone."""
     left = dict(enumerate(work))
     while left:
         parallel = joblib.Parallel(n_jobs=processes, return_as="generator_unordered", batch_size=1)
         try:
-            for number, done in parallel(joblib.delayed(_blur_video)(*item) for item in list(left.items())):
+            for number, done in parallel(joblib.delayed(_blur_video)(number, *args) for number, args in list(left.items())):
                 del left[number]
                 yield done
         except TerminatedWorkerError:
             # joblib starts jobs in order and at most 2 × processes ahead, so one of these was running
             for number in list(left)[: 2 * processes]:
-                job = left.pop(number)
+                args = left.pop(number)
                 try:
-                    ((_, done),) = joblib.Parallel(n_jobs=2)([joblib.delayed(_blur_video)(number, job)])
+                    ((_, done),) = joblib.Parallel(n_jobs=2)([joblib.delayed(_blur_video)(number, *args)])
                 except TerminatedWorkerError:
                     what = "its process was killed twice while reading it (a crash of the decoder, or out of memory); skipped"
-                    done = _Done([], 0, [Problem(job.video, what, "check the video, or use fewer jobs")])
+                    done = _Done([], 0, [Problem(args[0]["video"].iloc[0], what, "check the video, or use fewer jobs")])
                 yield done
 
 
-def _blur_video(number: int, job: _Job) -> tuple[int, _Done]:
-    """Make the images of one video that do not exist yet. Runs in a process of its own."""
-    if job.threads:
-        cv2.setNumThreads(job.threads)
+def _blur_video(
+    number: int, rows: pd.DataFrame, path: str, folder: Path, size: int, weights: str, threads: int
+) -> tuple[int, _Done]:
+    """Make the images of one video that do not exist yet; runs in a process of its own. `number` is returned unchanged."""
+    if threads:
+        cv2.setNumThreads(threads)
+    video, names = rows["video"].iloc[0], rows["image"].tolist()
+    spans_s = list(zip(rows["start_s"].tolist(), rows["end_s"].tolist(), strict=True))
     found: dict[int, list[Problem]] = {}
-    todo: list[int] = []
     try:
-        records = _records(job)
-        for n, image in enumerate(job.images):
-            problems = _read_record(image, records[n], job.size)
-            todo.append(n) if problems is None else found.update({n: problems})
-        spans_s, names = [job.spans_s[n] for n in todo], [job.phases[n] for n in todo]
-        blur = motion_blur(job.path, spans_s, job.size, job.weights, names, job.threads)
+        if not path:
+            raise FileNotFoundError("expected a video, found none on disk")
+        status = check_regular_file(path).stat()
+        record = {"weights": weights, "size": size, "video_bytes": status.st_size, "video_mtime_ns": status.st_mtime_ns}
+        records = [record | {"span_s": list(span_s)} for span_s in spans_s]
+        for n, name in enumerate(names):
+            if (problems := _read_record(folder / name, records[n], size)) is not None:
+                found[n] = problems
+        todo = [n for n in range(len(names)) if n not in found]
+        phases = [str(rows["phase"].iloc[n]) for n in todo]
+        blur = motion_blur(path, [spans_s[n] for n in todo], size, weights, phases, threads)
     except (OSError, ValueError, av.error.FFmpegError) as error:
-        skipped = len(job.images) - len(found)
-        what = f"{skipped} of {len(job.images)} phases skipped: {str(error).removeprefix(f'{job.path}: ')}"
-        return number, _Done([job.images[n].name for n in found], 0, [Problem(job.video, what, "download it again")])
+        reason = str(error).removeprefix(f"{path}: ")
+        what = f"{len(names) - len(found)} of {len(names)} phases skipped: {reason}"
+        return number, _Done([names[n] for n in found], 0, [Problem(video, what, "download it again")])
     for n, image, problems in zip(todo, blur.images, blur.problems, strict=True):
         comment = json.dumps(records[n] | {"problems": problems}).encode()
         try:
-            with atomic_path(job.images[n]) as temporary:
+            with atomic_path(folder / names[n]) as temporary:
                 image.save(temporary, quality=95, subsampling=0, comment=comment)
         except OSError as error:  # a full or read-only disk ends the stage; Pillow's error has no file name
-            raise OSError(error.errno, error.strerror or str(error), str(job.images[n])) from None
+            raise OSError(error.errno, error.strerror or str(error), str(folder / names[n])) from None
     problems = [problem for listed in [*found.values(), *blur.problems] for problem in listed]
-    return number, _Done([image.name for image in job.images], len(todo), problems)
-
-
-def _records(job: _Job) -> list[dict]:
-    """Describe what each image is made from: the JPEG's comment, by which an image is known to be up to date."""
-    if not job.path:
-        raise FileNotFoundError("expected a video, found none on disk")
-    status = check_regular_file(job.path).stat()
-    about = {"weights": job.weights, "size": job.size, "video_bytes": status.st_size, "video_mtime_ns": status.st_mtime_ns}
-    return [about | {"span_s": list(span_s)} for span_s in job.spans_s]
+    return number, _Done(names, len(todo), problems)
 
 
 def _read_record(path: Path, record: dict, size: int) -> list[Problem] | None:
-    """Return the problems that an existing image was made with, or None if it must be made (again)."""
+    """Return the problems that an image was made with, or None if it is absent or was made from anything else.
+
+    `record` describes what it must be made from: it is in the JPEG's comment, with the problems.
+    """
     try:
         with Image.open(path) as image:
             found = json.loads(image.info.get("comment", b""))

@@ -49,15 +49,11 @@ class CaptionFile(NamedTuple):
 
 
 class PreparedRoot(NamedTuple):
-    """The caption files and images ({stem: paths}) below a folder, and whether they have a validation split."""
+    """The caption files and images ({stem: paths}) below a folder."""
 
     root: Path
     files: list[CaptionFile]
     images: dict[str, list[Path]]
-
-    @property
-    def has_val(self) -> bool:
-        return any(file.split == "val" for file in self.files)
 
 
 def find_prepared(root: str | Path) -> PreparedRoot | None:
@@ -98,11 +94,11 @@ def import_prepared(prepared: PreparedRoot, run: str | Path) -> PreparedTable:
     """
     run, problems = Path(run), []
     captions = _read_captions(prepared, problems)
-    by_split = {split: _prefer(prepared, split) for split in SPLITS}
-    sources: dict[str, Path] = {}  # by name in the run
+    images = {split: _images_of(prepared, split) for split in SPLITS}
+    sources: dict[str, Path] = {}  # {name in the run: image}
     rows, missing = [], []
     for (split, scenario, video, phase), group in captions.groupby(KEYS, sort=True):
-        source = find_image(by_split[split], video, phase, *group["label"].unique())
+        source = find_image(images[split], video, phase, *group["label"].unique())
         where = f"{scenario}/{video} phase {phase}"
         if source is None:
             missing.append(Problem(where, f"{len(group)} captions, but no image below {prepared.root}; skipped"))
@@ -111,22 +107,26 @@ def import_prepared(prepared: PreparedRoot, run: str | Path) -> PreparedTable:
         if sources.get(name, source) != source:  # another scenario has a video of the same name
             name = image_name(f"{scenario}_{video}", phase)
         try:
-            sources[name] = _copy(source, run / "images" / name)
+            _copy(source, run / "images" / name)
         except ImageError as error:
             problems.append(Problem(where, f"{error}; skipped", "make the image again"))
             continue
-        bdd = scenario.startswith("video")
-        view = "vehicle_view" if bdd or "vehicle_view" in video else "overhead_view"
-        about = (split, "bdd" if bdd else "wts", scenario, view, video, "", group["label"].iloc[0], phase, math.nan, math.nan)
-        rows.append((*about, *(_merge_captions(group, subject) for subject in SUBJECTS), name))
+        sources[name] = source
+        row = {"split": split, "source": _source(scenario), "scenario": scenario, "video": video, "video_path": ""}
+        row["view"] = "vehicle_view" if row["source"] == "bdd" or "vehicle_view" in video else "overhead_view"
+        row |= {"label": group["label"].iloc[0], "phase": phase, "start_s": math.nan, "end_s": math.nan, "image": name}
+        for subject in SUBJECTS:
+            parts = group[group["subject"] == subject].drop_duplicates("aspect").set_index("aspect")["caption"].to_dict()
+            row[f"caption_{subject}"] = merge_aspects(parts, subject) if parts else None
+        rows.append(row)
     problems += cap_problems(missing, str(prepared.root))
     unused = sum(map(len, prepared.images.values())) - len(set(sources.values()))
     if unused:
         problems.append(Problem(str(prepared.root), f"{unused} images that no caption file lists; not used"))
-    phases = pd.DataFrame.from_records(rows, columns=[*COLUMNS, "image"])
+    phases = pd.DataFrame(rows, columns=[*COLUMNS, "image"])
     if not rows:
         raise FileNotFoundError(f"{prepared.root}: expected images of the videos that its caption files list, found none")
-    if prepared.has_val:
+    if any(file.split == "val" for file in prepared.files):
         captions = captions.merge(phases[KEYS])
     else:
         phases, more, _ = split_by_group(phases, VAL_SHARE)
@@ -140,8 +140,7 @@ def list_test_segments(prepared: PreparedRoot) -> pd.DataFrame:
     """Return the segments to caption, with or without an image, with the columns of `wts.list_segments`."""
     tests = [file for file in prepared.files if file.split == "test"]
     rows = _read_captions(prepared._replace(files=tests), [])
-    source = rows["scenario"].str.startswith("video").map({True: "bdd", False: "wts"})
-    return list_segments(rows.assign(source=source, caption_vehicle=None, caption_pedestrian=None))
+    return list_segments(rows.assign(source=rows["scenario"].map(_source), caption_vehicle=None, caption_pedestrian=None))
 
 
 def _read_captions(prepared: PreparedRoot, problems: list[Problem]) -> pd.DataFrame:
@@ -157,32 +156,30 @@ def _read_captions(prepared: PreparedRoot, problems: list[Problem]) -> pd.DataFr
     return pd.DataFrame(rows, columns=[*KEYS, "label", "subject", "aspect", "caption"])
 
 
-def _prefer(prepared: PreparedRoot, split: str) -> dict[str, Path]:
-    """Return {stem: path}, of several images of one name the one in a folder of this split."""
-
-    def is_elsewhere(path: Path) -> bool:
-        return _split_of(path.relative_to(prepared.root)) != split
-
-    return {stem: min(paths, key=is_elsewhere) for stem, paths in prepared.images.items()}
+def _source(scenario: str) -> str:
+    return "bdd" if scenario.startswith("video") else "wts"
 
 
-def _merge_captions(group: pd.DataFrame, subject: str) -> str | None:
-    rows = group[group["subject"] == subject].drop_duplicates("aspect")
-    return merge_aspects(dict(zip(rows["aspect"], rows["caption"], strict=True)), subject) if len(rows) else None
+def _images_of(prepared: PreparedRoot, split: str) -> dict[str, Path]:
+    """Return {stem: path}: of several images of one name, the one in a folder of this split."""
+    return {
+        stem: min(paths, key=lambda path: _split_of(path.relative_to(prepared.root)) != split)
+        for stem, paths in prepared.images.items()
+    }
 
 
-def _copy(source: Path, target: Path) -> Path:
-    """Copy an image as JPEG, unless the copy has the time of `source`; return `source`."""
+def _copy(source: Path, target: Path) -> None:
+    """Copy an image as JPEG, unless the existing copy has the modification time of `source`."""
     time_ns = source.stat().st_mtime_ns
-    if not target.is_file() or target.stat().st_mtime_ns != time_ns:
-        image = open_image(source)  # also checks a JPEG that is then copied unchanged
-        with atomic_path(target) as temporary:
-            if source.suffix.lower() == ".png":
-                image.save(temporary, quality=95, subsampling=0)
-            else:
-                shutil.copyfile(source, temporary)
-            os.utime(temporary, ns=(time_ns, time_ns))
-    return source
+    if target.is_file() and target.stat().st_mtime_ns == time_ns:
+        return
+    image = open_image(source)  # raises ImageError also for a damaged JPEG, which is copied unchanged otherwise
+    with atomic_path(target) as temporary:
+        if source.suffix.lower() == ".png":
+            image.save(temporary, quality=95, subsampling=0)
+        else:
+            shutil.copyfile(source, temporary)
+        os.utime(temporary, ns=(time_ns, time_ns))
 
 
 def _write_captions(captions: pd.DataFrame, folder: Path) -> None:

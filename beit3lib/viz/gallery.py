@@ -61,8 +61,11 @@ MEASURES = {
 class Html(str):
     """HTML text that a notebook shows as such."""
 
+    def __repr__(self) -> str:  # a notebook saves it beside the HTML, which may be 100 kB
+        return f"<HTML, {len(self):,} characters>"
+
     def _repr_html_(self) -> str:
-        return self
+        return str(self)
 
 
 # --- the table -------------------------------------------------------------------------------------------------------

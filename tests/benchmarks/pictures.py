@@ -1,86 +1,159 @@
-"""The pictures of the README, from a finished run: small, and real output.
+"""Write docs/: the images of the README and the executed notebooks, from a run that `make demo` finished.
 
-    python docs/pictures.py runs/demo [bench.json] [ablation.png, of a study of flips]
+    python -m benchmarks.pictures runs/demo
 
-Chromium with its driver takes the gallery's picture (Debian: chromium, chromium-driver).
+Charts and notebooks are copies of files of the run; headless Chromium takes screenshots of its captions. All of it is real
+output, and `make docs` renews it.
 """
 
-import json
+import argparse
+import base64
+import io
+import re
 import shutil
-import sys
+import subprocess
 import tempfile
 from pathlib import Path
 
-from PIL import Image, ImageStat
+import nbformat
+import pandas as pd
+from PIL import Image, ImageChops, ImageStat
 
-from beit3lib.viz import figures
-from beit3lib.viz.gallery import read_predictions
+from beit3lib.data.predictions import read_predictions
+from beit3lib.viz.gallery import caption_cards, storyboard
 
 DOCS = Path(__file__).parents[2] / "docs"
-WIDTH_PX, COLOURS = 1280, 160
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1280,900")
+CHARTS = {"learning_curve": "learning_curve", "attributes": "attributes", "attention": "attention-vehicle"}
+WIDTH_PX = 1280  # GitHub shows a README about 900 px wide
+COLORS = 200  # a palette of 200 colors looks the same as true color and takes a third of the bytes
+CHROMIUM = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars --virtual-time-budget=8000"
+NO_NETWORK = "--disable-background-networking --disable-component-update --disable-sync"
+PAGE = '<meta charset="utf-8"><body style="margin: 16px; background: white; font: 15px/1.45 system-ui, sans-serif">'
+MAX_BYTES = 1_500_000  # of all images: a README should open quickly
+MAX_NOTEBOOK_BYTES = 400_000
+SMALL_PX = 192
 
 
-def save(image: Image.Image, name: str, colours: int | None = COLOURS) -> None:
-    """A PNG at most `WIDTH_PX` wide; with so many `colours` it is a fraction of the size, to the eye the same."""
+def save(image: Image.Image, name: str) -> int:
+    """Write `docs/<name>.png`, at most WIDTH_PX wide, and return its size in bytes."""
     image = image.convert("RGB")
     if image.width > WIDTH_PX:
         image = image.resize((WIDTH_PX, round(image.height * WIDTH_PX / image.width)), Image.Resampling.LANCZOS)
-    path = DOCS / name
-    image = image.quantize(colours, dither=Image.Dither.NONE) if colours else image
-    image.save(path, optimize=True)
+    path = DOCS / f"{name}.png"
+    image.quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}: {image.width} x {image.height} px, {path.stat().st_size / 1e3:.0f} kB")
+    return path.stat().st_size
 
 
-def take_gallery(page: Path) -> Image.Image:
-    """What a browser shows of a gallery first."""
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome")
+def screenshot(page: Path, width: int, height: int, fragment: str = "") -> Image.Image:
+    """Return what a browser window of this size shows of an HTML file, without empty rows at the bottom."""
     with tempfile.TemporaryDirectory() as folder:
-        for flag in (*FLAGS, f"--user-data-dir={folder}/profile"):
-            options.add_argument(flag)
-        browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-        browser.get(f"{page.resolve().as_uri()}#order=up")  # the lowest score first: there is something to see
-        browser.save_screenshot(f"{folder}/gallery.png")
-        browser.quit()
-        return Image.open(f"{folder}/gallery.png").copy()
+        shot = Path(folder) / "shot.png"
+        browser = shutil.which("chromium") or shutil.which("google-chrome") or "chromium"
+        flags = [*CHROMIUM.split(), *NO_NETWORK.split(), f"--user-data-dir={folder}/profile"]
+        command = [browser, *flags, f"--window-size={width},{height}", f"--screenshot={shot}"]
+        subprocess.run([*command, page.resolve().as_uri() + fragment], check=True, capture_output=True, timeout=120)
+        image = Image.open(shot).convert("RGB")
+    background = Image.new("RGB", image.size, image.getpixel((0, image.height - 1)))
+    box = ImageChops.difference(image, background).getbbox() or (0, 0, *image.size)
+    return image.crop((0, 0, image.width, min(image.height, box[3] + 16)))
 
 
-def brightness(path: Path) -> float:
-    """Mean grey level, 0 to 255."""
-    with Image.open(path) as image:
-        return ImageStat.Stat(image.convert("L")).mean[0]
+def screenshot_of_html(html: str, width: int, height: int) -> Image.Image:
+    """Return a screenshot of a fragment that notebooks show."""
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "page.html"
+        page.write_text(PAGE + html, encoding="utf-8")
+        return screenshot(page, width, height)
 
 
-def take_storyboard(run: Path) -> Image.Image:
-    """Of the events with most phases the brightest: how the vehicle moves and where it stands."""
+def brightest_first(predictions: pd.DataFrame, run: Path) -> list[str]:
+    """Return the images of a table, the brightest first: sunny scenes are easiest to see in a small image."""
+    images = predictions["image"].unique()
+    return sorted(images, key=lambda name: -ImageStat.Stat(Image.open(run / name).convert("L")).mean[0])
+
+
+def captions_as_storyboard(predictions: pd.DataFrame, run: Path) -> Image.Image:
+    """Return the brightest scenario with most phases: one camera, motion and position of the vehicle."""
+    phases = predictions.groupby("scenario")["phase"].nunique()
+    longest = predictions[predictions["scenario"].isin(phases.index[phases == phases.max()])]
+    image = brightest_first(longest.drop_duplicates("scenario"), run)[0]
+    first = longest[longest["image"] == image].iloc[0]
+    shown = (longest["video"] == first["video"]) & (longest["subject"] == "vehicle")
+    shown &= longest["aspect"].isin(["moving", "position"])
+    return screenshot_of_html(storyboard(longest[shown], first["scenario"], run), 1100, 2000)
+
+
+def captions_as_cards(predictions: pd.DataFrame, run: Path) -> Image.Image:
+    """Return two bright images of different scenarios that have mistakes, with all their captions."""
+    wrong = predictions[predictions["official_score"] < 90]
+    wrong = (wrong if len(wrong) else predictions).drop_duplicates("scenario")
+    images = brightest_first(wrong, run)[:2]
+    return screenshot_of_html(caption_cards(predictions[predictions["image"].isin(images)], run, 2), 1100, 2400)
+
+
+def smaller_jpeg(match: re.Match) -> str:
+    """Return the data URI of a photo at SMALL_PX: notebooks show photos at 100 to 200 px."""
+    image = Image.open(io.BytesIO(base64.b64decode(match[1])))
+    image.thumbnail((SMALL_PX, SMALL_PX), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=70, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def smaller_png(encoded: str) -> str:
+    """Return a chart at three quarters of its size, with a palette instead of true color; base64 in and out."""
+    buffer = io.BytesIO()
+    image = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+    image = image.resize((image.width * 3 // 4, image.height * 3 // 4), Image.Resampling.LANCZOS)
+    image.quantize(64, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def shrink(output: nbformat.NotebookNode) -> None:
+    """Shrink the images of an output in place, and keep the last state of a progress bar alone."""
+    if output.output_type == "stream":
+        output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
+    data = output.get("data", {})
+    if "image/png" in data:
+        data["image/png"] = smaller_png(data["image/png"])
+    if "text/html" in data:
+        data["text/html"] = re.sub(r"data:image/jpeg;base64,([\w+/=]+)", smaller_jpeg, data["text/html"])
+
+
+def copy_notebooks(run: Path) -> None:
+    """Copy the executed notebooks of a run, without the times, paths and progress bars that change with every execution."""
+    (DOCS / "executed").mkdir(parents=True, exist_ok=True)
+    for path in sorted(run.glob("0*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        notebook.metadata.pop("papermill", None)
+        for cell in notebook.cells:
+            cell.metadata = {"tags": ["parameters"]} if "parameters" in cell.metadata.get("tags", []) else {}
+            for output in cell.get("outputs", []):
+                shrink(output)
+            if "outputs" in cell:
+                cell.outputs = [output for output in cell.outputs if output.output_type != "stream" or output.text.strip()]
+        target = DOCS / "executed" / path.name
+        target.write_text(nbformat.writes(notebook).replace(f"{DOCS.parent}/", "") + "\n", encoding="utf-8")
+        if target.stat().st_size > MAX_NOTEBOOK_BYTES:
+            raise SystemExit(f"{target}: expected at most {MAX_NOTEBOOK_BYTES} bytes, got {target.stat().st_size}.")
+
+
+def main() -> None:
+    """Write all images and notebooks of docs/."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=main.__doc__)
+    parser.add_argument("run", type=Path, nargs="?", default=Path("runs/demo"), help="finished run [runs/demo]")
+    run = parser.parse_args().run
     predictions = read_predictions(run / "predictions.json")
-    predictions = predictions[predictions["split"] == "val"]
-    phases = predictions.groupby("scenario", sort=False)["phase"].nunique()
-    first = predictions[predictions["scenario"].isin(phases.index[phases == phases.max()])].drop_duplicates("scenario")
-    story = max(zip(first["scenario"], first["image"], strict=True), key=lambda pair: brightness(run / pair[1]))[0]
-    figure = figures.storyboard(predictions, story, run, subject="vehicle", aspect=["moving", "position"])
-    with tempfile.NamedTemporaryFile(suffix=".png") as file:
-        figure.savefig(file.name, dpi=130)
-        return Image.open(file.name).copy()
-
-
-def main(run: Path, *measured: Path) -> None:
-    """All of them; of what was measured those that are given."""
-    save(take_storyboard(run), "storyboard.png")
-    for name in ("learning_curve", "attributes", "attention-1"):
-        save(Image.open(run / f"{name}.png"), f"{name}.png", None)
-    save(take_gallery(run / "gallery.html"), "gallery.png")
-    for bench in (path for path in measured if path.suffix == ".json"):
-        rows = json.loads(bench.read_text())["rows"]
-        with tempfile.NamedTemporaryFile(suffix=".png") as file:
-            figures.speed_bars(rows).savefig(file.name, dpi=110)
-            save(Image.open(file.name), "bench.png")
-    for flips in (path for path in measured if path.suffix == ".png"):
-        save(Image.open(flips), "flip.png", None)  # fewer colours would lose that of the words that are wrong
+    predictions = predictions[predictions["reference"].notna()]
+    images = {name: Image.open(run / f"{file}.png") for name, file in CHARTS.items()}
+    images |= {"storyboard": captions_as_storyboard(predictions, run), "captions": captions_as_cards(predictions, run)}
+    images["gallery"] = screenshot(run / "gallery.html", 1280, 900)
+    size = sum(save(image, name) for name, image in images.items())
+    if size > MAX_BYTES:
+        raise SystemExit(f"{DOCS}: expected at most {MAX_BYTES} bytes of images, got {size}. Show less in them.")
+    copy_notebooks(run)
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main()
