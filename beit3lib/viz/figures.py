@@ -135,9 +135,10 @@ def attribute_bars(own: Mapping[str, float], shuffled: Mapping[str, float], chan
     chart = Chart(f"Every attribute right: {means[0]} of captions, {means[1]} with another scenario's image", 4)
     axes, positions = chart.panels[0, 0], np.arange(len(aspects))
     looks = (("own image", -0.2, {"color": BLUE}), ("image of another scenario", 0.2, {"color": ORANGE, "hatch": "///"}))
-    for values, (name, offset, look) in zip(shares, looks, strict=True):
+    inside = {"label_type": "center", "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}  # below the line of chance
+    for values, (name, offset, look), label in zip(shares, looks, ({"padding": 4}, inside), strict=True):
         bars = axes.bar(positions + offset, values, 0.38, label=name, edgecolor="white", **look)
-        axes.bar_label(bars, ["" if np.isnan(v) else f"{100 * v:.0f} %" for v in values], padding=4)
+        axes.bar_label(bars, ["" if np.isnan(v) else f"{100 * v:.0f} %" for v in values], **label)
     levels = [dict(chance).get(aspect, np.nan) for aspect in aspects]
     axes.hlines(levels, positions + 0.01, positions + 0.39, color="black", linewidth=2.2, label="chance")
     axes.set_xticks(positions, [_spaced(aspect) for aspect in aspects])
