@@ -64,8 +64,7 @@ const values = () => (state.measure === "change" ? changes : run().measures[stat
 
 function measure() {
   if (state.measure !== "change") return data.measures[state.measure];
-  const known = changes.filter(v => v !== null);
-  const most = Math.max(1, known.reduce((most, v) => Math.max(most, Math.abs(v)), 0));
+  const most = changes.reduce((most, change) => Math.max(most, Math.abs(change)), 1);
   return { title: "Change of the score", digits: 1, low: -most, high: most };
 }
 
@@ -438,21 +437,15 @@ function comparisonLine(title, list) {
 
 /* --- scenarios */
 
-const typeIndex = (subject, aspect) => types.findIndex(type => type[0] === subject && type[1] === aspect);
+/** The contradicting facts that a row states: [{value, most: whether most captions state it}], or undefined. */
+const contradictionOf = i => (run().flagged ??= flagRows(run())).get(`${rows.type[i]} ${images[rows.image[i]].image}`);
 
-/** The contradicting facts that a row states, see `flagRows`, or undefined. */
-function contradictionOf(i) {
-  const image = images[rows.image[i]].image;
-  return (run().flagged ??= flagRows(run())).get(`${rows.type[i]} ${image}`);
-}
-
-/** {"type image": [{value, most: whether most captions state it}]} of the facts that contradict each other */
 function flagRows(one) {
   const flagged = new Map();
-  for (const { subject, aspect, values: stated } of one.contradictions) {
+  for (const { type, values: stated } of one.contradictions) {
     const sizes = Object.values(stated).map(names => names.length).sort((a, b) => b - a);
     for (const [value, names] of Object.entries(stated)) for (const name of names) {
-      const key = `${typeIndex(subject, aspect)} ${name}`;
+      const key = `${type} ${name}`;
       flagged.set(key, [...(flagged.get(key) || []), { value, most: names.length > sizes[1] }]);
     }
   }
@@ -469,7 +462,7 @@ function showScenarios() {
 function board([scenario, list]) {
   const found = run().contradictions.filter(one => one.scenario === scenario);
   const first = selected.find(i => images[rows.image[i]].scenario === scenario);
-  const automatic = found.length ? typeIndex(found[0].subject, found[0].aspect) : rows.type[first];
+  const automatic = found.length ? found[0].type : rows.type[first];
   const type = state.type === "" ? automatic : +state.type;
   const phases = [...new Set(list.map(image => images[image].about))].sort(natural);
   const cameraOf = image => [spaced(images[image].view), images[image].video].filter(Boolean).join(" · ");
@@ -480,9 +473,8 @@ function board([scenario, list]) {
   const table = el("table", { class: "board", style: `width:min(100% + 20px, ${280 * phases.length}px);min-width:${180 * phases.length}px` },
     el("thead", {}, el("tr", {}, ...phases.map(phase => el("th", { scope: "col" }, phase || "image")))),
     ...[...new Set(list.map(cameraOf))].map(body));
-  const choose = flag => { state.type = String(typeIndex(flag.subject, flag.aspect)); update(); };
-  const flags = found.map(flag => button({ class: "flag", onclick: () => choose(flag) },
-    `⚠ Contradiction in ${flag.subject} · ${spaced(flag.aspect)}: ${flag.text}`));
+  const flags = found.map(flag => button({ class: "flag", onclick: () => { state.type = String(flag.type); update(); } },
+    `⚠ Contradiction in ${typeNames[flag.type]}: ${flag.text}`));
   return el("article", { class: "card board-card" }, el("h3", {}, scenario || "(no scenario)"), el("div", {}, ...flags),
     el("p", { class: "type" }, `Captions shown: ${typeNames[type]}`),
     el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `phases of ${scenario}` }, table));
@@ -525,8 +517,7 @@ function open(image) {
     const summary = el("summary", {}, `${counted(rest.length, "caption")} of this image outside the filters`);
     list.append(el("details", { open: shown.length ? null : "" }, summary, ...rest.map(largeCaption)));
   }
-  const hint = "Below each word: the model's confidence in percent.";
-  if (own.some(i => run().confidence[i])) list.prepend(el("p", { class: "hint" }, hint));
+  if (isConfident) list.prepend(el("p", { class: "hint" }, "Below each word: the model's confidence in percent."));
   list.scrollTop = 0;
   const at = groups.findIndex(group => group.image === image);
   $("previous").disabled = at <= 0;
