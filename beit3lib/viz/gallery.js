@@ -65,7 +65,8 @@ const values = () => (state.measure === "change" ? changes : run().measures[stat
 function measure() {
   if (state.measure !== "change") return data.measures[state.measure];
   const most = changes.reduce((most, change) => Math.max(most, Math.abs(change)), 1);
-  return { title: "Change of the score", digits: 1, low: -most, high: most };
+  const title = `Score of ${run().name} minus score of ${other().name}`;
+  return { title, head: "Difference", digits: 1, low: -most, high: most };
 }
 
 const written = (value, digits = measure().digits) => (value == null ? "–" : value.toFixed(digits).replace("-", "−"));
@@ -139,6 +140,12 @@ function addFacets() {
 
 /* --- selection */
 
+// Often most captions have such a value: the histogram skips them, because their bar would leave the others without height.
+const commonValues = {
+  official_score: { isOne: isExact, text: "that are exactly right" },
+  change: { isOne: i => changes[i] === 0, text: "with the same score in both runs" },
+};
+
 /** Find the rows that match, count each facet's values among the rows that match all other facets, and group by image. */
 function select() {
   const terms = state.query.toLowerCase().split(/\s+/).filter(Boolean);
@@ -152,8 +159,8 @@ function select() {
   const { low, high } = measure();
   const [from, to] = [state.low ?? -Infinity, state.high ?? Infinity];
   const bins = new Uint32Array(BINS);
-  const isScore = ["official_score", "change"].includes(state.measure);
-  let exact = 0;
+  const isCommon = commonValues[state.measure]?.isOne || (() => false);
+  let common = 0;
   const value = values();
   selected = [];
   for (let i = 0; i < count; i++) {
@@ -164,7 +171,7 @@ function select() {
     let failed = 0, failing = -1;
     for (let f = 0; f < codes.length; f++) if (!isAllowed[f][codes[f][i] + 1]) { failed++; failing = f; }
     if (failed === 0 && value[i] != null) { // the histogram shows captions outside of the range too
-      if (isScore && isExact(i)) exact++; // often most captions: their bar would leave the others without height
+      if (isCommon(i)) common++;
       else bins[Math.max(0, Math.min(BINS - 1, Math.floor(BINS * (value[i] - low) / (high - low || 1))))]++;
     }
     if (isRanged() && !(value[i] != null && value[i] >= from && value[i] <= to)) continue;
@@ -175,7 +182,7 @@ function select() {
     }
   }
   groupByImage(value);
-  return { counts, bins, exact };
+  return { counts, bins, common };
 }
 
 function groupByImage(value) {
@@ -330,7 +337,7 @@ function card(group) {
   node.querySelector(".side").prepend(thumbnail(group.image));
   node.querySelector("h3").textContent = imageName(entry);
   node.querySelector(".about").textContent = imageAbout(entry);
-  node.querySelector(".heads .score").textContent = measure().title.split(" (")[0];
+  node.querySelector(".heads .score").textContent = measure().head || measure().title.split(" (")[0];
   // Exactly right captions are one line that opens: a reader looks for what is wrong, or differs between two runs.
   const isFolded = i => isExact(i) && (!other() || outcome(i) === "same caption");
   const folded = group.rows.filter(isFolded);
@@ -344,9 +351,9 @@ function card(group) {
   return node;
 }
 
-function showOverview({ bins, exact }) {
+function showOverview({ bins, common }) {
   const shown = measure();
-  const left = exact ? `, without ${grouped(exact)} that are exactly right` : "";
+  const left = common ? `, without ${grouped(common)} ${commonValues[state.measure].text}` : "";
   $("histogram-title").textContent = `Captions by ${inSentence(shown.title)}${left}`;
   const most = Math.max(1, ...bins);
   $("bars").dataset.most = bins.some(n => n) ? `${counted(most, "caption")} in the highest bar` : "No captions to draw";
@@ -397,7 +404,7 @@ function showMeans() {
     return el("tr", {}, el("th", { scope: "row" }, name), cell(written(found.mean)), cell(bar(found.mean, measure()), { class: "wide" }),
       cell(rightText(found) || counted(list.length, "caption"), { class: "right" }));
   });
-  $("means-title").textContent = `Mean ${inSentence(measure().title)}${other() ? ` of ${run().name}` : ""} by`;
+  $("means-title").textContent = `Mean ${inSentence(measure().title)}${other() && state.measure !== "change" ? ` of ${run().name}` : ""} by`;
   const choose = name => {
     state.by = name;
     showMeans();
@@ -732,19 +739,12 @@ function showControls({ counts }) {
   for (const id of ["means-panel", "grid-title"]) $(id).hidden = !selected.length;
 }
 
-function clearFilters() {
-  Object.assign(state, { query: "", low: null, high: null });
-  for (const facet of facets) { facet.yes.clear(); facet.no.clear(); }
-  $("query").value = "";
-  update();
-}
-
 function setUp() {
   const options = (id, list) => $(id).append(...list.map(([value, text]) => el("option", { value }, text)));
   options("run", runs.map((one, r) => [r, one.name]));
   options("other", [[-1, "nothing"], ...runs.map((one, r) => [r, one.name])]);
   options("measure", Object.entries(data.measures).map(([name, m]) => [name, m.title]));
-  if (runs.length > 1) options("measure", [["change", "Change of the score"]]);
+  if (runs.length > 1) options("measure", [["change", "Score difference"]]);
   options("type", typeNames.map((name, t) => [t, name]));
   $("run-field").hidden = $("other-field").hidden = runs.length < 2;
   document.querySelector("#legend .of-reference").hidden = !isScored;
@@ -784,7 +784,11 @@ function listen() {
     $("show-filters").setAttribute("aria-expanded", String(document.body.classList.toggle("filtering")));
   });
   on("skip", "click", () => { $("main").focus(); $("main").scrollIntoView(); });
-  on("clear", "click", clearFilters);
+  on("clear", "click", () => {
+    Object.assign(state, { query: "", low: null, high: null });
+    for (const facet of facets) { facet.yes.clear(); facet.no.clear(); }
+    update();
+  });
   on("export-csv", "click", () => download("captions.csv", `\uFEFF${asCsv(exported())}`, "text/csv"));
   on("export-json", "click", () => download("captions.json", JSON.stringify(exported(), null, 1), "application/json"));
   on("previous", "click", () => step(-1));
@@ -796,6 +800,8 @@ function listen() {
     const image = opened;
     opened = -1;
     remember();
+    prepare();
+    showControls(select()); // new marks and notes; the images stay where the reader has scrolled to
     // The event comes a moment after the dialog has closed: leave the focus alone if the reader is already typing.
     const isTyping = document.activeElement.closest("input, select");
     if (!isTyping) document.querySelector(`#${state.view} [data-image="${image}"]`)?.focus();

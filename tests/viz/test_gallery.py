@@ -527,6 +527,9 @@ def test_marks_and_notes_are_kept_and_exported(browser, page):
     tools = browser.find_elements("css selector", "#large .caption .tools")
     tools[0].find_element("css selector", "button").click()
     tools[1].find_element("css selector", "input").send_keys("=wrong color")
+    browser.find_element("id", "close").click()
+    time.sleep(0.2)
+    assert "My notes" in browser.find_element("id", "facets").text
     show(browser, path, fragment="#only.note=mark&only.note=note")
     assert counted(browser) == (1, 2)
     rows = browser.execute_script("return exported()")
