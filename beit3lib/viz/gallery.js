@@ -29,6 +29,7 @@ const saved = loadNotes();
 let selected = []; // numbers of the rows that match all filters
 let groups = []; // their images in the chosen order: {image, rows} and the `statistics` of the rows
 let changes = []; // score of this run minus that of the other, per row
+let changeMeasure = null; // title and scale of `changes`, as in data.measures
 let total = 0; // captions of the chosen runs
 let isStale = true; // whether other runs were chosen or notes changed since `prepare`
 
@@ -39,7 +40,7 @@ function el(tag, attributes = {}, ...children) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (value !== null) node.setAttribute(name, value);
   }
-  node.append(...children.filter(child => child !== null));
+  node.append(...children);
   return node;
 }
 
@@ -62,12 +63,7 @@ const isExact = i => hasReference(i) && run().marks[i] === 0;
 const isRanged = () => state.low !== null || state.high !== null;
 const values = () => (state.measure === "change" ? changes : run().measures[state.measure] || []);
 
-function measure() {
-  if (state.measure !== "change") return data.measures[state.measure];
-  const most = changes.reduce((most, change) => Math.max(most, Math.abs(change)), 1);
-  const title = `Score of ${run().name} minus score of ${other().name}`;
-  return { title, head: "Difference", digits: 1, low: -most, high: most };
-}
+const measure = () => (state.measure === "change" ? changeMeasure : data.measures[state.measure]);
 
 const written = (value, digits = measure().digits) => (value == null ? "–" : value.toFixed(digits).replace("-", "−"));
 const signed = value => (value > 0 ? "+" : "") + written(value, 1);
@@ -314,7 +310,8 @@ function feed(container, items, build, chunk) {
   add();
 }
 
-function bar(value, { low, high }) {
+function bar(value) {
+  const { low, high } = measure();
   const share = value === null ? 0 : 100 * (value - low) / (high - low || 1);
   return el("span", { class: "meter" }, el("span", { style: `width:${Math.max(0, Math.min(100, share)).toFixed(1)}%` }));
 }
@@ -322,7 +319,7 @@ function bar(value, { low, high }) {
 function tile(group) {
   const entry = images[group.image];
   return button({ class: "tile", "data-image": group.image, onclick: () => open(group.image) },
-    imageNode(entry), el("span", { class: "line" }, el("strong", {}, written(group.mean)), bar(group.mean, measure())),
+    imageNode(entry), el("span", { class: "line" }, el("strong", {}, written(group.mean)), bar(group.mean)),
     el("span", { class: "right" }, rightText(group) || counted(group.rows.length, "caption")),
     el("span", { class: "name" }, imageName(entry)), el("span", { class: "about" }, imageAbout(entry)));
 }
@@ -401,7 +398,7 @@ function showMeans() {
   const lines = [...byKey].sort(([a], [b]) => natural(a, b)).map(([key, list]) => {
     const found = statistics(list);
     const name = button({ class: "plain-button", title: "show only these", onclick: () => filter(key) }, shown(key) || "none");
-    return el("tr", {}, el("th", { scope: "row" }, name), cell(written(found.mean)), cell(bar(found.mean, measure()), { class: "wide" }),
+    return el("tr", {}, el("th", { scope: "row" }, name), cell(written(found.mean)), cell(bar(found.mean), { class: "wide" }),
       cell(rightText(found) || counted(list.length, "caption"), { class: "right" }));
   });
   $("means-title").textContent = `Mean ${inSentence(measure().title)}${other() && state.measure !== "change" ? ` of ${run().name}` : ""} by`;
@@ -690,6 +687,11 @@ function prepare() {
   isStale = false;
   const theirs = other()?.measures.official_score, mine = run().measures.official_score;
   changes = rows.image.map((_, i) => (theirs && mine && mine[i] !== null && theirs[i] !== null ? mine[i] - theirs[i] : null));
+  if (other()) {
+    const most = changes.reduce((most, change) => Math.max(most, Math.abs(change)), 1);
+    const title = `Score of ${run().name} minus score of ${other().name}`;
+    changeMeasure = { title, head: "Difference", digits: 1, low: -most, high: most };
+  }
   total = rows.image.reduce((sum, _, i) => sum + isThere(i), 0);
   for (const facet of facets) if (facet.changes) facet.encode();
 }

@@ -71,7 +71,7 @@ class Html(str):
 def caption_records(predictions: pd.DataFrame) -> list[dict[str, Any]]:
     """Return one dict per caption with checked values, the captions of an image together, vehicle first.
 
-    Missing texts are "", except `caption` and `reference`, where None (there is none) differs from "" (it is empty).
+    Missing texts are "", except `reference`, where None (there is no reference) differs from "" (it is empty).
     `confidence` is in percent per word, or None; `marks` are those of caption and reference, None without a reference.
     """
     missing = [name for name in REQUIRED if name not in predictions]
@@ -90,7 +90,7 @@ def _record(row: dict[str, Any]) -> dict[str, Any]:
     caption, reference = _text(row["caption"]) or "", _text(row.get("reference"))
     probs = row.get("word_probs")
     probs = [finite(p) for p in probs] if isinstance(probs, Iterable) and not isinstance(probs, str) else []
-    complete = len(probs) == len(caption.split()) and all(p is not None and 0 <= p <= 1 for p in probs)
+    complete = len(probs) == len(caption.split()) and all(p is not None and 0 <= p <= 1.001 for p in probs)
     marks = None if reference is None else mark_words(caption, reference)
     record |= {
         "caption": caption,
