@@ -190,7 +190,7 @@ def score_bars(
 
 @rc_context(STYLE)
 def length_histogram(predictions: pd.DataFrame) -> Chart:
-    """Draw how many words captions and their references have; captions without a reference are left out."""
+    """Draw how many words captions and their references have; captions without a reference are skipped."""
     known = predictions[predictions["reference"].notna()]
     if known.empty:
         raise ValueError("predictions: expected captions with a reference, found none")
@@ -247,11 +247,9 @@ def confusion(pairs: Iterable[tuple[object, object]], attribute: str) -> Styler:
     table.index.name, table.columns.name = "drawn ↓ caption →", None
     right = sum(drawn == stated for drawn, stated in names)
     styled = table.style.background_gradient("Blues", axis=None, vmax=1.3 * table.to_numpy().max())
-    bold = table.apply(lambda row: ["font-weight: bold" if row.name == name else "" for name in table.columns], axis=1)
-    bold = pd.DataFrame(bold.tolist(), table.index, table.columns)
-    caption = f"{_spaced(attribute).capitalize()}: {right} of {len(names)} as drawn"
-    styled = styled.apply(lambda _: bold, axis=None).format_index(escape="html").format_index(escape="html", axis=1)
-    return _left(styled.set_caption(caption))
+    styled = styled.apply(lambda row: ["font-weight: bold" if name == row.name else "" for name in row.index], axis=1)
+    styled = styled.format_index(escape="html").format_index(escape="html", axis=1)
+    return _left(styled.set_caption(f"{_spaced(attribute).capitalize()}: {right} of {len(names)} as drawn"))
 
 
 def reading_table(table: pd.DataFrame, empty: str = "No rows.") -> Styler | Html:
