@@ -307,11 +307,7 @@ def read_wts(root: str | Path, split: str | None = None, keep_missing: bool = Fa
     """
     if split is not None and split not in SPLITS:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)} or None, found {split!r}")
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        what = "a file" if root.exists() else "nothing"
-        raise FileNotFoundError(f"{root}: expected the folder of a WTS download, found {what}. Give its path.")
-    report = Report(root)
+    report = Report(Path(root).expanduser())
     captions, videos = _find_files(report, split)
     rows: list[tuple] = []
     for camera, file in captions.items():  # the clocks of two views differ by 25 to 36 s: each has its own (irregularity 1)
@@ -360,11 +356,12 @@ def _find_files(report: Report, split: str | None) -> tuple[dict[Camera, WtsFile
     if not captions and other_splits:
         raise ValueError(f"{report.root}: expected caption files of {split}, found only those of other splits")
     if not captions:
-        names = sorted(entry.name for entry in report.root.iterdir() if not entry.name.startswith("."))
-        found = (", ".join(names[:8]) + (", …" if len(names) > 8 else "")) or "an empty folder"
+        root = report.root
+        names = sorted(printable(path.name) for path in root.glob("[!.]*"))
+        found = ", ".join(names[:8]) or ("an empty folder" if root.is_dir() else "a file" if root.exists() else "nothing")
         raise FileNotFoundError(
-            f"{report.root}: expected annotations/caption/{{train,val,test}} here or in folders below, found "
-            f"{printable(found)}. Unpack the WTS download here, or give the folder that contains it."
+            f"{root}: expected a WTS download with annotations/caption/{{train,val,test}}, here or in folders below, "
+            f"found {found}. Unpack the download here, or give the folder that contains it."
         )
     return captions, videos
 
