@@ -1,8 +1,8 @@
-"""Pair captions with images as an index, read an index, and write and read tables.
+"""Write and read the index of a split, which pairs captions with images, and write and read tables as CSV.
 
-`coco_captioning.{train,val,test}.jsonl` has one JSON object per line with `image_path` (relative to the file's folder),
-`text_segment` (token ids without special tokens, null without a caption) and `image_id`, as the public recipe reads
-it, and beside them subject, aspect, caption, split, source, scenario, view, video, label and phase.
+`coco_captioning.{train,val,test}.jsonl` has one JSON object per line. The public recipe reads `image_path` (relative to the
+file's folder), `text_segment` (token ids without special tokens, or null) and `image_id`; the other keys are subject,
+aspect, caption, split, source, scenario, view, video, label and phase.
 """
 
 import csv
@@ -31,9 +31,9 @@ NUMBERS = {"phase": "int64", "start_s": "float64", "end_s": "float64"}  # column
 
 
 def write_table(path: str | Path, table: pd.DataFrame) -> Path:
-    """Write a table as CSV with quoted text, so that line ends and any caption survive; missing values are empty.
+    """Write a table as CSV with quoted text, so that captions with commas or line ends survive; missing values are empty.
 
-    Cells that begin with = + - @ are left as data: a spreadsheet may take them for formulas, this project does not.
+    Cells that begin with = + - @ are written unchanged, although a spreadsheet may read them as formulas.
     """
     return write_text(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC))
 
@@ -62,7 +62,7 @@ def read_table(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
 
 
 class IndexReport(NamedTuple):
-    """The result of an index: captions = lines + skipped; every skipped caption is among the problems."""
+    """What an index contains: captions = lines + skipped; every skipped caption is among the problems."""
 
     path: Path
     captions: int  # pairs of a caption and a video of its scenario
@@ -88,10 +88,10 @@ def build_index(
     phases: pd.DataFrame | None = None,
     max_tokens: int = 64,
 ) -> IndexReport:
-    """Write the index of caption files: every phase caption with every video of its scenario that has an image.
+    """Write one line for every caption and every video of its scenario that has an image of the phase.
 
-    `phases`: the table of `blur_table` or `import_prepared`, whose column `image` pairs captions with images, and which
-    gives split, source and view. Without it images are found by their names, as in the original repository.
+    The images, and split, source and view of the lines, are those of `phases`, a table of `blur_table` or
+    `import_prepared`. Without it images are found by their names, as in the original repository.
     """
     captions, problems = read_caption_files(caption_files)
     if phases is None:
@@ -132,7 +132,7 @@ def build_index(
 
 
 def index_images(phases: pd.DataFrame, image_dir: str | Path, out_path: str | Path) -> IndexReport:
-    """Write the index of images without captions, as those of the test split: one line each, text_segment null."""
+    """Write the index of images without captions, as in the test split: one line per image, with text_segment null."""
     lines, problems = [], []
     about = phases.reindex(columns=ABOUT).assign(subject=None, aspect=None, caption=None).astype(object)
     for name, row in zip(phases["image"], about.where(about.notna(), None).to_dict("records"), strict=True):
@@ -162,7 +162,7 @@ def _why_unreadable(image: Path) -> str:
 
 
 def _encode(tokenizer: Any, caption: str) -> tuple[list[int], str]:
-    """Return the ids of a caption, and why they decode to other words, if they do."""
+    """Return the token ids of a caption, and the reason if they decode to other words, else ""."""
     ids = tokenizer.encode(caption, add_special_tokens=False)
     if tokenizer.decode(ids).split() == caption.split():
         return ids, ""
@@ -175,7 +175,7 @@ def write_index(out_path: str | Path, lines: list[dict], skipped: int, cut: int,
     for line in lines:
         line["image_id"] = numbers.setdefault(line["image_path"], len(numbers))
     text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-    for end in "\u2028\u2029\x85":  # other readers may take these for line ends
+    for end in "\u2028\u2029\x85":  # str.splitlines and other readers end a line at these
         text = text.replace(end, f"\\u{ord(end):04x}")
     write_text(out_path, text)
     longest = max((len(line["text_segment"] or ()) for line in lines), default=0)
@@ -183,7 +183,7 @@ def write_index(out_path: str | Path, lines: list[dict], skipped: int, cut: int,
 
 
 def list_stale_images(phases: pd.DataFrame, image_dir: str | Path) -> list[Problem]:
-    """Return one problem if a folder has images of phases that the table of all splits does not list."""
+    """Return one problem if a folder has images of phases that `phases`, the table of all splits, does not list."""
     listed = set(phases["image"])
     stale = [path.name for path in list_images(image_dir).values() if is_phase_image(path) and path.name not in listed]
     what = f"{len(stale)} images of earlier data or views, as {', '.join(stale[:3])}; not used"
