@@ -3,8 +3,8 @@
     from beit3lib.data.wts import read_wts
     phases, problems, counts = read_wts("data/wts")
 
-Every file is located from its path alone: `…/videos/…/<split>/…/<scenario>/<view>/<video>.mp4` and
-`…/annotations/caption/<split>/…/<scenario>/<view>/<scenario>_caption.json` are WTS; the same paths without
+Every file is located from its path alone (see `LAYOUT`): `…/videos/<split>/<scenario>/<view>/<video>.mp4` and
+`…/annotations/caption/<split>/<scenario>/<view>/<scenario>_caption.json` are WTS; the same paths without
 `<scenario>/<view>` are BDD_PC_5K. The root may be the download, a folder above it, or one that also contains the public
 test download. A file that cannot be used becomes a `Problem`, and all other files are read. "Irregularity N" in a comment
 is number N of the thirteen that tests/data/test_wts.py lists.
@@ -24,7 +24,6 @@ import pandas as pd
 from beit3lib.files import FileError, Problem, finite, printable, read_json
 
 SPLITS = ("train", "val", "test")
-VIEWS = ("overhead_view", "vehicle_view")
 PHASES = ("prerecognition", "recognition", "judgement", "action", "avoidance")
 COLUMNS = ("split source scenario view video video_path label phase start_s end_s caption_vehicle caption_pedestrian").split()
 
@@ -119,31 +118,31 @@ def list_files(root: str | Path, problems: list[Problem] | None = None, skip: It
         dirs[:] = followed
 
 
+LAYOUT = re.compile(
+    r"""(?:.*/)?
+    (?: (?P<video>videos)
+      | annotations (?:/(?P<kind>caption|bbox_annotated|bbox_generated))? (?:/(?P<subject>pedestrian|vehicle))? )
+    /(?P<split>train|val|test)
+    (?:/normal_trimmed | /public[^/]*)*  # folders around scenarios; the test download has public and public_challenge
+    (?:/(?P<scenario>[^/]+)/(?P<view>overhead_view|vehicle_view))?  # only in WTS
+    /(?P<name>[^/]+)""",
+    re.VERBOSE,
+)
+
+
 def locate(path: Path) -> WtsFile | None:
     """Return what a file is by the folders in its path (relative to the root); None if it is not part of WTS."""
-    parts = path.parts
-    tops = [i for i, part in enumerate(parts) if part in ("annotations", "videos")]
-    split_at = next((i for i in range(tops[-1] + 1, len(parts) - 1) if parts[i] in SPLITS), None) if tops else None
-    if split_at is None:
+    found = LAYOUT.fullmatch(path.as_posix())
+    if found is None:
         return None
-    between = parts[tops[-1] + 1 : split_at]
-    # normal_trimmed, and public and public_challenge of the test download, are folders around scenarios, not scenarios
-    inside = [p for p in parts[split_at + 1 : -1] if p != "normal_trimmed" and not p.startswith("public")]
-    if parts[tops[-1]] == "videos":
-        kind, ending = "video", ".mp4"
-    elif between in ((), ("caption",)):  # some copies of BDD lack the folder caption
-        kind, ending = "caption", "_caption.json"
-    elif between[0] in ("bbox_annotated", "bbox_generated"):
-        kind, ending = between[0], "_bbox.json"
-    else:
-        return None
+    kind = "video" if found["video"] else found["kind"] or "caption"  # some copies of BDD lack the folder caption
+    ending = {"video": ".mp4", "caption": "_caption.json"}.get(kind, "_bbox.json")
     if not path.name.lower().endswith(ending):
         return None
-    subject = "vehicle" if "vehicle" in between else "pedestrian"  # BDD has boxes of pedestrians only, without such a folder
-    if len(inside) == 2 and inside[1] in VIEWS:
-        return WtsFile(kind, parts[split_at], "wts", inside[0], inside[1], subject, path)
-    stem = path.name[: -len(ending)]
-    return None if inside else WtsFile(kind, parts[split_at], "bdd", stem, "vehicle_view", subject, path)
+    subject = found["subject"] or "pedestrian"  # BDD has boxes of pedestrians only, and no folder for the subject
+    if found["scenario"]:
+        return WtsFile(kind, found["split"], "wts", found["scenario"], found["view"], subject, path)
+    return WtsFile(kind, found["split"], "bdd", path.name[: -len(ending)], "vehicle_view", subject, path)
 
 
 def find_wts(path: str | Path) -> Path | None:
