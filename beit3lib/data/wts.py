@@ -6,8 +6,8 @@
 Every file is located from its path alone (see `LAYOUT`): `…/videos/<split>/<scenario>/<view>/<video>.mp4` and
 `…/annotations/caption/<split>/<scenario>/<view>/<scenario>_caption.json` are WTS; the same paths without
 `<scenario>/<view>` are BDD_PC_5K. The root may be the download, a folder above it, or one that also contains the public
-test download. A file that cannot be used becomes a `Problem`, and all other files are read. "Irregularity N" in a comment
-is number N of the thirteen that tests/data/test_wts.py lists.
+test download. A file that cannot be used becomes a `Problem`, and all other files are read. The "irregularities" that
+comments number are the thirteen of WTS that tests/data/test_wts.py tests.
 """
 
 import os
@@ -103,7 +103,7 @@ def list_files(root: str | Path, problems: list[Problem] | None = None, skip: It
         report(error.filename, f"expected a readable folder, found {error.strerror}; skipped", "check its permissions")
 
     for folder, dirs, files in os.walk(root, onerror=report_unreadable, followlinks=True):
-        for names in (dirs, files):  # hidden ones are .DS_Store, and ._… that macOS adds to archives (irregularity 8)
+        for names in (dirs, files):  # hidden names are .DS_Store, and ._… that macOS adds to archives (irregularity 8)
             names[:] = sorted(name for name in names if not name.startswith("."))
             for name in [name for name in names if printable(name) != name]:
                 report(Path(folder, name), "expected a name in UTF-8; skipped", "rename it")
@@ -189,7 +189,8 @@ class Report:
         """Yield the path of every file with what `locate` returns for it."""
         problems: list[Problem] = []
         for path in list_files(self.root, problems, skip):
-            yield path.relative_to(self.root), locate(path.relative_to(self.root))
+            relative = path.relative_to(self.root)
+            yield relative, locate(relative)
         for problem in problems:
             self.add(*problem)
 
@@ -209,7 +210,7 @@ class Report:
 # --- one caption file ----------------------------------------------------------------------------------------------
 
 
-def _rows_of(report: Report, file: WtsFile, found: dict[str, Path], keep_missing: bool) -> list[tuple]:
+def _read_caption_file(report: Report, file: WtsFile, found: dict[str, Path], keep_missing: bool) -> list[tuple]:
     """Return the rows of one caption file; `found` are the videos of its scenario and view on disk, by stem."""
     content = report.read_json(file.path, "event_phase", "videos")
     if content is None:
@@ -231,7 +232,7 @@ def _rows_of(report: Report, file: WtsFile, found: dict[str, Path], keep_missing
     if not listed and not found:
         report.add(file.path, "lists no video, and none of this scenario and view is on disk; no row comes from it")
     rows = []
-    for stem in dict.fromkeys([*listed, *sorted(found)]):  # lists and disks differ in both directions (irregularity 8)
+    for stem in dict.fromkeys([*listed, *sorted(found)]):  # each has videos that the other lacks (irregularity 8)
         report.counts.update(videos=1, videos_used=int(stem in found), rows_expected=len(phases))
         if stem not in found:
             report.add(file.path, f"video {stem}.mp4 is listed, but not on disk; skipped", "download it again if it exists")
@@ -309,8 +310,8 @@ def read_wts(root: str | Path, split: str | None = None, keep_missing: bool = Fa
     report = Report(Path(root).expanduser())
     captions, videos = _find_files(report, split)
     rows: list[tuple] = []
-    for camera, file in captions.items():  # the clocks of two views differ by 25 to 36 s: each has its own (irregularity 1)
-        rows += _rows_of(report, file, videos.pop(camera, {}), keep_missing)
+    for camera, file in captions.items():  # clocks of views differ by 25 to 36 s (irregularity 1)
+        rows += _read_caption_file(report, file, videos.pop(camera, {}), keep_missing)
     uncaptioned = defaultdict(list)
     for camera, found in videos.items():
         uncaptioned[camera[0]] += found.values()
