@@ -296,18 +296,17 @@ def read_caption_files(source: str | Path | Iterable[str | Path]) -> CaptionTabl
             problems.append(Problem(path.name, f"expected a name like {EXAMPLE}; skipped", "rename it"))
             continue
         for scenario, videos, label, phase, caption in read_caption_file(path, problems):
-            if caption is None:
-                problems.append(Problem(f"{path.name}: {scenario} phase {label}", "a caption without words; skipped"))
-            else:
-                rows += [(scenario, video, label, phase, *caption_type, caption) for video in videos]
+            rows += [(scenario, video, label, phase, *caption_type, caption) for video in videos]
     columns = ["scenario", "video", "label", "phase", "subject", "aspect", "caption"]
     return CaptionTable(pd.DataFrame(rows, columns=columns).astype({"phase": "int64"}), problems)
 
 
-def read_caption_file(path: Path, problems: list[Problem]) -> Iterator[tuple[str, list[str], str, int, str | None]]:
+def read_caption_file(
+    path: Path, problems: list[Problem], keep_empty: bool = False
+) -> Iterator[tuple[str, list[str], str, int, str | None]]:
     """Yield (scenario, videos, label, phase, caption) of one caption file; append entries that are skipped to `problems`.
 
-    A caption without words is None, as in the original repository's file of segments to caption.
+    With `keep_empty`, for files of segments to caption, a caption without words is yielded as None instead of skipped.
     """
     try:
         content = read_json(path, dict)
@@ -328,4 +327,7 @@ def read_caption_file(path: Path, problems: list[Problem]) -> Iterator[tuple[str
                 problems.append(Problem(where, f"unknown label {repr(label)[:60]}; skipped", "labels are 0 to 4"))
                 continue
             text = clean_text(caption).strip() if isinstance(caption, str) else ""
+            if not text and not keep_empty:
+                problems.append(Problem(f"{where} phase {label}", "a caption without words; skipped"))
+                continue
             yield clean_text(scenario), names, str(label).strip(), phase, text or None

@@ -23,8 +23,8 @@ from beit3lib.data.wts import cap_problems
 from beit3lib.files import FileError, Problem, read_json_lines, read_text, write_text
 
 INDEX_NAME = "coco_captioning.{split}.jsonl"
-NEEDED = ("image_path", "text_segment", "image_id")
-ABOUT = ("subject", "aspect", "caption", "split", "source", "scenario", "view", "video", "label", "phase")
+NEEDED = ("image_path", "text_segment", "image_id")  # keys of the public recipe
+ABOUT = ("subject", "aspect", "caption", "split", "source", "scenario", "view", "video", "label", "phase")  # other keys
 NUMBERS = {"phase": "int64", "start_s": "float64", "end_s": "float64"}  # columns of tables that are not text
 
 # --- tables --------------------------------------------------------------------------------------------------------
@@ -118,12 +118,14 @@ def build_index(
             lossy[caption_type, loss].append(where)
         if len(ids) > max_tokens - 2:  # the tokens <s> and </s> take two positions
             cut[caption_type].append((len(ids), where))
-        lines.append({"image_path": _relative(image_dir, name, out_path), "text_segment": ids, "image_id": 0} | row)
+        lines.append({"image_path": _relative(image_dir, name, out_path), "text_segment": ids} | row)
     todo = "run notebook 1 again"
     missing = [Problem(where, f"{number} captions, but {why}; skipped", todo) for (where, why), number in skipped.items()]
     problems += cap_problems(missing, str(image_dir))
     for (caption_type, loss), where in lossy.items():
-        problems.append(Problem(caption_type, f"{len(where)} captions decode to other words ({loss}), as {where[0]}; kept"))
+        problems.append(
+            Problem(caption_type, f"{len(where)} captions decode to other words ({loss}), such as {where[0]}; kept")
+        )
     for caption_type, found in cut.items():
         longest, where = max(found)
         what = f"{len(found)} captions of more than {max_tokens - 2} tokens are cut in training; longest: {longest}, {where}"
@@ -139,7 +141,7 @@ def index_images(phases: pd.DataFrame, image_dir: str | Path, out_path: str | Pa
         if why := _why_unreadable(Path(image_dir, name)):
             problems.append(Problem(_where(row), f"{why}; skipped", "run notebook 1 again"))
         else:
-            lines.append({"image_path": _relative(image_dir, name, out_path), "text_segment": None, "image_id": 0} | row)
+            lines.append({"image_path": _relative(image_dir, name, out_path), "text_segment": None} | row)
     return write_index(out_path, lines, len(problems), 0, problems)
 
 
@@ -170,7 +172,7 @@ def _encode(tokenizer: Any, caption: str) -> tuple[list[int], str]:
 
 
 def write_index(out_path: str | Path, lines: list[dict], skipped: int, cut: int, problems: list[Problem]) -> IndexReport:
-    """Number the images of index lines, write the lines, and return the report."""
+    """Write index lines, numbering their images as image_id, and return the report."""
     numbers: dict[str, int] = {}
     for line in lines:
         line["image_id"] = numbers.setdefault(line["image_path"], len(numbers))
@@ -186,15 +188,15 @@ def list_stale_images(phases: pd.DataFrame, image_dir: str | Path) -> list[Probl
     """Return one problem if a folder has images of phases that `phases`, the table of all splits, does not list."""
     listed = set(phases["image"])
     stale = [path.name for path in list_images(image_dir).values() if is_phase_image(path) and path.name not in listed]
-    what = f"{len(stale)} images of earlier data or views, as {', '.join(stale[:3])}; not used"
+    what = f"{len(stale)} images of earlier data or views, such as {', '.join(stale[:3])}; not used"
     return [Problem(str(image_dir), what, "delete them")] if stale else []
 
 
 def read_index(path: str | Path) -> pd.DataFrame:
-    """Read an index, ours or the recipe's (which has only the first three columns), as one row per line.
+    """Read an index of this package or of the recipe (which has the first three columns only) as one row per line.
 
     Columns: image_path, text_segment, image_id, subject, aspect, caption, split, source, scenario, view, video, label,
-    phase; values that a line lacks are None. Raises FileNotFoundError, or FileError with the line.
+    phase; values that a line lacks are None. Raises FileNotFoundError, or FileError with the number of a broken line.
     """
     try:
         lines = read_json_lines(path)
@@ -210,7 +212,7 @@ def read_index(path: str | Path) -> pd.DataFrame:
 
 
 def _what_is_wrong(line: dict) -> str:
-    """Return what an index line was expected to have and what it has; "" for a valid line."""
+    """Return what an index line is expected to have and what was found; "" for a valid line."""
     if absent := [name for name in NEEDED if name not in line]:
         return f"expected keys {', '.join(NEEDED)}, found no {', '.join(absent)}"
     path, ids, image_id = (line[name] for name in NEEDED)

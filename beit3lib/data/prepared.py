@@ -60,7 +60,7 @@ def find_prepared(root: str | Path) -> PreparedRoot | None:
     """Return the caption files and phase images below `root`; None if there are not both. `~` is expanded."""
     root = Path(root).expanduser()
     files, images = [], defaultdict(list)
-    for path in list_files(root, skip=("runs",)) if root.is_dir() else ():
+    for path in list_files(root, skip=("runs",)):
         split = _split_of(path.relative_to(root))
         if path.suffix.lower() == ".json":
             subject, aspect = caption_type_of(path) or (None, None)
@@ -140,11 +140,9 @@ def _read_captions(prepared: PreparedRoot, problems: list[Problem]) -> pd.DataFr
     """Return one row per caption and video: split, scenario, video, phase, label, subject, aspect, caption."""
     rows = []
     for file in prepared.files:
-        for scenario, videos, label, phase, caption in read_caption_file(file.path, problems):
-            if caption is None and file.subject:
-                problems.append(Problem(f"{file.path.name}: {scenario} phase {label}", "a caption without words; skipped"))
-                continue
-            about = (phase, label, file.subject, file.aspect, caption if file.subject else None)
+        is_test = file.subject is None
+        for scenario, videos, label, phase, caption in read_caption_file(file.path, problems, keep_empty=is_test):
+            about = (phase, label, file.subject, file.aspect, None if is_test else caption)
             rows += [(file.split, scenario, video, *about) for video in videos]
     return pd.DataFrame(rows, columns=[*KEYS, "label", "subject", "aspect", "caption"])
 
@@ -176,9 +174,9 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _write_captions(captions: pd.DataFrame, folder: Path) -> None:
-    """Replace `folder` by one folder per split with one caption file per subject and aspect."""
+    """Replace `folder` by a folder for each split, with one caption file per subject and aspect."""
     with atomic_folder(folder) as new:
-        for (split, *caption_type), rows in captions.groupby(["split", "subject", "aspect"]):  # none of for_test.json
+        for (split, *caption_type), rows in captions.groupby(["split", "subject", "aspect"]):
             content = {}
             for scenario, of_scenario in rows.groupby("scenario"):
                 texts = of_scenario.drop_duplicates(["label", "caption"]).sort_values("phase", kind="stable")
@@ -206,7 +204,7 @@ def original_index(
     path, out_path = check_regular_file(data_path), Path(INDEX_NAME.format(split=split_name))
     images, prefixes = list_images(image_dir), tuple(dict.fromkeys((type, "avg", "")))
     lines, problems, skipped = [], [], 0
-    for scenario, videos, label, phase, caption in read_caption_file(path, problems):
+    for scenario, videos, label, phase, caption in read_caption_file(path, problems, keep_empty=True):
         ids = tokenizer.encode(caption, add_special_tokens=False) if caption else None
         about = {"caption": caption, "split": split_name, "scenario": scenario, "label": label, "phase": phase}
         for video in videos:
@@ -214,8 +212,7 @@ def original_index(
             if image is None:
                 skipped += 1
                 continue
-            line = {"image_path": os.path.abspath(image), "text_segment": ids, "image_id": 0}
-            lines.append(line | about | {"video": video})
+            lines.append({"image_path": os.path.abspath(image), "text_segment": ids, "video": video} | about)
     if skipped:
         problems.append(Problem(path.name, f"{skipped} captions without an image in {image_dir}; skipped"))
     report = write_index(out_path, lines, skipped, 0, problems)

@@ -163,7 +163,7 @@ def test_b_frames_in_avi_are_all_used_in_order(tmp_path, frames):
     assert level(made.images[0]) == pytest.approx(np.average(levels, weights=range(1, len(levels) + 1)), abs=1.5)
 
 
-MATRICES = {  # entries a, b, c, d of the display matrix, and the same for an array (height, width, 3)
+MATRICES = {  # entries a, b, c, d of the display matrix, and the same turn of an array (height, width, 3)
     "mirrored": ((-1, 0, 0, 1), lambda pixels: pixels[:, ::-1]),
     "upside down": ((1, 0, 0, -1), lambda pixels: pixels[::-1]),
     "half turn": ((-1, 0, 0, -1), lambda pixels: pixels[::-1, ::-1]),

@@ -120,7 +120,7 @@ def test_08_missing_and_unlisted_videos_are_reported_and_hidden_files_ignored(tm
     assert problems(kept) == problems(table)
 
 
-def test_09_names_contain_dots(tmp_path):
+def test_09_dots_in_names_are_kept(tmp_path):
     scenario = "20231013_105827_normal_192.168.0.14_1_event_2"
     add_view(tmp_path, "overhead_view", [f"{scenario}.mp4"], scenario=scenario, between="normal_trimmed")
     add_view(tmp_path, "vehicle_view", [vehicle(scenario)], scenario=scenario, between="normal_trimmed")
@@ -469,7 +469,7 @@ BOX_FILE = JSON | st.fixed_dictionaries({"annotations": st.lists(BOX)})
 
 @settings(max_examples=100, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(CAPTION_FILE, BOX_FILE)
-def test_any_content_of_caption_and_box_files_is_survived_and_counts_add_up(tmp_path, caption, box):
+def test_any_content_of_caption_and_box_files_is_read_or_listed_and_counts_add_up(tmp_path, caption, box):
     add_view(tmp_path, "vehicle_view", [vehicle()])
     write(add_view(tmp_path, "overhead_view", [overhead(1)]), json.dumps(caption))
     write(add_boxes(tmp_path, vehicle(), {}, view="vehicle_view"), json.dumps(box))
