@@ -341,43 +341,42 @@ def _run(work: list[tuple], processes: int) -> Iterator[_Done]:
 def _blur_video(
     number: int, rows: pd.DataFrame, path: str, folder: Path, size: int, weights: str, threads: int
 ) -> tuple[int, _Done]:
-    """Make the images of one video that do not exist yet; runs in a process of its own. `number` is returned unchanged."""
+    """Make the images of one video that are absent or out of date, in a process of its own; return `number` unchanged."""
     if threads:
         cv2.setNumThreads(threads)
-    video, names = rows["video"].iloc[0], rows["image"].tolist()
-    spans_s = list(zip(rows["start_s"].tolist(), rows["end_s"].tolist(), strict=True))
-    found: dict[int, list[Problem]] = {}
+    video, existing = rows["video"].iloc[0], {}  # {name of an image that is up to date: its problems}
     try:
         if not path:
             raise FileNotFoundError("expected a video, found none on disk")
         status = check_regular_file(path).stat()
         record = {"weights": weights, "size": size, "video_bytes": status.st_size, "video_mtime_ns": status.st_mtime_ns}
-        records = [record | {"span_s": list(span_s)} for span_s in spans_s]
-        for n, name in enumerate(names):
-            if (problems := _read_record(folder / name, records[n], size)) is not None:
-                found[n] = problems
-        todo = [n for n in range(len(names)) if n not in found]
-        phases = [str(rows["phase"].iloc[n]) for n in todo]
-        blur = motion_blur(path, [spans_s[n] for n in todo], size, weights, phases, threads)
+        spans_s = zip(rows["start_s"].tolist(), rows["end_s"].tolist(), strict=True)
+        records = {name: record | {"span_s": list(span_s)} for name, span_s in zip(rows["image"], spans_s, strict=True)}
+        for name in records:
+            if (problems := _read_record(folder / name, records[name], size)) is not None:
+                existing[name] = problems
+        todo = rows[~rows["image"].isin(list(existing))]
+        spans_s = [records[name]["span_s"] for name in todo["image"]]
+        blur = motion_blur(path, spans_s, size, weights, todo["phase"].astype(str).tolist(), threads)
     except (OSError, ValueError, av.error.FFmpegError) as error:
         reason = str(error).removeprefix(f"{path}: ")
-        what = f"{len(names) - len(found)} of {len(names)} phases skipped: {reason}"
-        return number, _Done([names[n] for n in found], 0, [Problem(video, what, "download it again")])
-    for n, image, problems in zip(todo, blur.images, blur.problems, strict=True):
-        comment = json.dumps(records[n] | {"problems": problems}).encode()
+        what = f"{len(rows) - len(existing)} of {len(rows)} phases skipped: {reason}"
+        return number, _Done(list(existing), 0, [Problem(video, what, "download it again")])
+    for name, image, problems in zip(todo["image"], blur.images, blur.problems, strict=True):
+        comment = json.dumps(records[name] | {"problems": problems}).encode()
         try:
-            with atomic_path(folder / names[n]) as temporary:
+            with atomic_path(folder / name) as temporary:
                 image.save(temporary, quality=95, subsampling=0, comment=comment)
         except OSError as error:  # a full or read-only disk ends the stage; Pillow's error has no file name
-            raise OSError(error.errno, error.strerror or str(error), str(folder / names[n])) from None
-    problems = [problem for listed in [*found.values(), *blur.problems] for problem in listed]
-    return number, _Done(names, len(todo), problems)
+            raise OSError(error.errno, error.strerror or str(error), str(folder / name)) from None
+    problems = [problem for listed in [*existing.values(), *blur.problems] for problem in listed]
+    return number, _Done(list(records), len(todo), problems)
 
 
 def _read_record(path: Path, record: dict, size: int) -> list[Problem] | None:
-    """Return the problems that an image was made with, or None if it is absent or was made from anything else.
+    """Return the problems of an image, which are in its JPEG comment, or None if it must be made (again).
 
-    `record` describes what it must be made from: it is in the JPEG's comment, with the problems.
+    The comment must also contain `record`: the options, the times, and the size and modification time of the video.
     """
     try:
         with Image.open(path) as image:
