@@ -94,15 +94,7 @@ def build_index(
     `import_prepared`. Without it images are found by their names, as in the original repository.
     """
     captions, problems = read_caption_files(caption_files)
-    if phases is None:
-        images = list_images(image_dir)
-        found = [find_image(images, row.video, row.phase, row.label) for row in captions.itertuples()]
-        pairs = captions.assign(image=[path and path.name for path in found])
-    else:
-        on = ["scenario", "video", "phase"]
-        pairs = captions.merge(phases.reindex(columns=[*on, "split", "source", "view", "image"]), "left", on)
-    pairs = pairs.reindex(columns=[*ABOUT, "image"]).astype(object)
-    pairs = pairs.where(pairs.notna(), None)
+    pairs = _pair_with_images(captions, Path(image_dir), phases)
     check = cache(_why_unreadable)  # ten captions of a phase share an image, and the views of a scenario a caption
     encode = cache(lambda caption: _encode(tokenizer, caption))
     lines: list[dict] = []
@@ -131,6 +123,19 @@ def build_index(
         what = f"{len(found)} captions of more than {max_tokens - 2} tokens are cut in training; longest: {longest}, {where}"
         problems.append(Problem(caption_type, what, "raise num_max_bpe_tokens"))
     return write_index(out_path, lines, sum(skipped.values()), sum(map(len, cut.values())), problems)
+
+
+def _pair_with_images(captions: pd.DataFrame, image_dir: Path, phases: pd.DataFrame | None) -> pd.DataFrame:
+    """Return one row per caption and image, with the columns `ABOUT` and `image`, a file name or None."""
+    if phases is None:
+        images = list_images(image_dir)
+        found = [find_image(images, row.video, row.phase, row.label) for row in captions.itertuples()]
+        pairs = captions.assign(image=[path and path.name for path in found])
+    else:
+        on = ["scenario", "video", "phase"]
+        pairs = captions.merge(phases.reindex(columns=[*on, "split", "source", "view", "image"]), "left", on)
+    pairs = pairs.reindex(columns=[*ABOUT, "image"]).astype(object)
+    return pairs.where(pairs.notna(), None)
 
 
 def index_images(phases: pd.DataFrame, image_dir: str | Path, out_path: str | Path) -> IndexReport:
