@@ -10,13 +10,14 @@ Ours: `model.safetensors`, `sentencepiece.bpe.model` and a readable `meta.json`,
 """
 
 import argparse
+import math
 import pickle
 import re
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,17 +53,13 @@ EXTRA_POSITIONS = 3  # rows of IMAGE_POSITIONS before the patches: two unused (p
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # put before names by DistributedDataParallel and by torch.compile
 MAX_COMPRESSION = 100  # weights compress by less than 2; a zip bomb reaches 1,000
 
-try:
-    from numpy._core.multiarray import scalar as numpy_scalar
-except ModuleNotFoundError:  # numpy 1
-    from numpy.core.multiarray import scalar as numpy_scalar
-
-# Everything that the recipe saves beside tensors: its options, and learning rates of its optimizer as numpy numbers,
-# pickled under numpy 1's or numpy 2's module name. None of these runs code when it is unpickled.
+# Everything that the recipe saves beside tensors: its options, and learning rates as numpy numbers, whose unpickling
+# function has another module name in numpy 1 than in numpy 2. None of these runs code when it is unpickled.
+NUMPY_NUMBER = np.float64().__reduce__()[0]
 HARMLESS_GLOBALS = [
     argparse.Namespace,
-    (numpy_scalar, "numpy.core.multiarray.scalar"),
-    (numpy_scalar, "numpy._core.multiarray.scalar"),
+    (NUMPY_NUMBER, "numpy.core.multiarray.scalar"),
+    (NUMPY_NUMBER, "numpy._core.multiarray.scalar"),
     np.dtype,
     np.dtypes.Float64DType,
 ]
@@ -87,9 +84,6 @@ class LoadReport:
             if names:
                 parts.append(f"{what}: {', '.join(names)}")
         return "; ".join(parts)
-
-
-# --- public checkpoints --------------------------------------------------------------------------------------------
 
 
 def read_state(path: str | Path, model_key: str = "model|module", model_prefix: str = "") -> dict[str, Tensor]:
@@ -186,7 +180,11 @@ def load_pretrained(
     """
     state = read_state(path, model_key, model_prefix)
     own = model.state_dict()
-    resized = _fit_positions(path, state, own)
+    resized = []
+    if state.get(IMAGE_POSITIONS, own[IMAGE_POSITIONS]).shape != own[IMAGE_POSITIONS].shape:
+        with suppress(ValueError):  # not a square grid: `_check_state` names it as a parameter of another shape
+            state[IMAGE_POSITIONS] = resize_positions(state[IMAGE_POSITIONS], len(own[IMAGE_POSITIONS]))
+            resized = [IMAGE_POSITIONS]
     fresh = [name for name in own if name not in state and name.startswith("mlm_head.")]
     skipped = sorted(name for name in state if name not in own)
     _check_state(path, state, own, may_miss=fresh)
@@ -223,25 +221,14 @@ def _check_state(path: Path | str, state: Mapping[str, Tensor], own: Mapping[str
         raise CheckpointError("\n".join([f"{path}: expected a checkpoint of this model. {todo}", *lines]))
 
 
-def _fit_positions(path, state: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    table, rows = state.get(IMAGE_POSITIONS), own[IMAGE_POSITIONS].shape[0]
-    if table is None or table.shape[0] == rows or table.ndim != 2 or table.shape[1] != own[IMAGE_POSITIONS].shape[1]:
-        return []  # a table of another width is reported with the other shapes
-    try:
-        state[IMAGE_POSITIONS] = resize_positions(table, rows)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {IMAGE_POSITIONS}: {error}") from None
-    return [IMAGE_POSITIONS]
-
-
 def resize_positions(table: Tensor, rows: int) -> Tensor:
     """Resize image position embeddings (3 + s², D) to another square grid: (rows, D), bicubic; the first three rows stay.
 
-    Source: the recipe's interpolation, `align_corners=False`.
+    Raises ValueError if either grid is not square. Source: the recipe's interpolation, `align_corners=False`.
     """
-    old, new = (round(max(0, count - EXTRA_POSITIONS) ** 0.5) for count in (table.shape[0], rows))
-    if old * old != table.shape[0] - EXTRA_POSITIONS or new * new != rows - EXTRA_POSITIONS:
-        raise CheckpointError(f"expected {EXTRA_POSITIONS} rows and a square grid, found {table.shape[0]} rows, for {rows}")
+    old, new = (math.isqrt(max(0, count - EXTRA_POSITIONS)) for count in (len(table), rows))
+    if table.ndim != 2 or [EXTRA_POSITIONS + old**2, EXTRA_POSITIONS + new**2] != [len(table), rows]:
+        raise ValueError(f"position embeddings: expected 3 + s² rows, found shape {tuple(table.shape)}, for {rows} rows")
     grid = table[EXTRA_POSITIONS:].float().T.reshape(1, -1, old, old)  # (1, D, s, s)
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
     return torch.cat([table[:EXTRA_POSITIONS], grid.flatten(2)[0].T.to(table.dtype)])
@@ -256,9 +243,6 @@ def save_public(model: CaptionModel, path: str | Path) -> Path:
 
 def _cpu_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
-
-
-# --- our own folders -----------------------------------------------------------------------------------------------
 
 
 def save_captioner(

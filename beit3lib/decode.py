@@ -9,13 +9,13 @@ R = S x K rows of the text stream, C slots of the text cache, t slots in use.
 Source: the decoding of the public BEiT-3 captioning recipe.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from beit3lib.device import inference_weights
 from beit3lib.model import TEXT, CaptionModel, ImageMemory, output_and_ffn, project_qkv
 
 
@@ -73,54 +73,25 @@ def generate(
     """
     if max_tokens < 3:
         raise ValueError(f"max_tokens: expected 3 or more, got {max_tokens}")
-    with linear_weights_in_autocast_precision(model):
-        return _search(model, images_or_memory, tokenizer, prompts, num_beams, max_tokens, length_penalty)
-
-
-@contextmanager
-def linear_weights_in_autocast_precision(model: nn.Module) -> Iterator[None]:
-    """Replace the weights of linear layers by copies in the precision of autocast while the block runs.
-
-    Autocast casts the weights again in every call without gradients, which takes most of the time of a decoding step: on a
-    CPU a product of 48 rows with bf16 weights takes a third to a quarter of the time. Results are exactly the same.
-    """
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    original = [(layer, layer.weight, layer.bias) for layer in layers]
-    device = layers[0].weight.device.type
-    try:
-        if torch.is_autocast_enabled(device):
-            for layer, *parameters in original:
-                layer.weight, layer.bias = (
-                    nn.Parameter(parameter.detach().to(torch.get_autocast_dtype(device)), requires_grad=False)
-                    for parameter in parameters
-                )
-        yield
-    finally:
-        for layer, weight, bias in original:
-            layer.weight, layer.bias = weight, bias
-
-
-def _search(model, images_or_memory, tokenizer, prompts, num_beams, max_tokens, length_penalty) -> list[Caption]:
-    memory = model.encode_image(images_or_memory) if isinstance(images_or_memory, Tensor) else images_or_memory
-    starts = [[tokenizer.bos_token_id, *prompt] for prompt in prompts]
-    decoder = TextDecoder(model, memory, starts, num_beams, max_tokens, tokenizer.mask_token_id)
-    beams, finished = _initial_state(len(memory.keys[0]) * len(prompts), num_beams, max_tokens - 3, model.device)
     longest = max_tokens - 3
-    for written in range(longest + 1):
-        candidates = best_candidates(decoder.next_logits(), beams.scores)
-        if written == longest:
-            ends = torch.ones_like(candidates.token, dtype=torch.bool)
-        else:
-            ends = candidates.token == tokenizer.eos_token_id
-        # No extension can beat the finished hypothesis once this holds, because Σ log p only decreases.
-        bound = candidates.scores[:, 0] / (max_tokens - 1) ** length_penalty
-        done = finished.scores[beams.sequence] >= bound
-        close(finished, beams, candidates, ends & ~done[:, None], written, length_penalty)
-        if written == longest or bool(done.all()):
-            break
-        kept = decoder.drop_sequences(done)
-        beams, rows = extend(beams, candidates, ends, kept, written)
-        decoder.continue_from(rows, beams.ids[:, :, written])
+    with inference_weights(model):
+        memory = model.encode_image(images_or_memory) if isinstance(images_or_memory, Tensor) else images_or_memory
+        starts = [[tokenizer.bos_token_id, *prompt] for prompt in prompts]
+        decoder = TextDecoder(model, memory, starts, num_beams, max_tokens, tokenizer.mask_token_id)
+        beams, finished = _initial_state(len(memory.keys[0]) * len(prompts), num_beams, longest, model.device)
+        for written in range(longest + 1):
+            is_last = written == longest
+            candidates = best_candidates(decoder.next_logits(), beams.scores)
+            ends = (candidates.token == tokenizer.eos_token_id) | is_last
+            # No extension can beat the finished hypothesis once this is true, because Σ log p only decreases.
+            bound = candidates.scores[:, 0] / (max_tokens - 1) ** length_penalty
+            done = finished.scores[beams.sequence] >= bound
+            close(finished, beams, candidates, ends & ~done[:, None], written, length_penalty)
+            if is_last or bool(done.all()):
+                break
+            kept = decoder.drop_sequences(done)
+            beams, rows = extend(beams, candidates, ends, kept, written)
+            decoder.continue_from(rows, beams.ids[:, :, written])
     return [
         Caption(tokenizer.decode(ids[:n], skip_special_tokens=True).strip(), score, ids[:n], log_probs[:n])
         for score, ids, log_probs, n in zip(*(part.tolist() for part in finished), strict=True)
@@ -152,7 +123,7 @@ def best_candidates(logits: Tensor, scores: Tensor) -> Candidates:
 def close(finished: Finished, beams: Beams, candidates: Candidates, ends: Tensor, written: int, length_penalty: float) -> None:
     """Update `finished` in place with candidates that end their hypothesis, `ends` (S, 3 K), after `written` tokens.
 
-    As in the recipe, candidates are visited best first until K that do not end are found; an end after them is ignored.
+    As in the recipe, an end counts only if fewer than K better candidates of its sequence do not end.
     """
     continuing_before = (~ends).cumsum(1) - (~ends).long()
     eligible = ends & (continuing_before < beams.scores.shape[1])
@@ -181,7 +152,8 @@ def extend(beams: Beams, candidates: Candidates, ends: Tensor, kept: Tensor, wri
 class TextDecoder:
     """The text stream of R rows with a cache of keys and values.
 
-    Prompts of different lengths are padded on the left, so that all rows write the same slot; `hidden` marks the padding.
+    Prompts of different lengths are padded on the left, so that a step writes the same slot in all rows; `hidden` marks the
+    padding.
     """
 
     def __init__(self, model: CaptionModel, memory: ImageMemory, starts, num_beams: int, max_tokens: int, mask_id: int):
@@ -193,8 +165,8 @@ class TextDecoder:
         rows = padded.repeat(images, 1).repeat_interleave(num_beams, 0)  # (R, prefill + 1)
         self.hidden = rows[:, :prefill] < 0  # (R, prefill)
         self.offset = -self.hidden.sum(1)  # (R,) the token in slot s has position s + offset
-        # Slots come first, so that the used ones are contiguous and are reordered by one index_select into a second
-        # buffer; the two buffers alternate.
+        # Slots are the first dimension, so that those in use are contiguous: one index_select copies them in the order of
+        # the beams into the second buffer, and the buffers swap roles.
         shape = (prefill + max_tokens, config.layers, 2, len(rows), config.heads, config.width // config.heads)
         self.cache, self.spare = memory.keys[0].new_empty(shape), memory.keys[0].new_empty(shape)  # (C, L, 2, R, H, d)
         self.used, self.last = 0, rows[:, -1]
@@ -210,7 +182,7 @@ class TextDecoder:
         return logits
 
     def continue_from(self, rows: Tensor, tokens: Tensor) -> None:
-        """Let row r continue what was row rows[r], with `tokens` (S, K) as last tokens; rows may become fewer."""
+        """Make row r a copy of row rows[r] whose last token is the r-th of `tokens` (S, K); the number of rows may shrink."""
         self.last, self.offset, self.hidden = tokens.flatten(), self.offset[rows], self.hidden[rows]
         fewer = len(rows) < self.cache.shape[3]
         if fewer:
@@ -219,9 +191,9 @@ class TextDecoder:
         self.cache, self.spare = self.spare, torch.empty_like(self.spare) if fewer else self.cache
 
     def drop_sequences(self, done: Tensor) -> Tensor:
-        """Return the indices of the sequences to go on with, equally many per image, and drop images that need none.
+        """Return the indices of the sequences to continue, equally many per image; drop the images that are done.
 
-        An image with fewer unfinished sequences than another keeps some that are done; searching on cannot change them.
+        An image with fewer unfinished sequences than another keeps some finished ones. Continuing these changes nothing.
         """
         done_by_image = done.view(-1, self.per_image)
         images = torch.nonzero(~done_by_image.all(1)).flatten()

@@ -1,6 +1,11 @@
-"""Choose the device, and the precision that it supports natively."""
+"""Choose the device and the precision that it supports natively, and prepare weights for inference in that precision."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -47,3 +52,48 @@ def inference_precision(device: torch.device) -> torch.autocast:
     """Return the autocast context for generating captions: the device's native lower precision, or none."""
     dtype = DTYPES.get(choose_precision("auto", device)[0])
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+@contextmanager
+def inference_weights(model: nn.Module) -> Iterator[None]:
+    """Let linear layers use copies of their weights in this block, prepared once for all captions that it generates.
+
+    Under autocast, which must be entered before, the copies are in its precision; without them each call without gradients
+    casts the weights again, which takes most of a decoding step. On a CPU they are also in oneDNN's memory layout. They take
+    as much memory as the weights, which must not change inside the block. A block inside another one does nothing.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if any("forward" in vars(layer) for layer in layers):
+        yield
+        return
+    device = layers[0].weight.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layers[0].weight.dtype
+    try:
+        for layer in layers:
+            layer.forward = _prepared_product(layer, dtype)
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)
+
+
+def _prepared_product(layer: nn.Linear, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    weight = layer.weight.detach().to(dtype)
+    bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+    if not _onednn_is_faster(weight):
+        return lambda x: F.linear(x, weight, bias)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(dtype), packed, bias, "none", [], "")
+
+
+def _onednn_is_faster(weight: Tensor) -> bool:
+    """Whether oneDNN's private operations exist for this weight and are faster than `F.linear`.
+
+    No public function (`to_mkldnn`, conv, addmm) is as fast with weights in oneDNN's layout. With those of the base model,
+    products of 6 to 60 rows take 0.61 to 0.74 of the time in bf16 and 0.63 to 0.95 in fp32 (Xeon with AMX, one thread).
+    Weights of 256 x 256 in fp32 take 1.16 of the time, because each call of the operation costs more.
+    """
+    onednn, names = torch.ops.mkldnn, ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+    if weight.device.type != "cpu" or weight.numel() < 512 * 512 or not all(hasattr(onednn, name) for name in names):
+        return False
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and onednn._is_mkldnn_bf16_supported())

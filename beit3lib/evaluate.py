@@ -20,9 +20,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ from beit3lib.data.predictions import (
 )
 from beit3lib.dataset import UNNAMED, CaptionDataset, CaptionType, group_captions, num_workers
 from beit3lib.decode import Caption, word_probs
-from beit3lib.device import choose_device, choose_precision, inference_precision
+from beit3lib.device import choose_device, choose_precision, inference_precision, inference_weights
 from beit3lib.files import FileError, FolderInUse, exit_on_error, file_hash, readable_folder
 from beit3lib.track2.metrics import meteor_is_comparable, score_pairs
 from beit3lib.transforms import to_tensor
@@ -94,21 +93,18 @@ def caption_batches(
     batches: Sequence[Sequence[int]],
     num_beams: int,
     workers: int,
-    precision: Callable[[], AbstractContextManager],
 ) -> Iterator[tuple[dict[int, list[Caption]], dict[int, str]]]:
     """Caption batches of indices into `paths`; worker processes load images while the model decodes.
 
-    Yields, for each batch, {index: one caption per caption type} and {index: problem} of the images that cannot be read.
+    Call it inside autocast and `inference_weights`. Yields, for each batch, {index: one caption per caption type} and
+    {index: problem} of the images that cannot be read.
     """
     size = captioner.model.config.image_size
     longest = max(map(len, batches), default=0)
     workers = min(num_workers(workers, longest * 3 * size * size * 4), max(0, len(batches) - 1)) if longest else 0
     loader = DataLoader(_Images(paths, size), batch_sampler=batches, num_workers=workers, collate_fn=_stack)
     for indices, pixels, problems in loader:
-        captions = []
-        if pixels is not None:
-            with precision():
-                captions = _generate(captioner, pixels, num_beams)
+        captions = [] if pixels is None else _generate(captioner, pixels, num_beams)
         each = len(captions) // max(1, len(indices))
         yield {index: captions[i * each : (i + 1) * each] for i, index in enumerate(indices)}, problems
 
@@ -177,13 +173,12 @@ def validate(
     batches = [chosen[i : i + size] for i in range(0, len(chosen), size)][accelerator.process_index % processes :: processes]
     paths = [val_set.root / sample.image for sample in val_set.samples]
     rows = []
-    for captions, problems in caption_batches(
-        captioner, paths, batches, config.num_beams, config.num_workers, accelerator.autocast
-    ):
-        for index in captions:
-            rows += _validation_rows(val_set, index, captions[index])
-        for index, problem in problems.items():
-            print(f"{paths[index]}: {problem}. Validation skips it.", flush=True)
+    with accelerator.autocast(), inference_weights(captioner.model):
+        for captions, problems in caption_batches(captioner, paths, batches, config.num_beams, config.num_workers):
+            for index in captions:
+                rows += _validation_rows(val_set, index, captions[index])
+            for index, problem in problems.items():
+                print(f"{paths[index]}: {problem}. Validation skips it.", flush=True)
     rows = gather_object(rows) if processes > 1 else rows
     result = None
     if accelerator.is_main_process:
@@ -338,7 +333,8 @@ def caption_images(
         initial = sum(len(plan.batches[number]) for number in finished)
         bar = {"desc": output.name, "unit": "image", "file": sys.stdout, "mininterval": 1, "ncols": 100, "disable": rank > 0}
         with tqdm(total=len(plan.records), initial=initial, **bar) as progress:
-            _caption_todo(captioner, plan, todo, results, num_beams, num_workers, deadline, progress)
+            with inference_precision(captioner.device), inference_weights(captioner.model):
+                _caption_todo(captioner, plan, todo, results, num_beams, num_workers, deadline, progress)
         wait()  # until the batches of all processes are in the files
         table = _finish(plan, results, output, {**results.header(), **plan.identity}) if rank == 0 else predictions_table([])
         wait()
@@ -373,9 +369,8 @@ def _caption_todo(
 ) -> None:
     """Caption the batches `todo` and append each; stop if the next one may end after `deadline`."""
     batches = [plan.batches[number] for number in todo]
-    precision = partial(inference_precision, captioner.device)
     before, slowest = time.monotonic(), 0.0
-    stream = caption_batches(captioner, plan.paths, batches, num_beams, workers, precision)
+    stream = caption_batches(captioner, plan.paths, batches, num_beams, workers)
     for number, (captions, problems) in zip(todo, stream, strict=True):
         items = [problems.get(i) or [_as_json(captioner, caption) for caption in captions[i]] for i in plan.batches[number]]
         results.append({"batch": number, "key": plan.keys[number], "captions": items})

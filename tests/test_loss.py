@@ -62,17 +62,18 @@ def test_one_loss_is_kept_of_one():
 
 
 @pytest.mark.parametrize("count", [3, 4, 9])
-def test_chunks_change_neither_losses_nor_gradients(monkeypatch, count):
+def test_chunks_and_recomputation_change_neither_losses_nor_gradients(monkeypatch, count):
     torch.manual_seed(2)
     head, states = nn.Linear(8, 30), torch.randn(count, 8, requires_grad=True)
     targets = torch.randint(0, 30, (count,))
     results = []
-    for chunk in (4, 100):
+    for chunk, recompute_above in ((4, 0), (4, 100), (100, 100)):
         monkeypatch.setattr(loss, "CHUNK", chunk)
+        monkeypatch.setattr(loss, "RECOMPUTE_ABOVE", recompute_above)
         losses = head_losses(head, states, targets, 0.1)
         results.append([losses, *torch.autograd.grad(losses.mean(), [states, *head.parameters()])])
-    for a, b in zip(*results, strict=True):
-        assert torch.allclose(a, b, atol=1e-6)
+    for parts in zip(*results, strict=True):
+        assert all(torch.allclose(part, parts[0], atol=1e-6) for part in parts)
 
 
 def test_loss_model_takes_the_loss_at_masked_tokens_only():
