@@ -793,7 +793,7 @@ def test_the_command_ends_with_one_line_for_a_broken_file(stopped, capsys):
 def test_the_package_limits_openmp_spinning_unless_the_user_has_chosen():
     code = "import os, sys, beit3lib; print(os.environ.get('GOMP_SPINCOUNT'), {'torch', 'transformers'} & {*sys.modules})"
     free = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    for more, expected in (({}, "1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "5"}, "5")):
+    for more, expected in (({}, "10000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "5"}, "5")):
         done = subprocess.run([sys.executable, "-c", code], env={**free, **more}, capture_output=True, text=True)
         assert done.stdout.strip() == f"{expected} set()"
 
