@@ -1,4 +1,4 @@
-"""Memory of a training: how large a batch fits, how much was used, and why a CPU should not give it back."""
+"""Memory of a training: the largest batch that fits, the peak, and a setting of glibc that makes a CPU faster."""
 
 import ctypes
 from contextlib import suppress
@@ -11,7 +11,7 @@ from beit3lib.dataset import CaptionDataset
 
 
 def largest_batch(size: int, loss_model: nn.Module, optimizer, train_set: CaptionDataset, accelerator) -> int:
-    """The largest divisor of `size`, found by halving, with which forward and backward of the longest captions fit in memory.
+    """Reduce a batch size to a divisor of it until forward and backward of the longest captions fit in memory.
 
     Call it before the first step, and without communication: a process that runs out of memory in a step would leave the
     others waiting for its gradients.

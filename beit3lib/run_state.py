@@ -54,7 +54,7 @@ class ResumeError(ValueError):
 
 @pydantic.dataclasses.dataclass
 class State:
-    """`last/state.json`: the state of a run beside its tensors, and what must be equal to resume it."""
+    """`last/state.json`: the progress of a run, and the options and data that must be equal to resume it."""
 
     step: pydantic.NonNegativeInt
     validated: int  # step of the last validation

@@ -463,7 +463,7 @@ class Trainer:
         return State(*numbers, options=dataclasses.asdict(self.config), index=self.index)
 
     def parts(self) -> dict[str, Any]:
-        """What optimizer.pt keeps beside the weights."""
+        """{name: object whose state_dict is saved in optimizer.pt}."""
         ema = self.ema.module if self.ema is not None else None
         parts = {"optimizer": self.optimizer, "ema": ema, "scaler": self.accelerator.scaler}
         return {name: part for name, part in parts.items() if part is not None}
@@ -507,7 +507,7 @@ class Trainer:
     # --- log ---
 
     def start_log(self) -> None:
-        """Print what will be trained, and start log.jsonl and the tracker."""
+        """Print the size of the run, and start log.jsonl and the tracker."""
         there = [f"{name}/" for name in ("last", "best") if (self.output / name).exists()]
         if there and not self.step:
             self.print(f"{self.output}: starting from scratch; {' and '.join(there)} of an earlier run will be replaced")
