@@ -91,9 +91,7 @@ class TrainConfig:
     flip: Literal["swap", "recipe", "none"] = option(
         "swap", "horizontal flip: swap also swaps left and right in captions, recipe flips images alone, none disables flips"
     )
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = option(
-        "auto", "auto: bf16 or fp16 if the device has native support"
-    )
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = option("auto", "auto: bf16 or fp16 if the device has native support")
     patience: CountOrZero = option(0, "stop after so many epochs without a better score; 0: never")
     max_minutes: NotNegative = option(0.0, "stop before so many minutes with everything saved; 0: no limit")
     max_steps: CountOrZero = option(0, "stop after so many steps of an unchanged schedule, for a quick look; 0: no limit")
