@@ -135,9 +135,10 @@ def attribute_bars(own: Mapping[str, float], shuffled: Mapping[str, float], chan
     chart = Chart(f"Every attribute right: {means[0]} of captions, {means[1]} with another scenario's image", 4)
     axes, positions = chart.panels[0, 0], np.arange(len(aspects))
     looks = (("own image", -0.2, {"color": BLUE}), ("image of another scenario", 0.2, {"color": ORANGE, "hatch": "///"}))
-    for values, (name, offset, look) in zip(shares, looks, strict=True):
+    inside = {"label_type": "center", "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}  # below the line of chance
+    for values, (name, offset, look), label in zip(shares, looks, ({"padding": 4}, inside), strict=True):
         bars = axes.bar(positions + offset, values, 0.38, label=name, edgecolor="white", **look)
-        axes.bar_label(bars, ["" if np.isnan(v) else f"{100 * v:.0f} %" for v in values], padding=4)
+        axes.bar_label(bars, ["" if np.isnan(v) else f"{100 * v:.0f} %" for v in values], **label)
     levels = [dict(chance).get(aspect, np.nan) for aspect in aspects]
     axes.hlines(levels, positions + 0.01, positions + 0.39, color="black", linewidth=2.2, label="chance")
     axes.set_xticks(positions, [_spaced(aspect) for aspect in aspects])
@@ -189,7 +190,7 @@ def score_bars(
 
 @rc_context(STYLE)
 def length_histogram(predictions: pd.DataFrame) -> Chart:
-    """Draw how many words captions and their references have; captions without a reference are left out."""
+    """Draw how many words captions and their references have; captions without a reference are skipped."""
     known = predictions[predictions["reference"].notna()]
     if known.empty:
         raise ValueError("predictions: expected captions with a reference, found none")
@@ -246,11 +247,9 @@ def confusion(pairs: Iterable[tuple[object, object]], attribute: str) -> Styler:
     table.index.name, table.columns.name = "drawn ↓ caption →", None
     right = sum(drawn == stated for drawn, stated in names)
     styled = table.style.background_gradient("Blues", axis=None, vmax=1.3 * table.to_numpy().max())
-    bold = table.apply(lambda row: ["font-weight: bold" if row.name == name else "" for name in table.columns], axis=1)
-    bold = pd.DataFrame(bold.tolist(), table.index, table.columns)
-    caption = f"{_spaced(attribute).capitalize()}: {right} of {len(names)} as drawn"
-    styled = styled.apply(lambda _: bold, axis=None).format_index(escape="html").format_index(escape="html", axis=1)
-    return _left(styled.set_caption(caption))
+    styled = styled.apply(lambda row: ["font-weight: bold" if name == row.name else "" for name in row.index], axis=1)
+    styled = styled.format_index(escape="html").format_index(escape="html", axis=1)
+    return _left(styled.set_caption(f"{_spaced(attribute).capitalize()}: {right} of {len(names)} as drawn"))
 
 
 def reading_table(table: pd.DataFrame, empty: str = "No rows.") -> Styler | Html:

@@ -29,6 +29,7 @@ const saved = loadNotes();
 let selected = []; // numbers of the rows that match all filters
 let groups = []; // their images in the chosen order: {image, rows} and the `statistics` of the rows
 let changes = []; // score of this run minus that of the other, per row
+let changeMeasure = null; // title and scale of `changes`, as in data.measures
 let total = 0; // captions of the chosen runs
 let isStale = true; // whether other runs were chosen or notes changed since `prepare`
 
@@ -39,7 +40,7 @@ function el(tag, attributes = {}, ...children) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (value !== null) node.setAttribute(name, value);
   }
-  node.append(...children.filter(child => child !== null));
+  node.append(...children);
   return node;
 }
 
@@ -62,12 +63,7 @@ const isExact = i => hasReference(i) && run().marks[i] === 0;
 const isRanged = () => state.low !== null || state.high !== null;
 const values = () => (state.measure === "change" ? changes : run().measures[state.measure] || []);
 
-function measure() {
-  if (state.measure !== "change") return data.measures[state.measure];
-  const known = changes.filter(v => v !== null);
-  const most = Math.max(1, known.reduce((most, v) => Math.max(most, Math.abs(v)), 0));
-  return { title: "Change of the score", digits: 1, low: -most, high: most };
-}
+const measure = () => (state.measure === "change" ? changeMeasure : data.measures[state.measure]);
 
 const written = (value, digits = measure().digits) => (value == null ? "–" : value.toFixed(digits).replace("-", "−"));
 const signed = value => (value > 0 ? "+" : "") + written(value, 1);
@@ -87,16 +83,16 @@ const facets = [];
 
 /** Add a facet to the page. With `keys`, its values depend on the chosen runs or the notes; else they are found here. */
 function addFacet(name, title, keyOf, shown = spaced, keys = null) {
-  const changes = keys !== null;
+  const varies = keys !== null;
   keys ??= [...new Set(Array.from({ length: count }, (_, i) => keyOf(i)))].filter(key => key !== "").sort(natural);
-  if (!changes && keys.length < 2) return;
+  if (!varies && keys.length < 2) return;
   const codes = new Int32Array(count); // index into `keys` of each row, -1 for none: comparing texts is too slow
-  const facet = { name, title, keys, keyOf, shown, codes, changes, yes: new Set(), no: new Set(), nodes: [] };
+  const facet = { name, title, keys, keyOf, shown, codes, varies, yes: new Set(), no: new Set(), nodes: [] };
   facet.encode = () => {
     const code = new Map(keys.map((key, k) => [key, k]));
     for (let i = 0; i < count; i++) codes[i] = code.get(keyOf(i)) ?? -1;
   };
-  if (!changes) facet.encode();
+  if (!varies) facet.encode();
   facet.node = el("fieldset", {}, el("legend", {}, title));
   for (const key of keys) {
     const tick = el("input", { type: "checkbox", onchange: () => toggle(facet, "yes", key) });
@@ -140,6 +136,12 @@ function addFacets() {
 
 /* --- selection */
 
+// Often most captions have such a value: the histogram skips them, because their bar would leave the others without height.
+const commonValues = {
+  official_score: { isOne: isExact, text: "that are exactly right" },
+  change: { isOne: i => changes[i] === 0, text: "with the same score in both runs" },
+};
+
 /** Find the rows that match, count each facet's values among the rows that match all other facets, and group by image. */
 function select() {
   const terms = state.query.toLowerCase().split(/\s+/).filter(Boolean);
@@ -153,9 +155,9 @@ function select() {
   const { low, high } = measure();
   const [from, to] = [state.low ?? -Infinity, state.high ?? Infinity];
   const bins = new Uint32Array(BINS);
-  const isScore = ["official_score", "change"].includes(state.measure);
-  let exact = 0;
-  const value = values();
+  const isCommon = commonValues[state.measure]?.isOne || (() => false);
+  let common = 0;
+  const measured = values();
   selected = [];
   for (let i = 0; i < count; i++) {
     if (!isThere(i)) continue;
@@ -164,38 +166,38 @@ function select() {
     if (!terms.every(isFound)) continue;
     let failed = 0, failing = -1;
     for (let f = 0; f < codes.length; f++) if (!isAllowed[f][codes[f][i] + 1]) { failed++; failing = f; }
-    if (failed === 0 && value[i] != null) { // the histogram shows captions outside of the range too
-      if (isScore && isExact(i)) exact++; // often most captions: their bar would leave the others without height
-      else bins[Math.max(0, Math.min(BINS - 1, Math.floor(BINS * (value[i] - low) / (high - low || 1))))]++;
+    if (failed === 0 && measured[i] != null) { // the histogram shows captions outside of the range too
+      if (isCommon(i)) common++;
+      else bins[Math.max(0, Math.min(BINS - 1, Math.floor(BINS * (measured[i] - low) / (high - low || 1))))]++;
     }
-    if (isRanged() && !(value[i] != null && value[i] >= from && value[i] <= to)) continue;
+    if (isRanged() && !(measured[i] != null && measured[i] >= from && measured[i] <= to)) continue;
     if (failed === 1) counts[failing][codes[failing][i] + 1]++;
     if (failed === 0) {
       selected.push(i);
       for (let f = 0; f < codes.length; f++) counts[f][codes[f][i] + 1]++;
     }
   }
-  groupByImage(value);
-  return { counts, bins, exact };
+  groupByImage();
+  return { counts, bins, common };
 }
 
-function groupByImage(value) {
+function groupByImage() {
   groups = [];
   for (const i of selected) { // rows of an image follow each other
     let group = groups[groups.length - 1];
     if (!group || group.image !== rows.image[i]) groups.push(group = { image: rows.image[i], rows: [] });
     group.rows.push(i);
   }
-  for (const group of groups) Object.assign(group, statistics(group.rows, value));
+  for (const group of groups) Object.assign(group, statistics(group.rows));
   if (state.order === "listed") return;
   const sign = state.order === "up" ? 1 : -1;
   groups.sort((a, b) => (a.scored === 0) - (b.scored === 0) || sign * (a.mean - b.mean) || a.image - b.image);
 }
 
-function statistics(list, value = values()) {
+function statistics(list, measured = values()) {
   let [sum, scored, exact, referenced] = [0, 0, 0, 0];
   for (const i of list) {
-    if (value[i] != null) { sum += value[i]; scored++; }
+    if (measured[i] != null) { sum += measured[i]; scored++; }
     if (hasReference(i)) { referenced++; exact += isExact(i); }
   }
   return { mean: scored ? sum / scored : null, scored, exact, referenced };
@@ -216,7 +218,7 @@ function imageNode(entry, large = false) {
   const src = large ? entry.src : entry.embedded || entry.src;
   const loading = large ? null : "lazy";
   const img = el("img", { src, loading, alt: fullName(entry), decoding: "async", draggable: "false" });
-  img.addEventListener("error", () => { // this file was sent without its images
+  img.addEventListener("error", () => { // someone may have sent the page without its images
     if (entry.embedded && img.getAttribute("src") !== entry.embedded) img.src = entry.embedded;
     else img.replaceWith(blank("image not found"));
   });
@@ -246,14 +248,14 @@ function words(text, marks, confidence, changed, percents = false) {
 const none = text => [el("span", { class: "none" }, text)];
 
 function captionWords(one, i, percents) {
-  if (one.caption[i] < 0) return none("(not in this run)");
   const text = texts[one.caption[i]];
+  if (text === undefined) return none("(not in this run)");
   return text.trim() ? words(text, one.marks[i] && one.marks[i][0], one.confidence[i], "mark", percents) : none("(empty caption)");
 }
 
 function referenceWords(i) {
-  if (rows.reference[i] < 0) return none("(no reference)");
   const text = texts[rows.reference[i]];
+  if (text === undefined) return none("(no reference)");
   return text.trim() ? words(text, run().marks[i] && run().marks[i][1], null, "u") : none("(empty reference)");
 }
 
@@ -308,7 +310,8 @@ function feed(container, items, build, chunk) {
   add();
 }
 
-function bar(value, { low, high }) {
+function bar(value) {
+  const { low, high } = measure();
   const share = value === null ? 0 : 100 * (value - low) / (high - low || 1);
   return el("span", { class: "meter" }, el("span", { style: `width:${Math.max(0, Math.min(100, share)).toFixed(1)}%` }));
 }
@@ -316,7 +319,7 @@ function bar(value, { low, high }) {
 function tile(group) {
   const entry = images[group.image];
   return button({ class: "tile", "data-image": group.image, onclick: () => open(group.image) },
-    imageNode(entry), el("span", { class: "line" }, el("strong", {}, written(group.mean)), bar(group.mean, measure())),
+    imageNode(entry), el("span", { class: "line" }, el("strong", {}, written(group.mean)), bar(group.mean)),
     el("span", { class: "right" }, rightText(group) || counted(group.rows.length, "caption")),
     el("span", { class: "name" }, imageName(entry)), el("span", { class: "about" }, imageAbout(entry)));
 }
@@ -331,7 +334,7 @@ function card(group) {
   node.querySelector(".side").prepend(thumbnail(group.image));
   node.querySelector("h3").textContent = imageName(entry);
   node.querySelector(".about").textContent = imageAbout(entry);
-  node.querySelector(".heads .score").textContent = measure().title.split(" (")[0];
+  node.querySelector(".heads .score").textContent = measure().head || measure().title.split(" (")[0];
   // Exactly right captions are one line that opens: a reader looks for what is wrong, or differs between two runs.
   const isFolded = i => isExact(i) && (!other() || outcome(i) === "same caption");
   const folded = group.rows.filter(isFolded);
@@ -345,9 +348,9 @@ function card(group) {
   return node;
 }
 
-function showOverview({ bins, exact }) {
+function showOverview({ bins, common }) {
   const shown = measure();
-  const left = exact ? `, without ${grouped(exact)} that are exactly right` : "";
+  const left = common ? `, without ${grouped(common)} ${commonValues[state.measure].text}` : "";
   $("histogram-title").textContent = `Captions by ${inSentence(shown.title)}${left}`;
   const most = Math.max(1, ...bins);
   $("bars").dataset.most = bins.some(n => n) ? `${counted(most, "caption")} in the highest bar` : "No captions to draw";
@@ -367,7 +370,7 @@ function showOverview({ bins, exact }) {
   feed($("grid"), groups, tile, 60);
 }
 
-/** What means are shown by: {title, keyOf: of a row, shown: name of a key, only: {facet: value} that a click selects} */
+/** The groupings of mean values: {title, keyOf a row, shown: name of a key, only: {facet: value} that a click selects} */
 function groupings() {
   const byType = { name: "type", title: "Caption type", keyOf: i => rows.type[i], shown: key => typeNames[key],
     only: key => ({ subject: types[key][0], aspect: types[key][1] }) };
@@ -395,10 +398,10 @@ function showMeans() {
   const lines = [...byKey].sort(([a], [b]) => natural(a, b)).map(([key, list]) => {
     const found = statistics(list);
     const name = button({ class: "plain-button", title: "show only these", onclick: () => filter(key) }, shown(key) || "none");
-    return el("tr", {}, el("th", { scope: "row" }, name), cell(written(found.mean)), cell(bar(found.mean, measure()), { class: "wide" }),
+    return el("tr", {}, el("th", { scope: "row" }, name), cell(written(found.mean)), cell(bar(found.mean), { class: "wide" }),
       cell(rightText(found) || counted(list.length, "caption"), { class: "right" }));
   });
-  $("means-title").textContent = `Mean ${inSentence(measure().title)}${other() ? ` of ${run().name}` : ""} by`;
+  $("means-title").textContent = `Mean ${inSentence(measure().title)}${other() && state.measure !== "change" ? ` of ${run().name}` : ""} by`;
   const choose = name => {
     state.by = name;
     showMeans();
@@ -438,21 +441,15 @@ function comparisonLine(title, list) {
 
 /* --- scenarios */
 
-const typeIndex = (subject, aspect) => types.findIndex(type => type[0] === subject && type[1] === aspect);
+/** The contradicting facts that a row states: [{value, most: whether most captions state it}], or undefined. */
+const contradictionOf = i => (run().flagged ??= flagRows(run())).get(`${rows.type[i]} ${images[rows.image[i]].image}`);
 
-/** The contradicting facts that a row states, see `flagRows`, or undefined. */
-function contradictionOf(i) {
-  const image = images[rows.image[i]].image;
-  return (run().flagged ??= flagRows(run())).get(`${rows.type[i]} ${image}`);
-}
-
-/** {"type image": [{value, most: whether most captions state it}]} of the facts that contradict each other */
 function flagRows(one) {
   const flagged = new Map();
-  for (const { subject, aspect, values: stated } of one.contradictions) {
+  for (const { type, values: stated } of one.contradictions) {
     const sizes = Object.values(stated).map(names => names.length).sort((a, b) => b - a);
     for (const [value, names] of Object.entries(stated)) for (const name of names) {
-      const key = `${typeIndex(subject, aspect)} ${name}`;
+      const key = `${type} ${name}`;
       flagged.set(key, [...(flagged.get(key) || []), { value, most: names.length > sizes[1] }]);
     }
   }
@@ -469,7 +466,7 @@ function showScenarios() {
 function board([scenario, list]) {
   const found = run().contradictions.filter(one => one.scenario === scenario);
   const first = selected.find(i => images[rows.image[i]].scenario === scenario);
-  const automatic = found.length ? typeIndex(found[0].subject, found[0].aspect) : rows.type[first];
+  const automatic = found.length ? found[0].type : rows.type[first];
   const type = state.type === "" ? automatic : +state.type;
   const phases = [...new Set(list.map(image => images[image].about))].sort(natural);
   const cameraOf = image => [spaced(images[image].view), images[image].video].filter(Boolean).join(" · ");
@@ -480,9 +477,8 @@ function board([scenario, list]) {
   const table = el("table", { class: "board", style: `width:min(100% + 20px, ${280 * phases.length}px);min-width:${180 * phases.length}px` },
     el("thead", {}, el("tr", {}, ...phases.map(phase => el("th", { scope: "col" }, phase || "image")))),
     ...[...new Set(list.map(cameraOf))].map(body));
-  const choose = flag => { state.type = String(typeIndex(flag.subject, flag.aspect)); update(); };
-  const flags = found.map(flag => button({ class: "flag", onclick: () => choose(flag) },
-    `⚠ Contradiction in ${flag.subject} · ${spaced(flag.aspect)}: ${flag.text}`));
+  const flags = found.map(flag => button({ class: "flag", onclick: () => { state.type = String(flag.type); update(); } },
+    `⚠ Contradiction in ${typeNames[flag.type]}: ${flag.text}`));
   return el("article", { class: "card board-card" }, el("h3", {}, scenario || "(no scenario)"), el("div", {}, ...flags),
     el("p", { class: "type" }, `Captions shown: ${typeNames[type]}`),
     el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `phases of ${scenario}` }, table));
@@ -525,8 +521,7 @@ function open(image) {
     const summary = el("summary", {}, `${counted(rest.length, "caption")} of this image outside the filters`);
     list.append(el("details", { open: shown.length ? null : "" }, summary, ...rest.map(largeCaption)));
   }
-  const hint = "Below each word: the model's confidence in percent.";
-  if (own.some(i => run().confidence[i])) list.prepend(el("p", { class: "hint" }, hint));
+  if (isConfident) list.prepend(el("p", { class: "hint" }, "Below each word: the model's confidence in percent."));
   list.scrollTop = 0;
   const at = groups.findIndex(group => group.image === image);
   $("previous").disabled = at <= 0;
@@ -692,12 +687,17 @@ function prepare() {
   isStale = false;
   const theirs = other()?.measures.official_score, mine = run().measures.official_score;
   changes = rows.image.map((_, i) => (theirs && mine && mine[i] !== null && theirs[i] !== null ? mine[i] - theirs[i] : null));
+  if (other()) {
+    const most = changes.reduce((most, change) => Math.max(most, Math.abs(change)), 1);
+    const title = `Score of ${run().name} minus score of ${other().name}`;
+    changeMeasure = { title, head: "Difference", digits: 1, low: -most, high: most };
+  }
   total = rows.image.reduce((sum, _, i) => sum + isThere(i), 0);
-  for (const facet of facets) if (facet.changes) facet.encode();
+  for (const facet of facets) if (facet.varies) facet.encode();
 }
 
 function update() {
-  if (!other()) {
+  if (!other()) { // nothing is left to compare with
     if (state.measure === "change") state.measure = initial.measure;
     for (const facet of facets) if (facet.name === "outcome") { facet.yes.clear(); facet.no.clear(); }
   }
@@ -715,15 +715,14 @@ function update() {
 
 function showControls({ counts }) {
   facets.forEach((facet, f) => {
-    facet.node.hidden = facet.name === "outcome" && !other();
     facet.nodes.forEach(({ key, tick, not, number, line }, k) => {
       tick.checked = facet.yes.has(key);
       not.setAttribute("aria-pressed", String(facet.no.has(key)));
       number.textContent = grouped(counts[f][k + 1]);
       line.classList.toggle("excluded", facet.no.has(key));
-      line.hidden = facet.changes && !counts[f][k + 1] && !facet.yes.has(key) && !facet.no.has(key);
+      line.hidden = facet.varies && !counts[f][k + 1] && !facet.yes.has(key) && !facet.no.has(key);
     });
-    if (facet.nodes.every(({ line }) => line.hidden)) facet.node.hidden = true;
+    facet.node.hidden = facet.nodes.every(({ line }) => line.hidden);
   });
   for (const name of ["query", "run", "other", "measure", "order", "type", "low", "high"]) {
     if (document.activeElement !== $(name)) $(name).value = state[name] ?? "";
@@ -741,19 +740,12 @@ function showControls({ counts }) {
   for (const id of ["means-panel", "grid-title"]) $(id).hidden = !selected.length;
 }
 
-function clearFilters() {
-  Object.assign(state, { query: "", low: null, high: null });
-  for (const facet of facets) { facet.yes.clear(); facet.no.clear(); }
-  $("query").value = "";
-  update();
-}
-
 function setUp() {
   const options = (id, list) => $(id).append(...list.map(([value, text]) => el("option", { value }, text)));
   options("run", runs.map((one, r) => [r, one.name]));
   options("other", [[-1, "nothing"], ...runs.map((one, r) => [r, one.name])]);
   options("measure", Object.entries(data.measures).map(([name, m]) => [name, m.title]));
-  if (runs.length > 1) options("measure", [["change", "Change of the score"]]);
+  if (runs.length > 1) options("measure", [["change", "Score difference"]]);
   options("type", typeNames.map((name, t) => [t, name]));
   $("run-field").hidden = $("other-field").hidden = runs.length < 2;
   document.querySelector("#legend .of-reference").hidden = !isScored;
@@ -772,7 +764,7 @@ function setUp() {
 function listen() {
   const on = (id, event, action) => $(id).addEventListener(event, action);
   const field = (id, action) => on(id, "change", event => { action(event.target.value); update(); });
-  let waiting = 0; // typing on searches once, not for every letter
+  let waiting = 0; // the search waits for a pause in typing, because it would lag behind if it ran for every letter
   on("query", "input", event => {
     clearTimeout(waiting);
     state.query = event.target.value;
@@ -793,7 +785,11 @@ function listen() {
     $("show-filters").setAttribute("aria-expanded", String(document.body.classList.toggle("filtering")));
   });
   on("skip", "click", () => { $("main").focus(); $("main").scrollIntoView(); });
-  on("clear", "click", clearFilters);
+  on("clear", "click", () => {
+    Object.assign(state, { query: "", low: null, high: null });
+    for (const facet of facets) { facet.yes.clear(); facet.no.clear(); }
+    update();
+  });
   on("export-csv", "click", () => download("captions.csv", `\uFEFF${asCsv(exported())}`, "text/csv"));
   on("export-json", "click", () => download("captions.json", JSON.stringify(exported(), null, 1), "application/json"));
   on("previous", "click", () => step(-1));
@@ -805,6 +801,8 @@ function listen() {
     const image = opened;
     opened = -1;
     remember();
+    prepare();
+    showControls(select()); // new marks and notes; the images stay where the reader has scrolled to
     // The event comes a moment after the dialog has closed: leave the focus alone if the reader is already typing.
     const isTyping = document.activeElement.closest("input, select");
     if (!isTyping) document.querySelector(`#${state.view} [data-image="${image}"]`)?.focus();

@@ -74,7 +74,7 @@ class Html(str):
 def caption_records(predictions: pd.DataFrame) -> list[dict[str, Any]]:
     """Return one dict per caption with checked values, the captions of an image together, vehicle first.
 
-    Missing texts are "", except `caption` and `reference`, where None (there is none) differs from "" (it is empty).
+    Missing texts are "", except `reference`, where None (there is no reference) differs from "" (it is empty).
     `confidence` is in percent per word, or None; `marks` are those of caption and reference, None without a reference.
     """
     missing = [name for name in REQUIRED if name not in predictions]
@@ -93,13 +93,14 @@ def _record(row: dict[str, Any]) -> dict[str, Any]:
     caption, reference = _text(row["caption"]) or "", _text(row.get("reference"))
     probs = row.get("word_probs")
     probs = [finite(p) for p in probs] if isinstance(probs, Iterable) and not isinstance(probs, str) else []
-    complete = len(probs) == len(caption.split()) and all(p is not None and 0 <= p <= 1 for p in probs)
+    complete = len(probs) == len(caption.split()) and all(p is not None and 0 <= p <= 1.001 for p in probs)
+    marks = None if reference is None else mark_words(caption, reference)
     record |= {
         "caption": caption,
         "reference": reference,
         "confidence": [round(100 * p) for p in probs] if complete else None,
         "confidence_lost": bool(probs) and not complete,
-        "marks": (marks := None if reference is None else mark_words(caption, reference)),
+        "marks": marks,
         "exact": marks is not None and all(set(own) <= {SAME} for own in marks),
         "measures": {name: value for name in MEASURES if (value := finite(row.get(name))) is not None},
         "boxes": _boxes(row.get("boxes")),
@@ -219,7 +220,9 @@ def page_data(runs: Mapping[str, list[dict[str, Any]]], entries: dict[str, dict]
         {"name": name, **_run_columns([found[i] for found in rows.values()], texts, measures)} for i, name in enumerate(runs)
     ]
     for run, records in zip(columns, runs.values(), strict=True):
-        run["contradictions"] = find_contradictions(records)
+        run["contradictions"] = [
+            {**found, "type": types[found["subject"], found["aspect"]]} for found in find_contradictions(records)
+        ]
     return {
         "images": list(entries.values()),
         "types": list(types),

@@ -97,7 +97,7 @@ def test_attribute_bars_show_the_given_shares():
     assert "98 % of captions, 19 % with another scenario's image" in shown(figure)
 
 
-def test_attribute_bars_leave_out_an_aspect_that_was_not_measured():
+def test_attribute_bars_skip_an_aspect_that_was_not_measured():
     assert_legible(attribute_bars(pd.Series({"road": 0.5, "weather": 0.7}), {"road": 0.1}, {}))
 
 

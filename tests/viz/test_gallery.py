@@ -62,7 +62,7 @@ def make_predictions(root, images: int, seed: int = 0, wrong: float = 0.3, draw:
 
 
 class Page(HTMLParser):
-    """What a browser makes of a page: scripts, visible text, and every address."""
+    """The scripts, visible text and addresses of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -101,9 +101,10 @@ def test_every_caption_is_in_the_page_once(tmp_path):
     )
     for table, run in zip((one, other), data["runs"], strict=True):
         rows = zip(data["rows"]["image"], data["rows"]["type"], run["caption"], run["measures"]["official_score"], strict=True)
-        found = {
-            (data["images"][i]["image"], *data["types"][t]): (data["texts"][c], score) for i, t, c, score in rows if c >= 0
-        }
+        found = {}
+        for image, kind, caption, score in rows:
+            if caption >= 0:
+                found[(data["images"][image]["image"], *data["types"][kind])] = (data["texts"][caption], score)
         keys = table[["image", "subject", "aspect"]].itertuples(index=False, name=None)
         assert found == dict(zip(keys, zip(table["caption"], table["official_score"], strict=True), strict=True))
         assert sum(caption >= 0 for caption in run["caption"]) == len(table)
@@ -134,9 +135,8 @@ def test_images_are_part_of_a_small_page_and_only_linked_from_a_large_one(tmp_pa
     assert entries[0]["src"] == "../images/a%20b%231.jpg"
     assert all(entry["embedded"].startswith("data:image/jpeg;base64,") for entry in entries)
     monkeypatch.setattr(gallery, "EMBED_IMAGES", 2)
-    assert all(
-        "embedded" not in entry for entry in read_data(write_gallery(predictions, tmp_path / "g.html", tmp_path))["images"]
-    )
+    entries = read_data(write_gallery(predictions, tmp_path / "g.html", tmp_path))["images"]
+    assert not any("embedded" in entry for entry in entries)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_odd_values_of_one_caption_do_not_stop_the_page(tmp_path, column, value)
     caption_cards(predictions.assign(**{column: values}), tmp_path)
 
 
-def test_word_probs_of_another_length_are_left_out_and_counted(tmp_path):
+def test_word_probs_of_another_length_are_skipped_and_counted(tmp_path):
     predictions = make_predictions(tmp_path, 1)
     predictions.at[0, "word_probs"] = [0.5]
     path = write_gallery(predictions, tmp_path / "g.html", tmp_path)
@@ -527,6 +527,9 @@ def test_marks_and_notes_are_kept_and_exported(browser, page):
     tools = browser.find_elements("css selector", "#large .caption .tools")
     tools[0].find_element("css selector", "button").click()
     tools[1].find_element("css selector", "input").send_keys("=wrong color")
+    browser.find_element("id", "close").click()
+    time.sleep(0.2)
+    assert "My notes" in browser.find_element("id", "facets").text
     show(browser, path, fragment="#only.note=mark&only.note=note")
     assert counted(browser) == (1, 2)
     rows = browser.execute_script("return exported()")
@@ -552,9 +555,8 @@ def test_a_link_shows_the_same_filters_and_image(browser, page):
     assert browser.find_element("id", "large").is_displayed()
     assert browser.find_element("id", "large-about").text == title
     assert counted(browser) == (60, 120)
-    assert (
-        browser.find_element("css selector", "#large-captions summary").text == "8 captions of this image outside the filters"
-    )
+    summary = browser.find_element("css selector", "#large-captions summary")
+    assert summary.text == "8 captions of this image outside the filters"
 
 
 def test_two_runs_are_compared_by_score(browser, page):
