@@ -40,7 +40,7 @@ class TrainConfig:
     drop_path: Share = option(0.1, "stochastic depth at the last layer")
     checkpoint_activations: bool = option(False, "recompute activations in the backward pass: less memory, more time")
     sentencepiece_model: str = option("", "path of beit3.spm")
-    vocab_size: Count | None = option(None, "rows of the text embedding; default: those of the model or tokenizer")
+    vocab_size: Count | None = option(None, "size of the vocabulary; default: that of the model or tokenizer")
     num_max_bpe_tokens: Annotated[int, Field(ge=3, le=1000)] = option(64, "maximum tokens of a caption, with <s> and </s>")
     model_ema: bool = option(False, "validate and keep an exponential moving average of the weights")
     model_ema_decay: Share = option(0.9999, "decay of the moving average per step")
@@ -68,7 +68,7 @@ class TrainConfig:
     data_path: str = option("", "folder of the index files; image paths are relative to it")
     output_dir: str = option("", "folder for best/, last/, log.jsonl and results.json")
     log_dir: str = option("", "folder for the events of TensorBoard")
-    device: Literal["auto", "cuda", "cpu"] = option("auto", "auto and cuda fall back to the CPU with a message")
+    device: Literal["auto", "cuda", "cpu"] = option("auto", "auto and cuda use the CPU if there is no GPU")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = option(0, "seed of all random numbers")
     resume: str = option("", "another run's last/ to resume from, if output_dir has none")
     auto_resume: bool = option(True, "resume from output_dir/last if there is one; --no_auto_resume starts from scratch")
@@ -78,7 +78,7 @@ class TrainConfig:
     pin_mem: bool = option(True, "copy batches to the GPU from pinned memory")
     captioning_mask_prob: Share = option(0.6, "share of the tokens of a caption that is masked")
     drop_worst_ratio: Share = option(0.2, "share of the masked tokens, those with the highest loss, that is ignored")
-    drop_worst_after: CountOrZero = option(12000, "step after which they are ignored")
+    drop_worst_after: CountOrZero = option(12000, "step after which --drop_worst_ratio applies")
     num_beams: Count = option(3, "beams in validation")
     length_penalty: NotNegative = option(0.6, "length penalty of beam search")
     label_smoothing: Share = option(0.1, "label smoothing")
@@ -91,10 +91,10 @@ class TrainConfig:
     flip: Literal["swap", "recipe", "none"] = option(
         "swap", "horizontal flip: swap also swaps left and right in captions, recipe flips images alone, none disables flips"
     )
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = option("auto", "number format; auto: what the device has")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = option("auto", "auto: bf16 or fp16 if the device has native support")
     patience: CountOrZero = option(0, "stop after so many epochs without a better score; 0: never")
-    max_minutes: NotNegative = option(0.0, "stop in time with everything saved; 0: no limit")
-    max_steps: CountOrZero = option(0, "stop after so many steps, for a quick look; the schedule stays; 0: no limit")
+    max_minutes: NotNegative = option(0.0, "stop before so many minutes with everything saved; 0: no limit")
+    max_steps: CountOrZero = option(0, "stop after so many steps of an unchanged schedule, for a quick look; 0: no limit")
     save_every_minutes: NotNegative = option(15.0, "minutes between saves of last/ within an epoch; 0: after each epoch only")
     val_images: CountOrZero = option(100, "images captioned in validation; 0: all")
     samples: CountOrZero = option(3, "validation images whose captions are logged after each epoch")
@@ -109,18 +109,18 @@ class TrainConfig:
         return [(subject, aspect) for subject in subjects for aspect in aspects]
 
     def arguments(self) -> list[str]:
-        """The command line that `parse_arguments` reads back as this config; options with their default are left out."""
-        words = []
+        """The command line that `parse_arguments` reads back as this config, without the options that have their default."""
+        argv, defaults = [], TrainConfig()
         for field in dataclasses.fields(self):
-            value, default = getattr(self, field.name), getattr(TrainConfig(), field.name)
-            if value != default:
-                words += [f"--{field.name}", *map(str, value if isinstance(value, list) else [value])]
-        return words
+            value = getattr(self, field.name)
+            if value != getattr(defaults, field.name):
+                argv += [f"--{field.name}", *map(str, value if isinstance(value, list) else [value])]
+        return argv
 
 
 def parse_arguments(argv: list[str]) -> TrainConfig:
     """Parse the recipe's command line; `OptionError` names an option that is unknown, incomplete or out of range."""
-    from transformers import HfArgumentParser  # takes a second, and a notebook that only needs the class has no use for it
+    from transformers import HfArgumentParser  # importing it takes a second, which only the command line needs
 
     usage = "python -m beit3lib.train --model … --data_path … --output_dir … [--option value …]; --help lists all options"
     parser = HfArgumentParser(TrainConfig, allow_abbrev=False, prog="python -m beit3lib.train", usage=usage)

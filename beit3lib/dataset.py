@@ -260,7 +260,7 @@ class CaptionDataset(torch.utils.data.Dataset):
 
     def _image(self, index: int) -> Image.Image:
         path = self.root / self.samples[index].image
-        if get_worker_info() is not None:  # workers are re-created every epoch, so a cache would never hit
+        if get_worker_info() is not None:  # workers are started again for every epoch, so their cache would never be used
             return open_image(path)
         if index not in self._cache:
             image = open_image(path)

@@ -5,27 +5,21 @@
     python -m beit3lib.evaluate runs/mine --num_gpus 2 --max_minutes 500
 
 Captioning can be stopped at any time, also by SIGKILL: the same command continues, also with another number of processes.
-Finished batches are appended to `predictions.partial.jsonl` beside the output. The result does not depend on interruptions,
-because images are divided into batches once, by position, and a batch is the unit of work. A checkpoint or options that
-differ from those of the partial file are named, the partial file is kept as `….partial.old.jsonl`, and captioning starts
-from scratch: a mixture would look like the predictions of one checkpoint, and no work is deleted.
+`caption_job.py` describes how.
 """
 
 import argparse
-import hashlib
-import json
 import math
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import pandas as pd
 import psutil
@@ -36,30 +30,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-import beit3lib
+from beit3lib.caption_job import IMAGE_COLUMNS, CaptionJob, captions_are_kept, only_job, partial_path
 from beit3lib.captioner import Captioner
 from beit3lib.checkpoint import WEIGHTS_NAME, load_captioner
 from beit3lib.data.images import ImageError, open_image
 from beit3lib.data.index import INDEX_NAME, read_index
-from beit3lib.data.predictions import (
-    PREDICTIONS_NAME,
-    QUICK_NAME,
-    PartialResults,
-    captions_are_kept,
-    partial_path,
-    predictions_table,
-    read_meta,
-    read_predictions,
-    write_predictions,
-)
+from beit3lib.data.predictions import PREDICTIONS_NAME, QUICK_NAME, predictions_table, read_predictions, write_predictions
 from beit3lib.dataset import UNNAMED, CaptionDataset, CaptionType, group_captions, num_workers
 from beit3lib.decode import Caption, word_probs
 from beit3lib.device import choose_device, choose_precision, inference_precision, inference_weights
-from beit3lib.files import FileError, FolderInUse, exit_on_error, file_hash, readable_folder
+from beit3lib.files import exit_on_error, file_hash, readable_folder
+from beit3lib.launch import run_processes
 from beit3lib.track2.metrics import meteor_is_comparable, score_pairs
 from beit3lib.transforms import to_tensor
 
-IMAGE_COLUMNS = ("image", "scenario", "split", "source", "view", "video", "label", "phase")
 MAX_BATCH = {"cuda": 64, "cpu": 16}  # images decoded together; on a CPU more are not faster (tiny model: 34 ms each from 16 on)
 
 
@@ -127,9 +111,9 @@ def choose_batch_size(captioner: Captioner, num_beams: int) -> int:
     """
     config, device = captioner.model.config, captioner.device
     element = 4 if choose_precision("auto", device)[0] == "no" else 2
-    rows = max(1, len(captioner.caption_types)) * num_beams
-    slots = 3 * rows * (captioner.max_tokens + 8) + config.image_tokens
-    each = slots * config.layers * 2 * config.width * element + rows * config.vocab_size * 8
+    beams = max(1, len(captioner.caption_types)) * num_beams
+    slots = 3 * beams * (captioner.max_tokens + 8) + config.image_tokens
+    each = slots * config.layers * 2 * config.width * element + beams * config.vocab_size * 8
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = torch.cuda.mem_get_info(device)[0] + unused
@@ -172,18 +156,17 @@ def validate(
     size = min(broadcast_object_list([size])[0], math.ceil(len(chosen) / processes))
     batches = [chosen[i : i + size] for i in range(0, len(chosen), size)][accelerator.process_index % processes :: processes]
     paths = [val_set.root / sample.image for sample in val_set.samples]
-    rows = []
+    texts = []  # (index, one text per caption type)
     with accelerator.autocast(), inference_weights(captioner.model):
         for captions, problems in caption_batches(captioner, paths, batches, config.num_beams, config.num_workers):
-            for index in captions:
-                rows += _validation_rows(val_set, index, captions[index])
+            texts += [(index, [caption.text for caption in captions[index]]) for index in captions]
             for index, problem in problems.items():
                 print(f"{paths[index]}: {problem}. Validation skips it.", flush=True)
-    rows = gather_object(rows) if processes > 1 else rows
+    texts = gather_object(texts) if processes > 1 else texts
     result = None
     if accelerator.is_main_process:
         followed = [chosen[i] for i in _spread(len(chosen), config.samples)] if config.samples else []
-        result = _validation_result(rows, followed, train_set)
+        result = _validation_result(texts, followed, val_set, train_set)
         result["seconds"] = round(time.monotonic() - started, 1)
     return broadcast_object_list([result])[0]
 
@@ -195,21 +178,18 @@ def _spread(count: int, wanted: int) -> list[int]:
     return np.linspace(0, count - 1, wanted).round().astype(int).tolist()
 
 
-def _validation_rows(val_set: CaptionDataset, index: int, captions: list[Caption]) -> list[dict[str, Any]]:
-    """One row per caption that has a reference, or per caption if the image has no reference at all."""
-    references = val_set.reference(index)
-    rows = []
-    for caption_type, caption in zip(val_set.caption_types, captions, strict=True):
-        if caption_type in references or not references:
-            row = {"index": index, "image": val_set.samples[index].image, "caption_type": _name(caption_type)}
-            rows.append({**row, "caption": caption.text, "reference": references.get(caption_type)})
-    return rows
-
-
-def _validation_result(rows: list[dict[str, Any]], followed: list[int], train_set: CaptionDataset | None) -> dict[str, Any]:
+def _validation_result(
+    texts: list[tuple[int, list[str]]], followed: list[int], val_set: CaptionDataset, train_set: CaptionDataset | None
+) -> dict[str, Any]:
+    records = []
+    for index, captions in sorted(texts):
+        references = val_set.reference(index)
+        for caption_type, caption in zip(val_set.caption_types, captions, strict=True):
+            if caption_type in references or not references:  # of an image without any reference, all captions are kept
+                name, reference = _name(caption_type), references.get(caption_type)
+                records.append((index, val_set.samples[index].image, name, caption, reference))
     columns = ["index", "image", "caption_type", "caption", "reference"]
-    table = pd.DataFrame(rows, columns=columns, dtype=object).sort_values("index", kind="stable", ignore_index=True)
-    table = score_predictions(table)
+    table = score_predictions(pd.DataFrame(records, columns=columns, dtype=object))
     scored = table[table["official_score"].notna()]
     if len(scored) < len(table):
         print(f"validation: {len(table) - len(scored)} of {len(table)} captions have no reference and no score", flush=True)
@@ -239,46 +219,6 @@ def _variety(caption_types: Sequence[str], texts: Sequence[str | None], trained:
 
 
 # --- the resumable job ---------------------------------------------------------------------------------------------
-
-
-class _Plan:
-    """The images of a job, their division into batches, and a key per batch that changes with its images."""
-
-    def __init__(self, images: pd.DataFrame, root: Path) -> None:
-        self.records = _records(images)
-        self.paths = [root / record["image"] for record in self.records]
-        self.sizes = [path.stat().st_size if path.is_file() else -1 for path in self.paths]
-        self.identity = {"images": len(self.records), "images_sha256": _hash([self.records, self.sizes])}
-
-    def divide(self, batch_size: int) -> None:
-        """Divide the images into batches of `batch_size` in their order."""
-        count = len(self.records)
-        self.batches = [list(range(i, min(i + batch_size, count))) for i in range(0, count, batch_size)]
-        self.keys = [_hash([(self.records[i]["image"], self.sizes[i]) for i in batch])[:16] for batch in self.batches]
-
-    def finished(self, results: PartialResults) -> dict[int, list]:
-        """{batch number: captions of its images} for the batches in the partial files that belong to these images."""
-        found = {}
-        for line in results.lines():
-            number = line["batch"]
-            if isinstance(number, int) and 0 <= number < len(self.keys) and line["key"] == self.keys[number]:
-                found[number] = line["captions"]
-        return found
-
-
-def _records(images: pd.DataFrame) -> list[dict[str, Any]]:
-    """The index columns of each image, missing values as None, and its references as [[subject, aspect, text], …]."""
-    columns = [*IMAGE_COLUMNS, "references"]
-    table = images.reindex(columns=columns).astype(object)
-    records = table.where(table.notna(), None).to_dict("records")
-    for record in records:
-        record["phase"] = None if record["phase"] is None else int(record["phase"])
-        record["references"] = [[*caption_type, text] for caption_type, text in (record["references"] or {}).items()]
-    return records
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, ensure_ascii=True).encode()).hexdigest()
 
 
 def _processes(captioner: Captioner) -> tuple[int, int, Callable[[], None]]:
@@ -311,71 +251,44 @@ def caption_images(
         if value is not None and value < 1:
             raise ValueError(f"{name}: expected 1 or more, got {value}")
     deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
-    output, plan = Path(output), _Plan(images, Path(root))
     options = {**meta, "num_beams": num_beams, "max_tokens": captioner.max_tokens}
     options |= {"length_penalty": captioner.length_penalty, "image_size": captioner.model.config.image_size}
     options |= {"caption_types": [list(caption_type) for caption_type in captioner.caption_types or [UNNAMED]]}
-    if _is_complete(output, options | plan.identity):
+    rank, processes, wait = _processes(captioner)
+    output = Path(output)
+    job = CaptionJob(images, Path(root), output, rank)
+    if job.is_complete(options):
         print(f"{output}: complete. Delete it to caption these images again.")
         return read_predictions(output).drop(columns="outside")
-    rank, processes, wait = _processes(captioner)
-    results = PartialResults(output, rank)
-    with _only_job(output) if rank == 0 else nullcontext():
+    with only_job(output) if rank == 0 else nullcontext():
         if rank == 0:
-            size = batch_size or choose_batch_size(captioner, num_beams)
-            results.prepare({**options, "batch_size": size}, keep_batch_size=batch_size is None)
+            job.start(options, batch_size, partial(choose_batch_size, captioner, num_beams))
         wait()
-        plan.divide(results.header()["batch_size"])
-        finished = plan.finished(results)
-        results.new_batches()  # so that it counts from here
+        job.divide()
+        finished = job.finished()
         wait()  # until every process has read the files, before one of them appends
-        todo = [number for number in range(len(plan.batches)) if number not in finished][rank::processes]
-        initial = sum(len(plan.batches[number]) for number in finished)
+        todo = [number for number in range(len(job.batches)) if number not in finished][rank::processes]
+        initial = sum(len(captions) for captions in finished.values())
         bar = {"desc": output.name, "unit": "image", "file": sys.stdout, "mininterval": 1, "ncols": 100, "disable": rank > 0}
-        with tqdm(total=len(plan.records), initial=initial, **bar) as progress:
+        with tqdm(total=len(job.records), initial=initial, **bar) as progress:
             with inference_precision(captioner.device), inference_weights(captioner.model):
-                _caption_todo(captioner, plan, todo, results, num_beams, num_workers, deadline, progress)
+                for count in _caption(captioner, job, todo, num_beams, num_workers, deadline):
+                    # The other processes are assumed to be as fast as this one, which has the largest share.
+                    progress.update(min(count * processes, progress.total - progress.n))
         wait()  # until the batches of all processes are in the files
-        table = _finish(plan, results, output, {**results.header(), **plan.identity}) if rank == 0 else predictions_table([])
+        table = _finish(job) if rank == 0 else predictions_table([])
         wait()
     return table
 
 
-def _is_complete(output: Path, wanted: dict[str, Any]) -> bool:
-    """Whether `output` has captions of this checkpoint, these options and these images, and no job for it is unfinished."""
-    if not output.is_file() or partial_path(output).exists():
-        return False
-    try:
-        meta = read_meta(output)
-    except FileError:  # it is replaced
-        return False
-    return {name: meta.get(name) for name in wanted} == wanted
-
-
-@contextmanager
-def _only_job(output: Path) -> Iterator[None]:
-    """Refuse a second job that writes `output`. The operating system releases the lock when this process ends."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(output.with_name(f".{output.stem}.lock"), timeout=0)
-    try:
-        with lock:
-            yield
-    except filelock.Timeout:
-        raise FolderInUse(f"{output}: another process is writing it. Wait until it ends, or stop it.") from None
-
-
-def _caption_todo(
-    captioner, plan: _Plan, todo: list[int], results, num_beams, workers, deadline: float, progress: tqdm
-) -> None:
-    """Caption the batches `todo` and append each; stop if the next one may end after `deadline`."""
-    batches = [plan.batches[number] for number in todo]
+def _caption(captioner, job: CaptionJob, todo: list[int], num_beams: int, workers: int, deadline: float) -> Iterator[int]:
+    """Caption the batches `todo` and append each; yields its size, and stops if the next one may end after `deadline`."""
     before, slowest = time.monotonic(), 0.0
-    stream = caption_batches(captioner, plan.paths, batches, num_beams, workers)
+    stream = caption_batches(captioner, job.paths, [job.batches[number] for number in todo], num_beams, workers)
     for number, (captions, problems) in zip(todo, stream, strict=True):
-        items = [problems.get(i) or [_as_json(captioner, caption) for caption in captions[i]] for i in plan.batches[number]]
-        results.append({"batch": number, "key": plan.keys[number], "captions": items})
-        if not progress.disable:
-            progress.update(min(results.new_batches() * len(plan.batches[0]), progress.total - progress.n))
+        items = [problems.get(i) or [_as_json(captioner, caption) for caption in captions[i]] for i in job.batches[number]]
+        job.append(number, items)
+        yield len(items)
         now = time.monotonic()
         slowest, before = max(slowest, now - before), now
         if now + slowest > deadline:
@@ -383,37 +296,26 @@ def _caption_todo(
 
 
 def _as_json(captioner: Captioner, caption: Caption) -> list[Any]:
+    """[text, log_prob, word_probs], as in the records of predictions.json."""
     log_prob = round(caption.log_prob, 4) if math.isfinite(caption.log_prob) else None  # -inf where fp16 overflows
     return [caption.text, log_prob, [round(p, 4) for p in word_probs(captioner.tokenizer, caption)]]
 
 
-def _finish(plan: _Plan, results: PartialResults, output: Path, meta: dict[str, Any]) -> pd.DataFrame:
-    """Put the captions together; if none is missing, score and write them, and remove the partial files."""
-    finished, rows, skipped = plan.finished(results), [], []
-    for number in sorted(finished):
-        for index, item in zip(plan.batches[number], finished[number], strict=True):
-            record = plan.records[index]
-            if isinstance(item, str):
-                skipped.append({"image": record["image"], "problem": item})
-                continue
-            references = {(subject, aspect): text for subject, aspect, text in record["references"]}
-            for caption_type, caption in zip(meta["caption_types"], item, strict=True):
-                about = [record[name] for name in IMAGE_COLUMNS]
-                rows.append([*about, *caption_type, *caption, references.get(tuple(caption_type)), None])
-    table = predictions_table(rows)
-    if len(finished) < len(plan.batches):
-        count = sum(len(plan.batches[number]) for number in finished)
-        print(f"{output}: {count} of {len(plan.records)} images captioned. Run the same command again to continue.")
+def _finish(job: CaptionJob) -> pd.DataFrame:
+    """Return the captions; if none is missing, score and write them, and remove the partial files."""
+    table, skipped, count = job.results()
+    if count < len(job.records):
+        print(f"{job.output}: {count} of {len(job.records)} images captioned. Run the same command again to continue.")
         return table
     table = score_predictions(table).round({"official_score": 2})
-    with captions_are_kept(output):
-        write_predictions(output, table, {**meta, "comparable": meteor_is_comparable(), "skipped": skipped})
-    results.remove()
+    with captions_are_kept(job.output):
+        meta = {**job.header(), **job.identity, "comparable": meteor_is_comparable(), "skipped": skipped}
+        write_predictions(job.output, table, meta)
+    job.remove()
     if skipped:
         first = "; ".join(f"{image['image']}: {image['problem']}" for image in skipped[:5])
-        print(
-            f"{output}: {len(skipped)} images cannot be read and have no captions: {first}{'; …' if len(skipped) > 5 else ''}"
-        )
+        more = "; …" if len(skipped) > 5 else ""
+        print(f"{job.output}: {len(skipped)} images cannot be read and have no captions: {first}{more}")
     return table
 
 
@@ -466,9 +368,10 @@ def caption_run(
     run = Path(run)
     output = run / (QUICK_NAME if max_images else PREDICTIONS_NAME)
     if num_gpus > 1 and "WORLD_SIZE" not in os.environ:
-        options = {"checkpoint": checkpoint, "splits": splits, "num_beams": num_beams, "batch_size": batch_size}
-        options |= {"max_images": max_images, "max_minutes": max_minutes, "num_workers": num_workers, "device": device}
-        _launch(run, options, num_gpus)
+        options = {"checkpoint": checkpoint, "num_beams": num_beams, "batch_size": batch_size, "max_images": max_images}
+        options |= {"max_minutes": max_minutes, "num_workers": num_workers, "device": device}
+        arguments = [f"--{name}={value}" for name, value in options.items() if value is not None]
+        run_processes("beit3lib.evaluate", [str(run), *arguments, "--splits", *splits], num_gpus, device)
         return predictions_table([]) if partial_path(output).exists() else read_predictions(output).drop(columns="outside")
     folder = readable_folder(run / checkpoint)
     found = choose_device(device)
@@ -481,28 +384,6 @@ def caption_run(
         precision, reason = choose_precision("auto", found)
         print(f"{output}: {len(images)} images on {found}, precision {precision} ({reason})", flush=True)
     return caption_images(captioner, images, run, output, meta, num_beams, batch_size, max_minutes, num_workers)
-
-
-def _launch(run: Path, options: dict[str, Any], num_gpus: int) -> None:
-    """Run this module in `num_gpus` processes, and print their output here, so that notebooks show it."""
-    if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
-        raise ValueError(f"num_gpus: expected at most {torch.cuda.device_count()}, the GPUs of this machine, got {num_gpus}")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_gpus)]
-    command += ["--module", "beit3lib.evaluate", str(run)]
-    for name, value in options.items():
-        if value is not None:
-            command += [f"--{name}", *(map(str, value) if isinstance(value, (list, tuple)) else [str(value)])]
-    here = str(Path(beit3lib.__file__).parents[1])  # a notebook may have found the package in a folder that is not installed
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as child:
-        try:
-            for chunk in iter(lambda: child.stdout.read1(65536), b""):  # not by line: a progress bar ends none
-                print(chunk.decode("utf-8", "replace"), end="", flush=True)
-        except BaseException:
-            child.terminate()
-            raise
-    if child.returncode:
-        raise RuntimeError(f"captioning in {num_gpus} processes failed with exit status {child.returncode}; see above")
 
 
 @exit_on_error(RuntimeError)

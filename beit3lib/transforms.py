@@ -1,8 +1,8 @@
-"""From an image to the tensor that the model reads, and the random changes of training images.
+"""From an image to the tensor that the model reads, and the augmentation of training images.
 
 Validation: a plain bicubic resize to a square. Training: random resized crop, horizontal flip, RandAugment, as in the
-public captioning recipe, with one difference: captions contain "left" and "right", so a flip also swaps these words
-(`flip="swap"`). The recipe flips images and keeps the words, which trains the model on wrong captions.
+public captioning recipe, with one difference: a flip also swaps "left" and "right" in captions (`flip="swap"`). The recipe
+flips images and keeps their captions, which trains the model on wrong captions.
 """
 
 import random
@@ -32,7 +32,7 @@ def to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(values.permute(1, 2, 0).numpy())
 
 
-# --- random changes ------------------------------------------------------------------------------------------------
+# --- augmentation --------------------------------------------------------------------------------------------------
 
 OPERATIONS = (
     *("Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness"),

@@ -18,11 +18,12 @@ from accelerate import Accelerator
 from test_dataset import Config, recipe_table
 
 from beit3lib import evaluate
+from beit3lib.caption_job import CaptionJob, partial_path
 from beit3lib.captioner import Captioner
 from beit3lib.checkpoint import load_captioner, load_pretrained, save_captioner
 from beit3lib.data.aspects import ASPECTS, SUBJECTS
 from beit3lib.data.index import read_index
-from beit3lib.data.predictions import COLUMNS, PartialResults, partial_path, read_meta, read_predictions
+from beit3lib.data.predictions import COLUMNS, read_meta, read_predictions
 from beit3lib.dataset import CaptionDataset
 from beit3lib.evaluate import caption_images, caption_run, choose_batch_size, images_to_caption, score_predictions, validate
 from beit3lib.files import FolderInUse
@@ -71,19 +72,19 @@ def caption(captioner, run, output="predictions.json", meta=None, splits=("train
 @pytest.fixture
 def stop_after(monkeypatch):
     """stop_after(n): the process "dies" after n batches are appended."""
-    append, count = PartialResults.append, [0]
+    append, count = CaptionJob.append, [0]
 
     def stop(n):
-        def counted(self, batch):
+        def counted(self, *batch):
             if count[0] == n:
                 raise KeyboardInterrupt
-            append(self, batch)
+            append(self, *batch)
             count[0] += 1
 
-        monkeypatch.setattr(PartialResults, "append", counted)
+        monkeypatch.setattr(CaptionJob, "append", counted)
 
     yield stop
-    monkeypatch.setattr(PartialResults, "append", append)
+    monkeypatch.setattr(CaptionJob, "append", append)
 
 
 def stopped(captioner, run, stop_after, monkeypatch, n=3, **options):

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "beit3lib"
 CORE = (  # the order of README's tree: each may import those before it
     *("config", "device", "tokenizer", "transforms", "dataset", "model", "loss", "decode", "captioner", "checkpoint"),
-    *("evaluate", "train"),
+    *("launch", "caption_job", "evaluate", "log", "memory", "run_state", "train"),
 )
 ORDER = ("files", "data", "track2", *CORE, "viz", "sample", "pipeline")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from beit3lib import train
+from beit3lib import log, train
 from beit3lib.config import TrainConfig
 from beit3lib.pipeline import steps
 
@@ -68,7 +68,7 @@ def test_the_base_model_overfits_eight_real_captions(tmp_path):
         save_ckpt_freq=1000,
     )
     train.finetune(config)
-    events = train.read_log(tmp_path / train.LOG_NAME)
+    events = log.read_log(tmp_path / log.LOG_NAME)
     losses = [event["loss"] for event in events if event["event"] == "step"]
     assert losses[-1] < 0.05 < 4 < losses[0]  # the loss is 0 for a perfect prediction
     validation = [event for event in events if event["event"] == "validation"][-1]

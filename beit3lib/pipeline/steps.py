@@ -348,7 +348,7 @@ def finetune(run: Path, num_gpus: int = 1, resume: bool | None = None, **options
 
 def _why_from_scratch(run: Path, config) -> str:
     """Why last/ is not what a training with `config` would continue; "" if it is."""
-    from beit3lib.train import differences, read_run_state
+    from beit3lib.run_state import differences, read_run_state
 
     record, results = read_record(run, "finetune"), read_summary(run).get("finetune", {})
     if record and "outputs" in record and results.get("stopped") != "out of time":
@@ -378,7 +378,8 @@ def caption(
     A run that was interrupted is continued. With `max_images`, a quick look at so many images of each split, the result
     goes to predictions.quick.json, and predictions.json stays.
     """
-    from beit3lib.evaluate import caption_run, partial_path
+    from beit3lib.caption_job import partial_path
+    from beit3lib.evaluate import caption_run
 
     ensure(run, "finetune")
     _warn_of_another_index(run, checkpoint)
@@ -402,7 +403,7 @@ def caption(
 def _warn_of_another_index(run: Path, checkpoint: str) -> None:
     """Print a line if a checkpoint was trained on another index than the run has now, for example with other views."""
     from beit3lib.checkpoint import META_NAME
-    from beit3lib.train import index_hashes
+    from beit3lib.run_state import index_hashes
 
     path = run / checkpoint / META_NAME
     trained = read_json(path, dict).get("index") if path.is_file() else None

@@ -1,6 +1,6 @@
 """Charts of a run, as matplotlib figures that a notebook shows, and tables to read, as HTML.
 
-    from beit3lib.train import read_log
+    from beit3lib.log import read_log
     from beit3lib.viz.figures import learning_curve
 
     learning_curve(read_log("runs/demo/log.jsonl")).savefig("learning_curve.png")
@@ -86,7 +86,7 @@ def _series(log: Iterable[Mapping], event: str, name: str) -> pd.Series:
 
 @rc_context(STYLE)
 def learning_curve(log: Sequence[Mapping], score_name: str = "validation score") -> Chart:
-    """Draw loss by step and, where the log has validations, their score: `log` is what `train.read_log` returns.
+    """Draw loss by step and, where the log has validations, their score: `log` is what `log.read_log` returns.
 
     Raises ValueError if no step has a loss.
     """

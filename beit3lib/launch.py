@@ -1,0 +1,83 @@
+"""Run a module of this package in several processes of this machine, and react to SIGTERM and SIGINT."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+import beit3lib
+
+TAIL_LINES = 20  # of the output, in the error about a failed process
+
+
+@contextmanager
+def on_signals(handle: Callable[[int], None]) -> Iterator[None]:
+    """Call `handle(number)` on SIGTERM and SIGINT instead of ending the process, while the block runs."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers in the main thread only
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda number, _: handle(number)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def ignore_signals(_: int) -> None:
+    """Let a loader worker outlive Ctrl-C, which reaches the whole process group: the current step still needs its images."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def run_processes(module: str, arguments: Sequence[str], num_processes: int, device: str) -> None:
+    """Run `python -m module arguments` in `num_processes` processes with torch's launcher, and print their output here.
+
+    SIGTERM and SIGINT are passed on; when the processes have ended, this one exits with the status of the signal. Raises
+    `RuntimeError` with the last lines of the output if a process failed.
+    """
+    if device != "cpu" and torch.cuda.is_available() and num_processes > torch.cuda.device_count():
+        raise ValueError(
+            f"num_gpus: expected at most {torch.cuda.device_count()}, the GPUs of this machine, got {num_processes}"
+        )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+    # A notebook may have found the package in a folder that is not installed.
+    folders = [str(Path(beit3lib.__file__).parents[1]), os.environ.get("PYTHONPATH")]
+    child = subprocess.Popen(
+        [*command, "--module", module, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))},
+        start_new_session=True,  # so that Ctrl-C reaches the child only once, through `pass_on`
+    )
+    received, output = [], ""
+
+    def pass_on(number: int) -> None:
+        received.append(number)
+        child.send_signal(number)
+
+    with on_signals(pass_on):
+        try:
+            # Not line by line: a progress bar returns to the start of its line and does not end it.
+            while chunk := child.stdout.read1(65536):
+                text = chunk.decode("utf-8", "replace")
+                print(text, end="", flush=True)
+                output = (output + text)[-100_000:]
+            child.wait()
+        except BaseException:
+            child.terminate()
+            raise
+    if received:
+        sys.exit(128 + received[0])
+    if child.returncode:
+        # The launcher ends with messages and a traceback of its own, which would hide the error of the process.
+        lines = output.partition("torch/distributed/elastic")[0].splitlines()[:-1]
+        tail = "\n".join(lines[-TAIL_LINES:])
+        raise RuntimeError(f"{module} in {num_processes} processes failed with exit status {child.returncode}:\n{tail}")
