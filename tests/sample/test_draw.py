@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 import sentencepiece
-from beit3lib.data.views import read_boxes
 
 from beit3lib import sample
 from beit3lib.data.aspects import SUBJECTS, split_caption
+from beit3lib.data.views import read_boxes
 from beit3lib.data.wts import PHASES, read_wts
 from beit3lib.sample import draw
 from beit3lib.sample.draw import VALUES, Camera, Scene, describe, draw_blur, draw_frames, full_caption
@@ -80,7 +80,7 @@ def test_in_the_dark_the_vehicle_caption_does_not_mention_clothes():
 
 
 def worded(count):
-    """Scenes as the sample has them, with random wordings and conditions."""
+    """Return scenes with random wordings and conditions, as in the sample."""
     return [scene for scenario in draw.plan({"train": (count, 0, 0)}) for scene in scenario.phases.values()]
 
 
