@@ -1,4 +1,4 @@
-"""Test clips, and the usual method of making motion-blur images, to compare with.
+"""Write test clips, and make motion-blur images by seeking with OpenCV, to compare with.
 
 python tests/clips.py [VIDEO]     time one pass against OpenCV's seeking on a 1080p clip; prints JSON
 """

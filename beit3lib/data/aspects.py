@@ -1,10 +1,9 @@
 """Split full captions into five aspects and merge them again, by readable rules; read and write caption files.
 
-Every sentence is assigned whole to exactly one aspect, so splitting loses nothing: the sentences of `split_caption` are
-those of the caption, and `merge_aspects` returns them all. A sentence goes to the aspect of which it states most facts,
-on a tie to the one stated first; a sentence without facts goes with the sentence before it. `explain_caption` shows the
-facts that decided. Two careful readers and these rules agree on 319 of 320 real sentences (tests/data/aspect_labels.json
-has 300 of them).
+Every sentence is assigned whole to exactly one aspect, so splitting loses nothing: `merge_aspects` returns all sentences
+of the caption. A sentence gets the aspect of which it states most facts, and of two with equally many the one stated
+first; a sentence without facts gets the aspect of the sentence before it. `explain_caption` shows the words that decided.
+Two careful readers and these rules agree on 319 of 320 real sentences (tests/data/aspect_labels.json has 300 of them).
 """
 
 import re
@@ -37,8 +36,8 @@ _GARMENTS = (
     r"bags?|backpacks?|handbags?|rucksacks?|purses?|hair)"
 )
 
-# One row per kind of fact. A match is one fact; within it no other kind of the same aspect counts. Repetitions are bounded and
-# alternatives exclude each other, because the time of a search would otherwise be quadratic or exponential in a caption's length.
+# One pattern per kind of fact. Every match is one fact, and matches of one aspect do not overlap. Repetitions are bounded and
+# alternatives exclude each other; otherwise the time of a search would be quadratic or exponential in a caption's length.
 RULES: dict[str, dict[str, str]] = {
     "pedestrian_description": {
         "gender": r"\b(?:fe)?male\b|\b(?:wo)?m[ae]n\b|\b(?:boy|girl|lady|gentleman)s?\b",
@@ -111,7 +110,7 @@ RULES: dict[str, dict[str, str]] = {
 }
 _RULES = {aspect: {n: re.compile(p, re.IGNORECASE) for n, p in kinds.items()} for aspect, kinds in RULES.items()}
 
-# Words that name a topic without stating a fact about it are blanked before facts are counted.
+# Words that only name a topic ("As for the environment conditions, …") are blanked before facts are counted.
 _NO_FACT = re.compile(
     r"\b(?:as for|regarding|concerning|in terms of|with regards? to|taking|considering|despite|given)\b[^,.]{0,60}?"
     r"(?:conditions?|surroundings?|account|consideration|environment|factors|event|position|action|gender|age|height)\b(?: and \w+)?,?"
@@ -127,7 +126,7 @@ _NOT_AN_END = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|approx|e\.g|i\.e|etc|vs|cf)|\
 
 
 class Decision(NamedTuple):
-    """The aspect of a sentence, the number of facts that it states per aspect, and the words that decided."""
+    """The aspect of a sentence, the number of facts it states per aspect, and the words that decided."""
 
     aspect: str | None
     facts: dict[str, int]
@@ -148,7 +147,7 @@ def split_sentences(caption: str) -> list[str]:
 
 
 def classify_sentence(sentence: str, subject: str) -> Decision:
-    """Return the aspect with most facts in a sentence, on a tie the one stated first; None if it states no fact."""
+    """Return the aspect of which a sentence states most facts, on a tie the one stated first; None if it states no fact."""
     text = _NO_FACT.sub(lambda found: " " * len(found.group()), sentence)
     found = {aspect: _find_facts(text, kinds) for aspect, kinds in _RULES.items()}
     _resolve_ambiguity(text, found)
@@ -165,20 +164,17 @@ Fact = tuple[int, int, str]  # start and end in the text, kind
 
 
 def _find_facts(text: str, kinds: dict[str, re.Pattern]) -> list[Fact]:
-    """Return non-overlapping matches in reading order, the earlier and longer first."""
-    matches = sorted(
-        ((m.start(), m.end(), kind) for kind, pattern in kinds.items() for m in pattern.finditer(text) if m.group().strip()),
-        key=lambda match: (match[0], -match[1]),
-    )
+    """Return non-overlapping matches in reading order; of two that overlap, the earlier or else the longer one."""
+    matches = [(m.start(), m.end(), kind) for kind, pattern in kinds.items() for m in pattern.finditer(text)]
     kept: list[Fact] = []
-    for match in matches:
+    for match in sorted(matches, key=lambda match: (match[0], -match[1])):
         if not kept or match[0] >= kept[-1][1]:
             kept.append(match)
     return kept
 
 
 def _resolve_ambiguity(text: str, found: dict[str, list[Fact]]) -> None:
-    """Remove facts whose words mean something else beside others: "walking in the same direction" is no position."""
+    """Remove facts whose words mean something else in this sentence: "walking in the same direction" is no position."""
     walks = [f for f in found["moving"] if f[2] in ("walk", "straight", "travel", "start")]
     if walks:
         found["position"] = [f for f in found["position"] if not re.match(r"(?:same|opposite) direction", text[f[0] : f[1]])]
@@ -197,19 +193,19 @@ def explain_caption(caption: str, subject: str) -> list[tuple[str, Decision]]:
     """Return every sentence of a caption with its decision."""
     sentences = split_sentences(caption)
     decisions = [classify_sentence(sentence, subject) for sentence in sentences]
-    # sentences without facts at the beginning go with the first that has one
+    # sentences without facts at the beginning get the aspect of the first sentence that has one
     before = next((d.aspect for d in decisions if d.aspect), READING_ORDER[subject][0])
     explained = []
     for sentence, decision in zip(sentences, decisions, strict=True):
         if decision.aspect is None:
-            decision = Decision(before, {}, "no fact: goes with the sentence before")
+            decision = Decision(before, {}, "no fact: same aspect as the sentence before")
         before = decision.aspect
         explained.append((sentence, decision))
     return explained
 
 
 def split_caption(caption: str, subject: str) -> dict[str, str]:
-    """Return the sentences of a caption by aspect, in their order; aspects that it does not mention are absent."""
+    """Return {aspect: its sentences, in their order}; aspects that the caption does not mention are absent."""
     _check_subject(subject)
     parts: dict[str, list[str]] = {}
     for sentence, decision in explain_caption(caption, subject):
@@ -218,16 +214,20 @@ def split_caption(caption: str, subject: str) -> dict[str, str]:
 
 
 def merge_aspects(parts: Mapping[str, str], subject: str) -> str:
-    """Join aspects to one caption, in the order of real captions of the subject.
+    """Join the texts of aspects to one caption, in the order of real captions of the subject.
 
-    Every sentence of every part is kept. A part without a full stop goes last, because it would run into the next.
+    A part without a full stop at its end comes last, because its last sentence would run into the next part.
     """
     _check_subject(subject)
     unknown = sorted(set(parts) - set(ASPECTS))
     if unknown:
         raise ValueError(f"parts: expected aspects {', '.join(ASPECTS)}; found {', '.join(unknown)}")
     texts = [parts[aspect].strip() for aspect in READING_ORDER[subject] if parts.get(aspect, "").strip()]
-    return " ".join(sorted(texts, key=lambda text: len(split_sentences(f"{text} Next.")) == len(split_sentences(text))))
+
+    def runs_on(text: str) -> bool:  # into a sentence that follows
+        return len(split_sentences(f"{text} Next.")) == len(split_sentences(text))
+
+    return " ".join(sorted(texts, key=runs_on))  # sorting is stable: all others keep their order
 
 
 def _check_subject(subject: str) -> None:
@@ -238,6 +238,7 @@ def _check_subject(subject: str) -> None:
 # --- caption files -------------------------------------------------------------------------------------------------
 
 FILE_NAME = re.compile(r"(vehicle|pedestrian)[-_]caption[-_](\w+?(?:-\w+)?)[-_]datasets\.json", re.IGNORECASE)
+EXAMPLE = "vehicle_caption_moving_datasets.json"
 
 
 class CaptionTable(NamedTuple):
@@ -248,12 +249,12 @@ class CaptionTable(NamedTuple):
 
 
 def caption_file_name(subject: str, aspect: str) -> str:
-    """Return the original repository's name of a caption file, as `vehicle_caption_moving_datasets.json`."""
+    """Return the original repository's name of a caption file, such as `vehicle_caption_moving_datasets.json`."""
     return f"{subject}_caption_{aspect}_datasets.json"
 
 
 def caption_type_of(path: Path) -> tuple[str, str] | None:
-    """Return subject and aspect of a caption file by its name, with `-` or `_`; None for another file."""
+    """Return (subject, aspect) from the name of a caption file, spelled with `-` or `_`; None for any other name."""
     match = FILE_NAME.fullmatch(path.name)
     aspect = match[2].lower().replace("-", "_") if match else None
     return (match[1].lower(), aspect) if aspect in ASPECTS else None
@@ -262,7 +263,7 @@ def caption_type_of(path: Path) -> tuple[str, str] | None:
 def write_caption_files(phases: pd.DataFrame, folder: str | Path) -> list[Path]:
     """Write one caption file per subject and aspect of a phases table, and return their paths.
 
-    If the captions of a phase differ between the views of a scenario, the first view's is written.
+    All videos of a scenario share its captions. If those of a phase differ between views, the first view's is written.
     """
     contents = {(subject, aspect): {} for subject in SUBJECTS for aspect in ASPECTS}
     for scenario, rows in phases.groupby("scenario", sort=True):
@@ -277,34 +278,36 @@ def write_caption_files(phases: pd.DataFrame, folder: str | Path) -> list[Path]:
 
 
 def read_caption_files(source: str | Path | Iterable[str | Path]) -> CaptionTable:
-    """Read caption files (a folder or paths), ours or the original repository's.
+    """Read caption files (a folder, a path or several), of `write_caption_files` or of the original repository.
 
-    Every caption of a scenario is paired with every video of the scenario. Entries that cannot be used are problems.
+    Every caption of a scenario is paired with every video of the scenario. Files and entries that cannot be used are
+    problems.
     """
-    is_folder = isinstance(source, (str, Path)) and Path(source).is_dir()
-    paths = sorted(Path(source).glob("*.json")) if is_folder else [source] if isinstance(source, (str, Path)) else source
+    if isinstance(source, (str, Path)):
+        paths = sorted(Path(source).glob("*.json")) if Path(source).is_dir() else [Path(source)]
+    else:
+        paths = [Path(path) for path in source]
+    if not paths:
+        raise FileNotFoundError(f"{source}: expected caption files such as {EXAMPLE}, found none")
     rows: list[tuple] = []
     problems: list[Problem] = []
-    for path in map(Path, paths):
+    for path in paths:
         if (caption_type := caption_type_of(path)) is None:
-            problems.append(Problem(path.name, f"expected a name like {caption_file_name(*EXAMPLE)}; skipped", "rename it"))
+            problems.append(Problem(path.name, f"expected a name like {EXAMPLE}; skipped", "rename it"))
             continue
         for scenario, videos, label, phase, caption in read_caption_file(path, problems):
-            if caption is None:
-                problems.append(Problem(f"{path.name}: {scenario} phase {label}", "a caption without words; skipped"))
-            else:
-                rows += [(scenario, video, label, phase, *caption_type, caption) for video in videos]
-    if not paths:
-        raise FileNotFoundError(f"{source}: expected caption files such as {caption_file_name(*EXAMPLE)}, found none")
+            rows += [(scenario, video, label, phase, *caption_type, caption) for video in videos]
     columns = ["scenario", "video", "label", "phase", "subject", "aspect", "caption"]
     return CaptionTable(pd.DataFrame(rows, columns=columns).astype({"phase": "int64"}), problems)
 
 
-EXAMPLE = ("vehicle", "moving")
+def read_caption_file(
+    path: Path, problems: list[Problem], keep_empty: bool = False
+) -> Iterator[tuple[str, list[str], str, int, str | None]]:
+    """Yield (scenario, videos, label, phase, caption) of one caption file; append entries that are skipped to `problems`.
 
-
-def read_caption_file(path: Path, problems: list[Problem]) -> Iterator[tuple[str, list[str], str, int, str | None]]:
-    """Yield (scenario, videos, label, phase, caption or None) of one caption file; append what is wrong to `problems`."""
+    With `keep_empty`, for files of segments to caption, a caption without words is yielded as None instead of skipped.
+    """
     try:
         content = read_json(path, dict)
     except (OSError, ValueError) as error:
@@ -324,4 +327,7 @@ def read_caption_file(path: Path, problems: list[Problem]) -> Iterator[tuple[str
                 problems.append(Problem(where, f"unknown label {repr(label)[:60]}; skipped", "labels are 0 to 4"))
                 continue
             text = printable(caption).strip() if isinstance(caption, str) else ""
+            if not text and not keep_empty:
+                problems.append(Problem(f"{where} phase {label}", "a caption without words; skipped"))
+                continue
             yield printable(scenario), names, str(label).strip(), phase, text or None

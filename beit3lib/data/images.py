@@ -1,4 +1,4 @@
-"""Open images from outside: the only place in this project that does.
+"""Open images that anyone may have made; all other modules open such images with this one.
 
 from beit3lib.data.images import open_image
 image = open_image("photo.jpg")    # PIL image, RGB, upright
@@ -14,9 +14,9 @@ from PIL import Image, ImageOps
 from beit3lib.data.wts import PHASES, video_stem
 from beit3lib.files import FileError, check_regular_file
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # in any case; images of phases
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # not EPS, which Pillow gives to Ghostscript
-MAX_PIXELS = 178_956_970  # Pillow's own limit for an error (twice MAX_IMAGE_PIXELS), about 540 MB as RGB
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # of images of phases, in lower or upper case
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # not EPS, for which Pillow runs Ghostscript
+MAX_PIXELS = 178_956_970  # where Pillow raises an error (twice its MAX_IMAGE_PIXELS): about 540 MB as RGB
 MAX_BYTES = 1_000_000_000
 
 
@@ -25,7 +25,7 @@ class ImageError(ValueError):
 
 
 def open_image(image: str | Path | Image.Image) -> Image.Image:
-    """Return an image (a path, or an image that Pillow opened) as RGB, upright by its EXIF orientation.
+    """Return an image (a path, or an image that Pillow opened) as RGB, rotated upright by its EXIF orientation.
 
     16-bit gray and float values are scaled to 8 bit. Raises FileNotFoundError, or ImageError for a file that is not a
     regular file, is damaged, or has more than `MAX_PIXELS`.
@@ -35,7 +35,7 @@ def open_image(image: str | Path | Image.Image) -> Image.Image:
         if isinstance(image, Image.Image):
             return _to_rgb(image)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # from half of MAX_PIXELS
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow warns from half of MAX_PIXELS on
             with Image.open(check_regular_file(image, MAX_BYTES), formats=FORMATS) as opened:
                 return _to_rgb(opened)
     except FileNotFoundError:
@@ -54,6 +54,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):  # convert("RGB") would clip the values at 255
         values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
+        # Floats are in [0, 1], [0, 255] or 16 bit by convention, integers 16 bit; other ranges are scaled to their maximum.
         limits = (1, 255, 65535) if image.mode == "F" else (65535,)
         high = next((limit for limit in limits if values.max() <= limit), values.max())
         image = Image.fromarray((values / high * 255).round().clip(0, 255).astype(np.uint8))
@@ -61,7 +62,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def list_images(folder: str | Path) -> dict[str, Path]:
-    """Return {stem: path} of the images in a folder; of two with the same stem, the first by name."""
+    """Return {stem: path} of the images in a folder; of two files with one stem, the first by name."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected a folder of motion-blur images, found none. Run notebook 1 first.")
@@ -73,11 +74,11 @@ def list_images(folder: str | Path) -> dict[str, Path]:
 
 
 def find_image(images: dict[str, Path], video: str, *labels: object, prefixes: tuple[str, ...] = ("avg", "")) -> Path | None:
-    """Return the image of a phase among `list_images`: `{avg or nothing}{video stem}phase{one of the labels}`."""
+    """Return the image of a phase among those of `list_images`, by its name `{prefix}{video stem}phase{label}`; else None."""
     stems = (f"{prefix}{video_stem(video)}phase{label}" for label in labels for prefix in prefixes)
     return next((images[stem] for stem in stems if stem in images), None)
 
 
 def is_phase_image(path: Path) -> bool:
-    """Return whether a file is named like the image of a phase; the chart `phases.png` of a run is not."""
+    """Return whether a file is named like an image of a phase, unlike the chart `phases.png` of a run."""
     return path.suffix.lower() in IMAGE_SUFFIXES and re.search(rf"phase(\d+|{'|'.join(PHASES)})$", path.stem) is not None

@@ -1,8 +1,8 @@
-"""Pair captions with images as an index, read an index, and write and read tables.
+"""Write and read the index of a split, which pairs captions with images, and write and read tables as CSV.
 
-`coco_captioning.{train,val,test}.jsonl` has one JSON object per line with `image_path` (relative to the file's folder),
-`text_segment` (token ids without special tokens, null without a caption) and `image_id`, as the public recipe reads
-it, and beside them subject, aspect, caption, split, source, scenario, view, video, label and phase.
+`coco_captioning.{train,val,test}.jsonl` has one JSON object per line. The public recipe reads `image_path` (relative to the
+file's folder), `text_segment` (token ids without special tokens, or null) and `image_id`; the other keys are subject,
+aspect, caption, split, source, scenario, view, video, label and phase.
 """
 
 import csv
@@ -23,17 +23,17 @@ from beit3lib.data.wts import cap_problems
 from beit3lib.files import FileError, Problem, read_json_lines, read_text, write_text
 
 INDEX_NAME = "coco_captioning.{split}.jsonl"
-NEEDED = ("image_path", "text_segment", "image_id")
-ABOUT = ("subject", "aspect", "caption", "split", "source", "scenario", "view", "video", "label", "phase")
+NEEDED = ("image_path", "text_segment", "image_id")  # keys of the public recipe
+ABOUT = ("subject", "aspect", "caption", "split", "source", "scenario", "view", "video", "label", "phase")  # other keys
 NUMBERS = {"phase": "int64", "start_s": "float64", "end_s": "float64"}  # columns of tables that are not text
 
 # --- tables --------------------------------------------------------------------------------------------------------
 
 
 def write_table(path: str | Path, table: pd.DataFrame) -> Path:
-    """Write a table as CSV with quoted text, so that line ends and any caption survive; missing values are empty.
+    """Write a table as CSV with quoted text, so that captions with commas or line ends survive; missing values are empty.
 
-    Cells that begin with = + - @ are left as data: a spreadsheet may take them for formulas, this project does not.
+    Cells that begin with = + - @ are written unchanged, although a spreadsheet may read them as formulas.
     """
     return write_text(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC))
 
@@ -62,7 +62,7 @@ def read_table(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
 
 
 class IndexReport(NamedTuple):
-    """The result of an index: captions = lines + skipped; every skipped caption is among the problems."""
+    """What an index contains: captions = lines + skipped; every skipped caption is among the problems."""
 
     path: Path
     captions: int  # pairs of a caption and a video of its scenario
@@ -88,21 +88,13 @@ def build_index(
     phases: pd.DataFrame | None = None,
     max_tokens: int = 64,
 ) -> IndexReport:
-    """Write the index of caption files: every phase caption with every video of its scenario that has an image.
+    """Write one line for every caption and every video of its scenario that has an image of the phase.
 
-    `phases`: the table of `blur_table` or `import_prepared`, whose column `image` pairs captions with images, and which
-    gives split, source and view. Without it images are found by their names, as in the original repository.
+    The images, and split, source and view of the lines, are those of `phases`, a table of `blur_table` or
+    `import_prepared`. Without it images are found by their names, as in the original repository.
     """
     captions, problems = read_caption_files(caption_files)
-    if phases is None:
-        images = list_images(image_dir)
-        found = [find_image(images, row.video, row.phase, row.label) for row in captions.itertuples()]
-        pairs = captions.assign(image=[path and path.name for path in found])
-    else:
-        on = ["scenario", "video", "phase"]
-        pairs = captions.merge(phases.reindex(columns=[*on, "split", "source", "view", "image"]), "left", on)
-    pairs = pairs.reindex(columns=[*ABOUT, "image"]).astype(object)
-    pairs = pairs.where(pairs.notna(), None)
+    pairs = _pair_with_images(captions, Path(image_dir), phases)
     check = cache(_why_unreadable)  # ten captions of a phase share an image, and the views of a scenario a caption
     encode = cache(lambda caption: _encode(tokenizer, caption))
     lines: list[dict] = []
@@ -118,12 +110,14 @@ def build_index(
             lossy[caption_type, loss].append(where)
         if len(ids) > max_tokens - 2:  # the tokens <s> and </s> take two positions
             cut[caption_type].append((len(ids), where))
-        lines.append({"image_path": _relative(image_dir, name, out_path), "text_segment": ids, "image_id": 0} | row)
+        lines.append({"image_path": _relative(image_dir, name, out_path), "text_segment": ids} | row)
     todo = "run notebook 1 again"
     missing = [Problem(where, f"{number} captions, but {why}; skipped", todo) for (where, why), number in skipped.items()]
     problems += cap_problems(missing, str(image_dir))
     for (caption_type, loss), where in lossy.items():
-        problems.append(Problem(caption_type, f"{len(where)} captions decode to other words ({loss}), as {where[0]}; kept"))
+        problems.append(
+            Problem(caption_type, f"{len(where)} captions decode to other words ({loss}), such as {where[0]}; kept")
+        )
     for caption_type, found in cut.items():
         longest, where = max(found)
         what = f"{len(found)} captions of more than {max_tokens - 2} tokens are cut in training; longest: {longest}, {where}"
@@ -131,15 +125,28 @@ def build_index(
     return write_index(out_path, lines, sum(skipped.values()), sum(map(len, cut.values())), problems)
 
 
+def _pair_with_images(captions: pd.DataFrame, image_dir: Path, phases: pd.DataFrame | None) -> pd.DataFrame:
+    """Return one row per caption and image, with the columns `ABOUT` and `image`, a file name or None."""
+    if phases is None:
+        images = list_images(image_dir)
+        found = [find_image(images, row.video, row.phase, row.label) for row in captions.itertuples()]
+        pairs = captions.assign(image=[path and path.name for path in found])
+    else:
+        on = ["scenario", "video", "phase"]
+        pairs = captions.merge(phases.reindex(columns=[*on, "split", "source", "view", "image"]), "left", on)
+    pairs = pairs.reindex(columns=[*ABOUT, "image"]).astype(object)
+    return pairs.where(pairs.notna(), None)
+
+
 def index_images(phases: pd.DataFrame, image_dir: str | Path, out_path: str | Path) -> IndexReport:
-    """Write the index of images without captions, as those of the test split: one line each, text_segment null."""
+    """Write the index of images without captions, as in the test split: one line per image, with text_segment null."""
     lines, problems = [], []
     about = phases.reindex(columns=ABOUT).assign(subject=None, aspect=None, caption=None).astype(object)
     for name, row in zip(phases["image"], about.where(about.notna(), None).to_dict("records"), strict=True):
         if why := _why_unreadable(Path(image_dir, name)):
             problems.append(Problem(_where(row), f"{why}; skipped", "run notebook 1 again"))
         else:
-            lines.append({"image_path": _relative(image_dir, name, out_path), "text_segment": None, "image_id": 0} | row)
+            lines.append({"image_path": _relative(image_dir, name, out_path), "text_segment": None} | row)
     return write_index(out_path, lines, len(problems), 0, problems)
 
 
@@ -162,7 +169,7 @@ def _why_unreadable(image: Path) -> str:
 
 
 def _encode(tokenizer: Any, caption: str) -> tuple[list[int], str]:
-    """Return the ids of a caption, and why they decode to other words, if they do."""
+    """Return the token ids of a caption, and the reason if they decode to other words, else ""."""
     ids = tokenizer.encode(caption, add_special_tokens=False)
     if tokenizer.decode(ids).split() == caption.split():
         return ids, ""
@@ -170,12 +177,12 @@ def _encode(tokenizer: Any, caption: str) -> tuple[list[int], str]:
 
 
 def write_index(out_path: str | Path, lines: list[dict], skipped: int, cut: int, problems: list[Problem]) -> IndexReport:
-    """Number the images of index lines, write the lines, and return the report."""
+    """Write index lines, numbering their images as image_id, and return the report."""
     numbers: dict[str, int] = {}
     for line in lines:
         line["image_id"] = numbers.setdefault(line["image_path"], len(numbers))
     text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-    for end in "\u2028\u2029\x85":  # other readers may take these for line ends
+    for end in "\u2028\u2029\x85":  # str.splitlines and other readers end a line at these
         text = text.replace(end, f"\\u{ord(end):04x}")
     write_text(out_path, text)
     longest = max((len(line["text_segment"] or ()) for line in lines), default=0)
@@ -183,18 +190,18 @@ def write_index(out_path: str | Path, lines: list[dict], skipped: int, cut: int,
 
 
 def list_stale_images(phases: pd.DataFrame, image_dir: str | Path) -> list[Problem]:
-    """Return one problem if a folder has images of phases that the table of all splits does not list."""
+    """Return one problem if a folder has images of phases that `phases`, the table of all splits, does not list."""
     listed = set(phases["image"])
     stale = [path.name for path in list_images(image_dir).values() if is_phase_image(path) and path.name not in listed]
-    what = f"{len(stale)} images of earlier data or views, as {', '.join(stale[:3])}; not used"
+    what = f"{len(stale)} images of earlier data or views, such as {', '.join(stale[:3])}; not used"
     return [Problem(str(image_dir), what, "delete them")] if stale else []
 
 
 def read_index(path: str | Path) -> pd.DataFrame:
-    """Read an index, ours or the recipe's (which has only the first three columns), as one row per line.
+    """Read an index of this package or of the recipe (which has the first three columns only) as one row per line.
 
     Columns: image_path, text_segment, image_id, subject, aspect, caption, split, source, scenario, view, video, label,
-    phase; values that a line lacks are None. Raises FileNotFoundError, or FileError with the line.
+    phase; values that a line lacks are None. Raises FileNotFoundError, or FileError with the number of a broken line.
     """
     try:
         lines = read_json_lines(path)
@@ -210,7 +217,7 @@ def read_index(path: str | Path) -> pd.DataFrame:
 
 
 def _what_is_wrong(line: dict) -> str:
-    """Return what an index line was expected to have and what it has; "" for a valid line."""
+    """Return what an index line is expected to have and what was found; "" for a valid line."""
     if absent := [name for name in NEEDED if name not in line]:
         return f"expected keys {', '.join(NEEDED)}, found no {', '.join(absent)}"
     path, ids, image_id = (line[name] for name in NEEDED)

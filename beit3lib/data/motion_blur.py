@@ -4,11 +4,11 @@
     images = motion_blur("clip.mp4", [(0.0, 1.3), (1.3, 2.6)]).images    # two 224 × 224 images
     phases, problems = blur_table(phases, "runs/mine/images")            # every video of a download
 
-An image is the weighted mean of the frames of a phase, each resized to a square as in the original repository, so a
-16:9 frame is squeezed. One pass is about twice as fast as seeking and decoding each phase (tests/clips.py).
+An image is the weighted mean of the frames of a phase. As in the original repository each frame is resized to a square,
+which squeezes a 16:9 frame. One pass is about twice as fast as seeking to each phase (measured by tests/clips.py).
 
-Several machines: `blur_table` runs on whatever joblib backend is active, for example on a Dask cluster whose workers
-see the videos and the images folder under the same paths:
+`blur_table` runs on the active joblib backend, for example on a Dask cluster of several machines that have the videos and
+the folder of images under the same paths:
 
     from dask.distributed import Client
     client = Client("tcp://scheduler:8786")
@@ -37,15 +37,16 @@ from beit3lib.data.wts import video_stem
 from beit3lib.files import Problem, atomic_path, check_regular_file
 
 WEIGHTS = ("linear", "equal")
-ROUNDING_S = 0.0005  # annotations have milliseconds, so a frame 0.3 ms before a start belongs to the phase
-GAP_S = 10.0  # x264's default distance of keyframes (250 frames); seeking over less can cost more than decoding
-SEEK_AHEAD_S = 0.5  # indexes go by decoding time, which is a few frames ahead of presentation time
+ROUNDING_S = 0.0005  # annotations are rounded to 1 ms, so a frame 0.3 ms before the start of a phase belongs to it
+# Over a gap shorter than the distance of two keyframes, seeking saves nothing: x264's default is 250 frames.
+GAP_S = 10.0
+SEEK_AHEAD_S = 0.5  # seek earlier by this: files are indexed by decoding time, a few frames before presentation time
 
 Span = tuple[float, float]
 
 
 class Blur(NamedTuple):
-    """One RGB image (size × size) per span, the number of frames in each, and the problems of each span."""
+    """One RGB image (size × size) per span, the number of frames in each span, and the problems of each span."""
 
     images: list[Image.Image]
     frames: list[int]
@@ -63,9 +64,9 @@ def motion_blur(
     """Average the frames of each span (start, end), in seconds from the video's first frame.
 
     `weights`: "linear" gives the n frames of a span the weights 1 … n, normalized, so that later frames weigh more;
-    "equal" gives all the same. Spans may overlap, be in any order, have no length or end after the video; a span
-    without a frame gets the nearest one. `names` of the spans are used in problems; `threads` are the decoder's (0: its
-    own choice). Raises FileNotFoundError or ValueError for an unusable video.
+    "equal" gives all frames the same weight. Spans may overlap, be in any order, have no length or end after the video; a
+    span without a frame gets the frame nearest to it. Problems contain the `names` of the spans. `threads` is the number
+    of threads that decode (0: the decoder chooses). Raises FileNotFoundError or ValueError for an unusable video.
     """
     _check_options(spans_s, image_size, weights)
     if not spans_s:
@@ -76,7 +77,7 @@ def motion_blur(
     with closing(video.container):
         for time_s, frame in video.frames(spans_s):
             wanted = [mean for mean in means if mean.wants(time_s, frame)]
-            pixels = _resize(frame, image_size) if wanted else None  # once for all spans that contain the frame
+            pixels = _resize(frame, image_size) if wanted else None  # once, for all spans that contain the frame
             for mean in wanted:
                 mean.add(pixels)
         if video.first is None:
@@ -104,12 +105,12 @@ def _resize(frame: av.VideoFrame, size: int) -> np.ndarray:
 
 
 class _Mean:
-    """The running mean over the frames of one span; it keeps one sum, however long the span is."""
+    """The weighted mean of the frames of one span, as a running sum: memory does not grow with the span."""
 
     def __init__(self, start_s: float, end_s: float, size: int, linear: bool):
         self.start_s, self.end_s, self.size, self.linear = start_s, end_s, size, linear
         self.frames, self.weight = 0, 0
-        self.total = np.zeros((size, size, 3))  # float64: the sum of 10,000 weighted frames exceeds float32's 24 bits
+        self.total = np.zeros((size, size, 3))  # float64: a sum of 10,000 weighted frames exceeds the 24 bits of float32
         self.nearest_s, self.nearest, self.distance_s = math.nan, None, math.inf
 
     def wants(self, time_s: float, frame: av.VideoFrame) -> bool:
@@ -133,7 +134,7 @@ class _Mean:
 
 
 def _upright(pixels: np.ndarray, frame: av.VideoFrame) -> Image.Image:
-    """Round to 8 bit, and rotate and mirror as the video's display matrix (ISO 14496-12, tkhd) requires."""
+    """Round to 8 bit, and rotate or mirror by the display matrix of the video (ISO 14496-12, tkhd)."""
     pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
     if (matrix := frame.side_data.get(SideDataType.DISPLAYMATRIX)) is not None:
         a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5]  # x' = a·x + c·y, y' = b·x + d·y
@@ -162,23 +163,23 @@ class _Video:
         self.stream.thread_type = "AUTO"
         self.stream.codec_context.thread_count = threads
         self.origin = self.stream.start_time or 0
-        self.interval_s = float(1 / self.stream.average_rate) if self.stream.average_rate else 0.04
-        # AVI has no presentation times: FFmpeg's are out of order with B-frames. Its frame rate is constant.
+        self.interval_s = float(1 / self.stream.average_rate) if self.stream.average_rate else 0.04  # 25 frames a second
+        # AVI has no presentation times, and those of FFmpeg are out of order with B-frames. But its frame rate is constant.
         self.counts_frames = self.container.format.name == "avi"
         self.first: av.VideoFrame | None = None
         self.last_s, self.ended = -math.inf, False
         self.damaged_packets, self.damaged_frames, self.damage = 0, 0, "the stream is empty"
 
     def frames(self, spans_s: Sequence[Span]) -> Iterator[tuple[float, av.VideoFrame]]:
-        """Yield (time in s, frame) once each, in order: all of the spans, one or more before and one after each.
+        """Yield (time in s, frame) in order, each frame once: those of all spans, and the ones before and after each span.
 
-        Long stretches without a span are skipped by keyframe, which does not change the frames inside the spans.
+        Long stretches without a span are skipped by seeking to a keyframe; the frames of the spans are the same.
         """
         for start_s, end_s in _merge(spans_s):
             if self.ended:
                 return
             for time_s, frame in self._from(start_s):
-                if time_s <= self.last_s:  # decoded a second time after a seek
+                if time_s <= self.last_s:  # a seek to the keyframe led back to frames that were yielded before
                     continue
                 self.first = self.first or frame
                 self.last_s = time_s
@@ -189,7 +190,7 @@ class _Video:
                 self.ended = True
 
     def _from(self, start_s: float) -> Iterator[tuple[float, av.VideoFrame]]:
-        """Decode from the last keyframe before `start_s`."""
+        """Yield (time in s, frame) from the last keyframe before `start_s`."""
         if self.counts_frames:
             self._seek(0.0)
         elif start_s > SEEK_AHEAD_S:
@@ -200,14 +201,14 @@ class _Video:
                 yield first
                 yield from frames
                 return
-            self._seek(0.0)  # the index of this file points too far ahead
+            self._seek(0.0)  # the index of this file is wrong: it led to a frame after `start_s`
         yield from self._decode()
 
     def _seek(self, time_s: float) -> None:
         try:
             self.container.seek(self.origin + int(time_s / self.stream.time_base), stream=self.stream, backward=True)
-        except av.error.FFmpegError:  # a file without an index is read on from the current position: slow but right
-            return
+        except av.error.FFmpegError:
+            return  # a file without an index cannot seek; decoding from the current position is slow but correct
 
     def _decode(self) -> Iterator[tuple[float, av.VideoFrame]]:
         packets, number = self.container.demux(self.stream), 0
@@ -216,7 +217,7 @@ class _Video:
                 if (packet := next(packets, None)) is None:
                     return
                 frames = packet.decode()
-            except av.error.FFmpegError as error:  # a damaged packet, or a file that breaks off: other frames are used
+            except av.error.FFmpegError as error:  # a damaged packet or a truncated file: all other frames are used
                 self.damaged_packets, self.damage = self.damaged_packets + 1, str(error.strerror)
                 continue
             for frame in frames:
@@ -239,12 +240,12 @@ class _Video:
             yield Problem(where, f"{what}; made from the {mean.frames} frames that exist")
         if self.damaged_packets:
             yield Problem(self.name, f"{self.damaged_packets} damaged packets skipped ({self.damage})", "download it again")
-        if self.damaged_frames:  # FFmpeg conceals the damage, so that the frames look plausible
+        if self.damaged_frames:  # FFmpeg fills damaged parts from other frames, which looks plausible
             yield Problem(self.name, f"{self.damaged_frames} damaged frames; images may be wrong", "download it again")
 
 
 def _merge(spans_s: Sequence[Span]) -> list[Span]:
-    """Join spans that overlap or are close, in order, so that each stretch of video is read once."""
+    """Sort the spans, and join those with less than `GAP_S` between them, so that each stretch of video is read once."""
     merged: list[Span] = []
     for start_s, end_s in sorted(spans_s):
         if merged and start_s - merged[-1][1] <= GAP_S:
@@ -262,8 +263,8 @@ def image_name(video: str, phase: int) -> str:
     return f"avg{video_stem(video)}phase{phase}.jpg"
 
 
-class BlurTable(NamedTuple):
-    """The rows of the phases that have an image, whose file name is in the column `image`, and the problems."""
+class ImageTable(NamedTuple):
+    """The phases that have an image, with its file name in the column `image`, and the problems."""
 
     phases: pd.DataFrame
     problems: list[Problem]
@@ -279,7 +280,7 @@ class _Done(NamedTuple):
 
 def blur_table(
     phases: pd.DataFrame, folder: str | Path, image_size: int = 224, jobs: int | None = None, weights: str = "linear"
-) -> BlurTable:
+) -> ImageTable:
     """Make the image of every row of a WTS table, in `jobs` processes (None: one per core, or the active backend's).
 
     An existing image that was made with the same times, size, weights and video file is kept, and its problems are listed
@@ -302,7 +303,7 @@ def blur_table(
             problems += done.problems
             bar.set_postfix_str(f"{made} images made, {len(existing) - made} found, {len(problems)} problems", refresh=False)
             bar.update()
-    return BlurTable(phases[phases["image"].isin(existing)].reset_index(drop=True), sorted(set(problems)))
+    return ImageTable(phases[phases["image"].isin(existing)].reset_index(drop=True), sorted(set(problems)))
 
 
 def _name_images(phases: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
@@ -317,7 +318,7 @@ def _name_images(phases: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
 
 
 def _run(work: list[tuple], processes: int) -> Iterator[_Done]:
-    """Yield the result of every `_blur_video` as it is ready; a video whose process is killed is read once more, alone."""
+    """Yield the result of every video as soon as it is ready; a video whose process is killed is read once more, alone."""
     left = dict(enumerate(work))
     while left:
         parallel = joblib.Parallel(n_jobs=processes, return_as="generator_unordered", batch_size=1)
@@ -326,7 +327,7 @@ def _run(work: list[tuple], processes: int) -> Iterator[_Done]:
                 del left[number]
                 yield done
         except TerminatedWorkerError:
-            # joblib starts jobs in order and at most 2 × processes ahead, so one of these was running
+            # joblib starts jobs in order and at most 2 × processes ahead, so one of these killed its process
             for number in list(left)[: 2 * processes]:
                 args = left.pop(number)
                 try:
@@ -340,43 +341,42 @@ def _run(work: list[tuple], processes: int) -> Iterator[_Done]:
 def _blur_video(
     number: int, rows: pd.DataFrame, path: str, folder: Path, size: int, weights: str, threads: int
 ) -> tuple[int, _Done]:
-    """Make the images of one video that do not exist yet; runs in a process of its own. `number` is returned unchanged."""
+    """Make the images of one video that are absent or out of date, in a process of its own; return `number` unchanged."""
     if threads:
         cv2.setNumThreads(threads)
-    video, names = rows["video"].iloc[0], rows["image"].tolist()
-    spans_s = list(zip(rows["start_s"].tolist(), rows["end_s"].tolist(), strict=True))
-    found: dict[int, list[Problem]] = {}
+    video, existing = rows["video"].iloc[0], {}  # {name of an image that is up to date: its problems}
     try:
         if not path:
             raise FileNotFoundError("expected a video, found none on disk")
         status = check_regular_file(path).stat()
         record = {"weights": weights, "size": size, "video_bytes": status.st_size, "video_mtime_ns": status.st_mtime_ns}
-        records = [record | {"span_s": list(span_s)} for span_s in spans_s]
-        for n, name in enumerate(names):
-            if (problems := _read_record(folder / name, records[n], size)) is not None:
-                found[n] = problems
-        todo = [n for n in range(len(names)) if n not in found]
-        phases = [str(rows["phase"].iloc[n]) for n in todo]
-        blur = motion_blur(path, [spans_s[n] for n in todo], size, weights, phases, threads)
+        spans_s = zip(rows["start_s"].tolist(), rows["end_s"].tolist(), strict=True)
+        records = {name: record | {"span_s": list(span_s)} for name, span_s in zip(rows["image"], spans_s, strict=True)}
+        for name in records:
+            if (problems := _read_record(folder / name, records[name], size)) is not None:
+                existing[name] = problems
+        todo = rows[~rows["image"].isin(list(existing))]
+        spans_s = [records[name]["span_s"] for name in todo["image"]]
+        blur = motion_blur(path, spans_s, size, weights, todo["phase"].astype(str).tolist(), threads)
     except (OSError, ValueError, av.error.FFmpegError) as error:
         reason = str(error).removeprefix(f"{path}: ")
-        what = f"{len(names) - len(found)} of {len(names)} phases skipped: {reason}"
-        return number, _Done([names[n] for n in found], 0, [Problem(video, what, "download it again")])
-    for n, image, problems in zip(todo, blur.images, blur.problems, strict=True):
-        comment = json.dumps(records[n] | {"problems": problems}).encode()
+        what = f"{len(rows) - len(existing)} of {len(rows)} phases skipped: {reason}"
+        return number, _Done(list(existing), 0, [Problem(video, what, "download it again")])
+    for name, image, problems in zip(todo["image"], blur.images, blur.problems, strict=True):
+        comment = json.dumps(records[name] | {"problems": problems}).encode()
         try:
-            with atomic_path(folder / names[n]) as temporary:
+            with atomic_path(folder / name) as temporary:
                 image.save(temporary, quality=95, subsampling=0, comment=comment)
         except OSError as error:  # a full or read-only disk ends the stage; Pillow's error has no file name
-            raise OSError(error.errno, error.strerror or str(error), str(folder / names[n])) from None
-    problems = [problem for listed in [*found.values(), *blur.problems] for problem in listed]
-    return number, _Done(names, len(todo), problems)
+            raise OSError(error.errno, error.strerror or str(error), str(folder / name)) from None
+    problems = [problem for listed in [*existing.values(), *blur.problems] for problem in listed]
+    return number, _Done(list(records), len(todo), problems)
 
 
 def _read_record(path: Path, record: dict, size: int) -> list[Problem] | None:
-    """Return the problems that an image was made with, or None if it is absent or was made from anything else.
+    """Return the problems of an image, which are in its JPEG comment, or None if it must be made (again).
 
-    `record` describes what it must be made from: it is in the JPEG's comment, with the problems.
+    The comment must also contain `record`: the options, the times, and the size and modification time of the video.
     """
     try:
         with Image.open(path) as image:

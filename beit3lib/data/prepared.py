@@ -9,9 +9,9 @@
     from beit3lib.data.prepared import find_prepared, import_prepared
     phases, problems = import_prepared(find_prepared("your_input"), "runs/mine")
 
-Folders may be named with `-` or `_` and in any order; a folder with train, val or test in its name gives the split. One
-subject or both, one aspect or all of them may exist. The two index calls of the original repository work with its
-import lines changed to
+Names may contain `-` instead of `_`, and folders may be nested differently: the split is that of the innermost folder
+with train, val or test in its name. Some subjects or aspects may be absent. The two index calls of the original repository
+work if its import lines are changed to
 
     from beit3lib.data.prepared import original_index as _make_captioning_coco_karpathy_dataset_index
     from beit3lib.tokenizer import load_tokenizer as XLMRobertaTokenizer
@@ -31,11 +31,11 @@ import pandas as pd
 from beit3lib.data.aspects import SUBJECTS, caption_file_name, caption_type_of, merge_aspects, read_caption_file
 from beit3lib.data.images import ImageError, find_image, is_phase_image, list_images, open_image
 from beit3lib.data.index import INDEX_NAME, IndexReport, write_index
-from beit3lib.data.motion_blur import image_name
+from beit3lib.data.motion_blur import ImageTable, image_name
 from beit3lib.data.wts import COLUMNS, SPLITS, cap_problems, list_files, list_segments, split_by_group
 from beit3lib.files import Problem, atomic_folder, atomic_path, check_regular_file, write_json
 
-VAL_SHARE = 0.1  # of the recordings of train, where there is no val
+VAL_SHARE = 0.1  # the share of the recordings of train that becomes val if the input has no val
 KEYS = ["split", "scenario", "video", "phase"]
 
 
@@ -60,7 +60,7 @@ def find_prepared(root: str | Path) -> PreparedRoot | None:
     """Return the caption files and phase images below `root`; None if there are not both. `~` is expanded."""
     root = Path(root).expanduser()
     files, images = [], defaultdict(list)
-    for path in list_files(root, skip=("runs",)) if root.is_dir() else ():
+    for path in list_files(root, skip=("runs",)):
         split = _split_of(path.relative_to(root))
         if path.suffix.lower() == ".json":
             subject, aspect = caption_type_of(path) or (None, None)
@@ -74,23 +74,16 @@ def find_prepared(root: str | Path) -> PreparedRoot | None:
 
 
 def _split_of(path: Path) -> str | None:
-    """Return the split that the innermost folder names: `avg-normal-244-test/image_aic/test` is test."""
+    """Return the split in the name of the innermost folder that has one: test for `avg-normal-244-test/image_aic/`."""
     words = [word for folder in reversed(path.parts[:-1]) for word in re.split("[-_]", folder.lower())]
     return next((word for word in words if word in SPLITS), None)
 
 
-class PreparedTable(NamedTuple):
-    """The phases that have an image, with the same columns as `blur_table` gives, and the problems."""
-
-    phases: pd.DataFrame
-    problems: list[Problem]
-
-
-def import_prepared(prepared: PreparedRoot, run: str | Path) -> PreparedTable:
+def import_prepared(prepared: PreparedRoot, run: str | Path) -> ImageTable:
     """Copy the images into `run`/images and write `run`/captions/{train,val}, split as the files are.
 
-    Without a validation split, a tenth of the recordings of train is drawn for it. Segments to caption are rows of the
-    test split without captions. A phase without an image is a problem and skipped.
+    If the input has no validation split, a tenth of the recordings of train becomes val. Segments to caption become rows
+    of the test split without captions. A phase without an image is a problem and skipped.
     """
     run, problems = Path(run), []
     captions = _read_captions(prepared, problems)
@@ -133,7 +126,7 @@ def import_prepared(prepared: PreparedRoot, run: str | Path) -> PreparedTable:
         problems += more
         captions = captions.drop(columns="split").merge(phases[KEYS], on=KEYS[1:])
     _write_captions(captions[captions["split"] != "test"], run / "captions")
-    return PreparedTable(phases, problems)
+    return ImageTable(phases, problems)
 
 
 def list_test_segments(prepared: PreparedRoot) -> pd.DataFrame:
@@ -147,11 +140,9 @@ def _read_captions(prepared: PreparedRoot, problems: list[Problem]) -> pd.DataFr
     """Return one row per caption and video: split, scenario, video, phase, label, subject, aspect, caption."""
     rows = []
     for file in prepared.files:
-        for scenario, videos, label, phase, caption in read_caption_file(file.path, problems):
-            if caption is None and file.subject:
-                problems.append(Problem(f"{file.path.name}: {scenario} phase {label}", "a caption without words; skipped"))
-                continue
-            about = (phase, label, file.subject, file.aspect, caption if file.subject else None)
+        is_test = file.subject is None
+        for scenario, videos, label, phase, caption in read_caption_file(file.path, problems, keep_empty=is_test):
+            about = (phase, label, file.subject, file.aspect, None if is_test else caption)
             rows += [(file.split, scenario, video, *about) for video in videos]
     return pd.DataFrame(rows, columns=[*KEYS, "label", "subject", "aspect", "caption"])
 
@@ -183,9 +174,9 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _write_captions(captions: pd.DataFrame, folder: Path) -> None:
-    """Replace `folder` by one folder per split with one caption file per subject and aspect."""
+    """Replace `folder` by a folder for each split, with one caption file per subject and aspect."""
     with atomic_folder(folder) as new:
-        for (split, *caption_type), rows in captions.groupby(["split", "subject", "aspect"]):  # none of for_test.json
+        for (split, *caption_type), rows in captions.groupby(["split", "subject", "aspect"]):
             content = {}
             for scenario, of_scenario in rows.groupby("scenario"):
                 texts = of_scenario.drop_duplicates(["label", "caption"]).sort_values("phase", kind="stable")
@@ -207,12 +198,13 @@ def original_index(
     Every caption of the caption file `data_path` is paired with every video of its scenario that has an image
     `{type}{video stem}phase{label}` in `image_dir`; "avg" and no prefix, and all spellings of the suffix, are found as
     well. Image paths are absolute; captions without words get text_segment null. The lines have no subject and aspect,
-    because the original model is trained on one caption type without a prompt. `split` has no effect, as there.
+    because the original model is trained on one caption type without a prompt. `split` has no effect in the original
+    function either.
     """
     path, out_path = check_regular_file(data_path), Path(INDEX_NAME.format(split=split_name))
     images, prefixes = list_images(image_dir), tuple(dict.fromkeys((type, "avg", "")))
     lines, problems, skipped = [], [], 0
-    for scenario, videos, label, phase, caption in read_caption_file(path, problems):
+    for scenario, videos, label, phase, caption in read_caption_file(path, problems, keep_empty=True):
         ids = tokenizer.encode(caption, add_special_tokens=False) if caption else None
         about = {"caption": caption, "split": split_name, "scenario": scenario, "label": label, "phase": phase}
         for video in videos:
@@ -220,8 +212,7 @@ def original_index(
             if image is None:
                 skipped += 1
                 continue
-            line = {"image_path": os.path.abspath(image), "text_segment": ids, "image_id": 0}
-            lines.append(line | about | {"video": video})
+            lines.append({"image_path": os.path.abspath(image), "text_segment": ids, "video": video} | about)
     if skipped:
         problems.append(Problem(path.name, f"{skipped} captions without an image in {image_dir}; skipped"))
     report = write_index(out_path, lines, skipped, 0, problems)

@@ -3,11 +3,11 @@
     from beit3lib.data.wts import read_wts
     phases, problems, counts = read_wts("data/wts")
 
-Every file is located from its path alone: `…/videos/…/<split>/…/<scenario>/<view>/<video>.mp4` and
-`…/annotations/caption/<split>/…/<scenario>/<view>/<scenario>_caption.json` are WTS; the same paths without
+Every file is located from its path alone (see `LAYOUT`): `…/videos/<split>/<scenario>/<view>/<video>.mp4` and
+`…/annotations/caption/<split>/<scenario>/<view>/<scenario>_caption.json` are WTS; the same paths without
 `<scenario>/<view>` are BDD_PC_5K. The root may be the download, a folder above it, or one that also contains the public
-test download. A file that cannot be used becomes a `Problem`, and all other files are read. "Irregularity N" in a comment
-is number N of the thirteen that tests/data/test_wts.py lists.
+test download. A file that cannot be used becomes a `Problem`, and all other files are read. The "irregularities" that
+comments number are the thirteen of WTS that tests/data/test_wts.py tests.
 """
 
 import os
@@ -24,7 +24,6 @@ import pandas as pd
 from beit3lib.files import FileError, Problem, finite, printable, read_json
 
 SPLITS = ("train", "val", "test")
-VIEWS = ("overhead_view", "vehicle_view")
 PHASES = ("prerecognition", "recognition", "judgement", "action", "avoidance")
 COLUMNS = ("split source scenario view video video_path label phase start_s end_s caption_vehicle caption_pedestrian").split()
 
@@ -99,7 +98,7 @@ def list_files(root: str | Path, problems: list[Problem] | None = None, skip: It
         report(error.filename, f"expected a readable folder, found {error.strerror}; skipped", "check its permissions")
 
     for folder, dirs, files in os.walk(root, onerror=report_unreadable, followlinks=True):
-        for names in (dirs, files):  # hidden ones are .DS_Store, and ._… that macOS adds to archives (irregularity 8)
+        for names in (dirs, files):  # hidden names are .DS_Store, and ._… that macOS adds to archives (irregularity 8)
             names[:] = sorted(name for name in names if not name.startswith("."))
             for name in [name for name in names if printable(name) != name]:
                 report(Path(folder, name), "expected a name in UTF-8; skipped", "rename it")
@@ -114,31 +113,31 @@ def list_files(root: str | Path, problems: list[Problem] | None = None, skip: It
         dirs[:] = followed
 
 
+LAYOUT = re.compile(
+    r"""(?:.*/)?
+    (?: (?P<video>videos)
+      | annotations (?:/(?P<kind>caption|bbox_annotated|bbox_generated))? (?:/(?P<subject>pedestrian|vehicle))? )
+    /(?P<split>train|val|test)
+    (?:/normal_trimmed | /public[^/]*)*  # folders around scenarios; the test download has public and public_challenge
+    (?:/(?P<scenario>[^/]+)/(?P<view>overhead_view|vehicle_view))?  # only in WTS
+    /(?P<name>[^/]+)""",
+    re.VERBOSE,
+)
+
+
 def locate(path: Path) -> WtsFile | None:
     """Return what a file is by the folders in its path (relative to the root); None if it is not part of WTS."""
-    parts = path.parts
-    tops = [i for i, part in enumerate(parts) if part in ("annotations", "videos")]
-    split_at = next((i for i in range(tops[-1] + 1, len(parts) - 1) if parts[i] in SPLITS), None) if tops else None
-    if split_at is None:
+    found = LAYOUT.fullmatch(path.as_posix())
+    if found is None:
         return None
-    between = parts[tops[-1] + 1 : split_at]
-    # normal_trimmed, and public and public_challenge of the test download, are folders around scenarios, not scenarios
-    inside = [p for p in parts[split_at + 1 : -1] if p != "normal_trimmed" and not p.startswith("public")]
-    if parts[tops[-1]] == "videos":
-        kind, ending = "video", ".mp4"
-    elif between in ((), ("caption",)):  # some copies of BDD lack the folder caption
-        kind, ending = "caption", "_caption.json"
-    elif between[0] in ("bbox_annotated", "bbox_generated"):
-        kind, ending = between[0], "_bbox.json"
-    else:
-        return None
+    kind = "video" if found["video"] else found["kind"] or "caption"  # some copies of BDD lack the folder caption
+    ending = {"video": ".mp4", "caption": "_caption.json"}.get(kind, "_bbox.json")
     if not path.name.lower().endswith(ending):
         return None
-    subject = "vehicle" if "vehicle" in between else "pedestrian"  # BDD has boxes of pedestrians only, without such a folder
-    if len(inside) == 2 and inside[1] in VIEWS:
-        return WtsFile(kind, parts[split_at], "wts", inside[0], inside[1], subject, path)
-    stem = path.name[: -len(ending)]
-    return None if inside else WtsFile(kind, parts[split_at], "bdd", stem, "vehicle_view", subject, path)
+    subject = found["subject"] or "pedestrian"  # BDD has boxes of pedestrians only, and no folder for the subject
+    if found["scenario"]:
+        return WtsFile(kind, found["split"], "wts", found["scenario"], found["view"], subject, path)
+    return WtsFile(kind, found["split"], "bdd", path.name[: -len(ending)], "vehicle_view", subject, path)
 
 
 def find_wts(path: str | Path) -> Path | None:
@@ -185,7 +184,8 @@ class Report:
         """Yield the path of every file with what `locate` returns for it."""
         problems: list[Problem] = []
         for path in list_files(self.root, problems, skip):
-            yield path.relative_to(self.root), locate(path.relative_to(self.root))
+            relative = path.relative_to(self.root)
+            yield relative, locate(relative)
         for problem in problems:
             self.add(*problem)
 
@@ -205,7 +205,7 @@ class Report:
 # --- one caption file ----------------------------------------------------------------------------------------------
 
 
-def _rows_of(report: Report, file: WtsFile, found: dict[str, Path], keep_missing: bool) -> list[tuple]:
+def _read_caption_file(report: Report, file: WtsFile, found: dict[str, Path], keep_missing: bool) -> list[tuple]:
     """Return the rows of one caption file; `found` are the videos of its scenario and view on disk, by stem."""
     content = report.read_json(file.path, "event_phase", "videos")
     if content is None:
@@ -227,7 +227,7 @@ def _rows_of(report: Report, file: WtsFile, found: dict[str, Path], keep_missing
     if not listed and not found:
         report.add(file.path, "lists no video, and none of this scenario and view is on disk; no row comes from it")
     rows = []
-    for stem in dict.fromkeys([*listed, *sorted(found)]):  # lists and disks differ in both directions (irregularity 8)
+    for stem in dict.fromkeys([*listed, *sorted(found)]):  # each has videos that the other lacks (irregularity 8)
         report.counts.update(videos=1, videos_used=int(stem in found), rows_expected=len(phases))
         if stem not in found:
             report.add(file.path, f"video {stem}.mp4 is listed, but not on disk; skipped", "download it again if it exists")
@@ -302,15 +302,11 @@ def read_wts(root: str | Path, split: str | None = None, keep_missing: bool = Fa
     """
     if split is not None and split not in SPLITS:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)} or None, found {split!r}")
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        what = "a file" if root.exists() else "nothing"
-        raise FileNotFoundError(f"{root}: expected the folder of a WTS download, found {what}. Give its path.")
-    report = Report(root)
+    report = Report(Path(root).expanduser())
     captions, videos = _find_files(report, split)
     rows: list[tuple] = []
-    for camera, file in captions.items():  # the clocks of two views differ by 25 to 36 s: each has its own (irregularity 1)
-        rows += _rows_of(report, file, videos.pop(camera, {}), keep_missing)
+    for camera, file in captions.items():  # clocks of views differ by 25 to 36 s (irregularity 1)
+        rows += _read_caption_file(report, file, videos.pop(camera, {}), keep_missing)
     uncaptioned = defaultdict(list)
     for camera, found in videos.items():
         uncaptioned[camera[0]] += found.values()
@@ -355,11 +351,12 @@ def _find_files(report: Report, split: str | None) -> tuple[dict[Camera, WtsFile
     if not captions and other_splits:
         raise ValueError(f"{report.root}: expected caption files of {split}, found only those of other splits")
     if not captions:
-        names = sorted(entry.name for entry in report.root.iterdir() if not entry.name.startswith("."))
-        found = (", ".join(names[:8]) + (", …" if len(names) > 8 else "")) or "an empty folder"
+        root = report.root
+        names = sorted(printable(path.name) for path in root.glob("[!.]*"))
+        found = ", ".join(names[:8]) or ("an empty folder" if root.is_dir() else "a file" if root.exists() else "nothing")
         raise FileNotFoundError(
-            f"{report.root}: expected annotations/caption/{{train,val,test}} here or in folders below, found "
-            f"{printable(found)}. Unpack the WTS download here, or give the folder that contains it."
+            f"{root}: expected a WTS download with annotations/caption/{{train,val,test}}, here or in folders below, "
+            f"found {found}. Unpack the download here, or give the folder that contains it."
         )
     return captions, videos
 

@@ -72,6 +72,8 @@ def find_synonyms() -> Synonyms:
             return Synonyms(reader)
     for folder in _cache_folders():
         try:
+            if reader := _open(folder):  # the lock is for making a copy; a process that makes one may hold it for minutes
+                return Synonyms(reader)
             folder.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(folder / "wordnet.lock", timeout=LOCK_TIMEOUT_S):
                 if reader := _open(folder) or _copy_debian(folder) or _download(folder):

@@ -83,16 +83,16 @@ const facets = [];
 
 /** Add a facet to the page. With `keys`, its values depend on the chosen runs or the notes; else they are found here. */
 function addFacet(name, title, keyOf, shown = spaced, keys = null) {
-  const changes = keys !== null;
+  const varies = keys !== null;
   keys ??= [...new Set(Array.from({ length: count }, (_, i) => keyOf(i)))].filter(key => key !== "").sort(natural);
-  if (!changes && keys.length < 2) return;
+  if (!varies && keys.length < 2) return;
   const codes = new Int32Array(count); // index into `keys` of each row, -1 for none: comparing texts is too slow
-  const facet = { name, title, keys, keyOf, shown, codes, changes, yes: new Set(), no: new Set(), nodes: [] };
+  const facet = { name, title, keys, keyOf, shown, codes, varies, yes: new Set(), no: new Set(), nodes: [] };
   facet.encode = () => {
     const code = new Map(keys.map((key, k) => [key, k]));
     for (let i = 0; i < count; i++) codes[i] = code.get(keyOf(i)) ?? -1;
   };
-  if (!changes) facet.encode();
+  if (!varies) facet.encode();
   facet.node = el("fieldset", {}, el("legend", {}, title));
   for (const key of keys) {
     const tick = el("input", { type: "checkbox", onchange: () => toggle(facet, "yes", key) });
@@ -157,7 +157,7 @@ function select() {
   const bins = new Uint32Array(BINS);
   const isCommon = commonValues[state.measure]?.isOne || (() => false);
   let common = 0;
-  const value = values();
+  const measured = values();
   selected = [];
   for (let i = 0; i < count; i++) {
     if (!isThere(i)) continue;
@@ -166,38 +166,38 @@ function select() {
     if (!terms.every(isFound)) continue;
     let failed = 0, failing = -1;
     for (let f = 0; f < codes.length; f++) if (!isAllowed[f][codes[f][i] + 1]) { failed++; failing = f; }
-    if (failed === 0 && value[i] != null) { // the histogram shows captions outside of the range too
+    if (failed === 0 && measured[i] != null) { // the histogram shows captions outside of the range too
       if (isCommon(i)) common++;
-      else bins[Math.max(0, Math.min(BINS - 1, Math.floor(BINS * (value[i] - low) / (high - low || 1))))]++;
+      else bins[Math.max(0, Math.min(BINS - 1, Math.floor(BINS * (measured[i] - low) / (high - low || 1))))]++;
     }
-    if (isRanged() && !(value[i] != null && value[i] >= from && value[i] <= to)) continue;
+    if (isRanged() && !(measured[i] != null && measured[i] >= from && measured[i] <= to)) continue;
     if (failed === 1) counts[failing][codes[failing][i] + 1]++;
     if (failed === 0) {
       selected.push(i);
       for (let f = 0; f < codes.length; f++) counts[f][codes[f][i] + 1]++;
     }
   }
-  groupByImage(value);
+  groupByImage();
   return { counts, bins, common };
 }
 
-function groupByImage(value) {
+function groupByImage() {
   groups = [];
   for (const i of selected) { // rows of an image follow each other
     let group = groups[groups.length - 1];
     if (!group || group.image !== rows.image[i]) groups.push(group = { image: rows.image[i], rows: [] });
     group.rows.push(i);
   }
-  for (const group of groups) Object.assign(group, statistics(group.rows, value));
+  for (const group of groups) Object.assign(group, statistics(group.rows));
   if (state.order === "listed") return;
   const sign = state.order === "up" ? 1 : -1;
   groups.sort((a, b) => (a.scored === 0) - (b.scored === 0) || sign * (a.mean - b.mean) || a.image - b.image);
 }
 
-function statistics(list, value = values()) {
+function statistics(list, measured = values()) {
   let [sum, scored, exact, referenced] = [0, 0, 0, 0];
   for (const i of list) {
-    if (value[i] != null) { sum += value[i]; scored++; }
+    if (measured[i] != null) { sum += measured[i]; scored++; }
     if (hasReference(i)) { referenced++; exact += isExact(i); }
   }
   return { mean: scored ? sum / scored : null, scored, exact, referenced };
@@ -218,7 +218,7 @@ function imageNode(entry, large = false) {
   const src = large ? entry.src : entry.embedded || entry.src;
   const loading = large ? null : "lazy";
   const img = el("img", { src, loading, alt: fullName(entry), decoding: "async", draggable: "false" });
-  img.addEventListener("error", () => { // this file was sent without its images
+  img.addEventListener("error", () => { // someone may have sent the page without its images
     if (entry.embedded && img.getAttribute("src") !== entry.embedded) img.src = entry.embedded;
     else img.replaceWith(blank("image not found"));
   });
@@ -248,14 +248,14 @@ function words(text, marks, confidence, changed, percents = false) {
 const none = text => [el("span", { class: "none" }, text)];
 
 function captionWords(one, i, percents) {
-  if (one.caption[i] < 0) return none("(not in this run)");
   const text = texts[one.caption[i]];
+  if (text === undefined) return none("(not in this run)");
   return text.trim() ? words(text, one.marks[i] && one.marks[i][0], one.confidence[i], "mark", percents) : none("(empty caption)");
 }
 
 function referenceWords(i) {
-  if (rows.reference[i] < 0) return none("(no reference)");
   const text = texts[rows.reference[i]];
+  if (text === undefined) return none("(no reference)");
   return text.trim() ? words(text, run().marks[i] && run().marks[i][1], null, "u") : none("(empty reference)");
 }
 
@@ -370,7 +370,7 @@ function showOverview({ bins, common }) {
   feed($("grid"), groups, tile, 60);
 }
 
-/** What means are shown by: {title, keyOf: of a row, shown: name of a key, only: {facet: value} that a click selects} */
+/** The groupings of mean values: {title, keyOf a row, shown: name of a key, only: {facet: value} that a click selects} */
 function groupings() {
   const byType = { name: "type", title: "Caption type", keyOf: i => rows.type[i], shown: key => typeNames[key],
     only: key => ({ subject: types[key][0], aspect: types[key][1] }) };
@@ -693,11 +693,11 @@ function prepare() {
     changeMeasure = { title, head: "Difference", digits: 1, low: -most, high: most };
   }
   total = rows.image.reduce((sum, _, i) => sum + isThere(i), 0);
-  for (const facet of facets) if (facet.changes) facet.encode();
+  for (const facet of facets) if (facet.varies) facet.encode();
 }
 
 function update() {
-  if (!other()) {
+  if (!other()) { // nothing is left to compare with
     if (state.measure === "change") state.measure = initial.measure;
     for (const facet of facets) if (facet.name === "outcome") { facet.yes.clear(); facet.no.clear(); }
   }
@@ -715,15 +715,14 @@ function update() {
 
 function showControls({ counts }) {
   facets.forEach((facet, f) => {
-    facet.node.hidden = facet.name === "outcome" && !other();
     facet.nodes.forEach(({ key, tick, not, number, line }, k) => {
       tick.checked = facet.yes.has(key);
       not.setAttribute("aria-pressed", String(facet.no.has(key)));
       number.textContent = grouped(counts[f][k + 1]);
       line.classList.toggle("excluded", facet.no.has(key));
-      line.hidden = facet.changes && !counts[f][k + 1] && !facet.yes.has(key) && !facet.no.has(key);
+      line.hidden = facet.varies && !counts[f][k + 1] && !facet.yes.has(key) && !facet.no.has(key);
     });
-    if (facet.nodes.every(({ line }) => line.hidden)) facet.node.hidden = true;
+    facet.node.hidden = facet.nodes.every(({ line }) => line.hidden);
   });
   for (const name of ["query", "run", "other", "measure", "order", "type", "low", "high"]) {
     if (document.activeElement !== $(name)) $(name).value = state[name] ?? "";
@@ -765,7 +764,7 @@ function setUp() {
 function listen() {
   const on = (id, event, action) => $(id).addEventListener(event, action);
   const field = (id, action) => on(id, "change", event => { action(event.target.value); update(); });
-  let waiting = 0; // typing on searches once, not for every letter
+  let waiting = 0; // the search waits for a pause in typing, because it would lag behind if it ran for every letter
   on("query", "input", event => {
     clearTimeout(waiting);
     state.query = event.target.value;

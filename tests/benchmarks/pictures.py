@@ -31,7 +31,7 @@ NO_NETWORK = "--disable-background-networking --disable-component-update --disab
 PAGE = '<meta charset="utf-8"><body style="margin: 16px; background: white; font: 15px/1.45 system-ui, sans-serif">'
 MAX_BYTES = 1_500_000  # of all images: a README should open quickly
 MAX_NOTEBOOK_BYTES = 400_000
-SMALL_PX = 192
+SMALL_PX = 160
 
 
 def save(image: Image.Image, name: str) -> int:
@@ -102,10 +102,10 @@ def smaller_jpeg(match: re.Match) -> str:
 
 
 def smaller_png(encoded: str) -> str:
-    """Return a chart at three quarters of its size, with a palette instead of true color; base64 in and out."""
+    """Return a chart at two thirds of its size, with a palette instead of true color; base64 in and out."""
     buffer = io.BytesIO()
     image = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
-    image = image.resize((image.width * 3 // 4, image.height * 3 // 4), Image.Resampling.LANCZOS)
+    image = image.resize((image.width * 2 // 3, image.height * 2 // 3), Image.Resampling.LANCZOS)
     image.quantize(64, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 

@@ -1,4 +1,4 @@
-"""Images from outside are upright RGB of 8 bit, or one clear error that names the file."""
+"""Open any image as upright 8-bit RGB, or raise one error that names the file."""
 
 import os
 import struct
@@ -100,7 +100,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_file_that_is_no_image_is_named(tmp_path, photo, kind):
+def test_a_file_that_is_not_an_image_is_an_error_with_its_name(tmp_path, photo, kind):
     path = tmp_path / "broken.png"
     BROKEN[kind](path, photo)
     with pytest.raises(ImageError, match="broken.png: expected") as error:

@@ -1,4 +1,4 @@
-"""Motion-blur images: the right frames with the right weights for any video, many videos, and damaged input."""
+"""Make motion-blur images: of the right frames with the right weights, of many videos, and of damaged ones."""
 
 import errno
 import os
@@ -139,7 +139,7 @@ def test_frames_are_chosen_by_timestamps_and_not_by_a_rate(tmp_path):
     assert [level(image) for image in made.images] == pytest.approx([80, 140, 190], abs=2)
 
 
-def test_times_count_from_the_first_frame(tmp_path):
+def test_times_are_relative_to_the_first_frame(tmp_path):
     path = write_gray(tmp_path / "late.mp4", [50, 100, 150, 200], [7000, 8000, 9000, 10000])
     with av.open(str(path)) as container:
         assert container.streams.video[0].start_time > 0
@@ -148,7 +148,7 @@ def test_times_count_from_the_first_frame(tmp_path):
     assert [level(image) for image in made.images] == pytest.approx([50, 150], abs=2)
 
 
-def test_milliseconds_rounded_in_the_annotation_do_not_lose_a_frame(tmp_path):
+def test_a_start_rounded_to_milliseconds_loses_no_frame(tmp_path):
     path = write_gray(tmp_path / "thirds.mp4", range(40, 220, 2), rate=30)  # frame 50 is at 1.6666… s
     assert blur(path, [(1.667, 2.0)]).frames == [10]
 
@@ -163,7 +163,7 @@ def test_b_frames_in_avi_are_all_used_in_order(tmp_path, frames):
     assert level(made.images[0]) == pytest.approx(np.average(levels, weights=range(1, len(levels) + 1)), abs=1.5)
 
 
-MATRICES = {  # entries a, b, c, d of the display matrix, and the same for an array (height, width, 3)
+MATRICES = {  # entries a, b, c, d of the display matrix, and the same turn of an array (height, width, 3)
     "mirrored": ((-1, 0, 0, 1), lambda pixels: pixels[:, ::-1]),
     "upside down": ((1, 0, 0, -1), lambda pixels: pixels[::-1]),
     "half turn": ((-1, 0, 0, -1), lambda pixels: pixels[::-1, ::-1]),
@@ -270,7 +270,7 @@ def test_each_frame_is_resized_once_for_all_phases(textured, monkeypatch):
     assert len(counted) == 120
 
 
-def test_a_seek_back_over_a_phase_counts_its_frames_once(tmp_path):
+def test_a_seek_to_before_an_earlier_phase_uses_its_frames_once(tmp_path):
     """With one keyframe in the file, the seek to the second phase leads back before the first."""
     path = write_gray(tmp_path / "clip.mp4", [30 + n % 200 for n in range(300)], keyframes=1000)
     made = blur(path, [(2.0, 4.0), (20.0, 21.0)])
@@ -278,7 +278,7 @@ def test_a_seek_back_over_a_phase_counts_its_frames_once(tmp_path):
     assert [level(image) for image in made.images] == pytest.approx([30 + 20 + 19 * 2 / 3, 30 + 6], abs=1.5)
 
 
-def test_an_index_that_points_too_far_ahead_is_not_trusted(long_clip, monkeypatch, counting):
+def test_a_video_whose_seeks_lead_too_far_is_decoded_from_its_start(long_clip, monkeypatch, counting):
     expected = blur(long_clip, [(30.0, 32.0)]).images
     monkeypatch.setattr(counting, "shift_s", 10.0)
     assert np.array_equal(blur(long_clip, [(30.0, 32.0)]).images[0], expected[0])
@@ -300,7 +300,7 @@ def test_memory_does_not_grow_with_the_phase(long_clip):
 
 
 @pytest.mark.parametrize("spans", [[(2.0, 1.0)], [(0.0, float("nan"))], [(float("-inf"), 1.0)]])
-def test_spans_without_sense_are_an_error(ramp, spans):
+def test_spans_that_are_reversed_or_not_finite_are_an_error(ramp, spans):
     with pytest.raises(ValueError, match="start ≤ end"):
         motion_blur(ramp, spans)
 
@@ -332,7 +332,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_file_that_is_no_video_is_named_with_the_reason(tmp_path, ramp, kind):
+def test_a_file_that_is_not_a_video_is_an_error_with_its_name(tmp_path, ramp, kind):
     path = tmp_path / "broken.mp4"
     BROKEN[kind](path, ramp)
     with pytest.raises(ValueError, match="broken.mp4: expected a (video|regular file), found"):
@@ -404,7 +404,7 @@ def test_every_readable_video_gets_its_images_and_the_broken_one_is_reported(tmp
     assert "motion blur: 100%" in bar and "3/3" in bar and "6 images made, 0 found, 1 problems" in bar
 
 
-def test_existing_images_are_not_made_again(tmp_path, table, capsys):
+def test_existing_images_are_kept(tmp_path, table, capsys):
     images = tmp_path / "images"
     first = blur_table(table, images, SIZE, jobs=1)
     before = snapshot(images)
@@ -419,7 +419,7 @@ def test_existing_images_are_not_made_again(tmp_path, table, capsys):
 
 
 @pytest.mark.parametrize("change, count", [("size", 6), ("weights", 6), ("times", 3), ("half image", 1), ("video", 3)])
-def test_an_image_made_with_other_input_is_made_again(tmp_path, table, change, count):
+def test_an_image_made_from_other_input_is_replaced(tmp_path, table, change, count):
     images = tmp_path / "images"
     blur_table(table, images, SIZE, jobs=1)
     before = snapshot(images)
@@ -441,8 +441,8 @@ def test_an_image_made_with_other_input_is_made_again(tmp_path, table, change, c
         assert image.size == (options["image_size"],) * 2
 
 
-def test_a_damaged_download_that_is_completed_is_made_again(tmp_path, table, textured):
-    """A preallocated download has its final size from the start; its problems are listed until it is complete."""
+def test_images_of_a_damaged_video_are_made_again_after_its_download_is_complete(tmp_path, table, textured):
+    """A download that is preallocated with zeros has its final size before it is complete."""
     path, images = tmp_path / "videos" / "video7.mp4", tmp_path / "images"
     whole = bytearray(textured.read_bytes())
     start = whole.index(b"mdat") + len(whole) // 3
@@ -493,7 +493,7 @@ def test_two_processes_make_the_same_images_as_one(tmp_path, table):
 
 
 class Killer(str):
-    """The name of a video at which a worker process dies, always or until `marker` exists."""
+    """The name of a video that ends the worker process that unpickles it: always, or only until `marker` exists."""
 
     marker = "/nowhere/at/all"
 
@@ -506,7 +506,7 @@ class Killer(str):
 
 
 @pytest.mark.parametrize("transient", [False, True])
-def test_a_killed_worker_costs_at_most_its_own_video(tmp_path, table, transient):
+def test_a_killed_worker_loses_at_most_its_own_video(tmp_path, table, transient):
     killer = Killer("video7.mp4")
     if transient:
         killer.marker = str(tmp_path / "killed")
@@ -572,7 +572,7 @@ def test_the_data_modules_load_neither_torch_nor_transformers():
 
 @pytest.mark.parametrize("seconds", [pytest.param(12, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.long)])
 def test_one_pass_is_faster_than_seeking_with_opencv(tmp_path, seconds):
-    """About two times on an idle machine (`python tests/clips.py`)"""
+    """About two times as fast on an idle machine (`python tests/clips.py`)."""
     clip = write_clip(tmp_path / "clip.mp4", seconds, 1920, 1080, preset="veryfast")
     spans = [(start * seconds / 60, end * seconds / 60) for start, end in BENCH_SPANS_S]
     figures = max((measure_speed(clip, spans) for _ in range(2)), key=lambda run: run["cpu_speedup"])

@@ -1,4 +1,4 @@
-"""The original repository's data structure becomes a run with the same tables, images and caption files as WTS."""
+"""Import the original repository's data structure into the tables, images and caption files of a run."""
 
 import json
 import os
@@ -147,7 +147,7 @@ def test_segments_to_caption_alone_are_enough(tmp_path):
     assert not list((tmp_path / "run" / "captions").iterdir())
 
 
-def test_no_image_for_any_caption_is_one_clear_error(tmp_path):
+def test_captions_without_any_image_are_one_error(tmp_path):
     write_captions(tmp_path / caption_file_name("vehicle", "moving"), TRAIN, "It turns.")
     write_images(tmp_path / "images", VAL, "avg", ".jpg")
     with pytest.raises(FileNotFoundError, match="expected images of the videos that its caption files list, found none"):
@@ -252,6 +252,6 @@ def test_the_original_index_calls_write_its_index(tmp_path, monkeypatch, capsys,
     assert "2 captions without an image" in printed
 
 
-def test_a_missing_caption_file_of_an_index_call_is_named(tmp_path, tokenizer):
+def test_an_index_call_without_its_caption_file_is_an_error_with_its_name(tmp_path, tokenizer):
     with pytest.raises(FileNotFoundError, match="nothing.json"):
         _make_captioning_coco_karpathy_dataset_index(tmp_path / "nothing.json", tokenizer, tmp_path)

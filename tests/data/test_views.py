@@ -1,4 +1,4 @@
-"""Boxes of every kind, and the cameras that each view policy chooses."""
+"""Read boxes of every kind, and choose cameras by each of the five values of `views`."""
 
 import pandas as pd
 import pytest
@@ -58,7 +58,7 @@ def test_boxes_of_every_kind_and_source_are_read(root, phases):
 
 
 @pytest.mark.parametrize("frame", ["Infinity", "1e999", "1" + "0" * 400])
-def test_a_frame_number_without_sense_is_skipped_or_names_its_file(root, phases, frame):
+def test_a_box_with_an_infinite_frame_number_is_reported(root, phases, frame):
     path = add_boxes(root, overhead(1), {0: 10, 1: 10})
     path.write_text(path.read_text().replace('"image_id": 1', f'"image_id": {frame}'))
     boxes = read_boxes(root, phases)
@@ -72,7 +72,7 @@ def test_no_boxes_at_all_are_one_problem(root, phases):
     assert boxes.boxes.empty and len(boxes.problems) == 1
 
 
-def test_all_vehicle_and_overhead_keep_every_scenario(phases):
+def test_views_all_vehicle_and_overhead_keep_every_scenario(phases):
     assert videos(choose_views(phases).phases) == videos(phases)
     assert videos(choose_views(phases, "vehicle").phases) == {
         SCENE: [vehicle()],
@@ -88,7 +88,7 @@ def test_all_vehicle_and_overhead_keep_every_scenario(phases):
 
 
 @pytest.mark.parametrize("name", ["view_used_as_main_reference.csv", "view_used_as_main_reference_for_multiview_scenario.csv"])
-def test_main_views_are_those_of_the_csv(root, phases, name):
+def test_views_main_keeps_the_videos_of_the_csv(root, phases, name):
     header = "\ufeffScene,Viewpoint1,Viewpoint2,Viewpoint3,Viewpoint4"
     rows = [header, f"{SCENE},{overhead(3)},,{overhead(9)} ,", "", "other,x.mp4"]
     (root / name).write_text("\n".join(rows), encoding="utf-8")
@@ -98,21 +98,21 @@ def test_main_views_are_those_of_the_csv(root, phases, name):
 
 
 @pytest.mark.parametrize("content", ["Scène,x.mp4".encode("latin-1"), b"a," + b"x" * 200_000, b'a,"b.mp4\nc,d.mp4\n'])
-def test_a_broken_csv_is_named(root, phases, content):
+def test_a_broken_csv_is_an_error_with_its_name(root, phases, content):
     path = root / "view_used_as_main_reference.csv"
     path.write_bytes(content)
     with pytest.raises(FileError, match=f"{path.name}: expected"):
         choose_views(phases, "main", root=root)
 
 
-def test_main_without_csv_or_root_is_a_clear_error(root, phases):
+def test_views_main_without_a_csv_and_views_best_without_a_root_are_errors(root, phases):
     with pytest.raises(FileNotFoundError, match="view_used_as_main_reference.*best"):
         choose_views(phases, "main", root=root)
     with pytest.raises(ValueError, match="root"):
         choose_views(phases, "best")
 
 
-def test_the_best_view_has_boxes_in_most_phases_then_the_largest_box(root, phases):
+def test_views_best_keeps_the_video_with_boxes_in_most_phases_then_the_largest_box(root, phases):
     fallback = choose_views(phases, "best", root=root)
     assert videos(fallback.phases) == {SCENE: [vehicle()], "solo": ["solo.mp4"], "video1": ["video1.mp4"]}
     add_boxes(root, overhead(1), {0: 500})

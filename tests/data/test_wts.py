@@ -1,4 +1,4 @@
-"""Reading a WTS download: the thirteen known irregularities, folder layouts, hostile input, and the train/val split."""
+"""Read a WTS download: its thirteen irregularities, folder layouts, damaged files, and the train/val split."""
 
 import json
 import os
@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from wts_tree import FIVE, SCENE, add_bdd, add_boxes, add_view, overhead, phase, touch, vehicle, write
 
-from beit3lib.data.motion_blur import image_name
 from beit3lib.data.views import read_boxes
 from beit3lib.data.wts import (
     PHASES,
@@ -90,7 +89,7 @@ def test_05_phases_in_any_order_and_overlapping_are_sorted(tmp_path):
 
 
 def test_06_an_end_after_the_video_is_kept_as_written(tmp_path):
-    """The reader opens no video; motion_blur uses the frames that exist and reports it."""
+    """No video is opened here: motion_blur uses the frames that exist, and reports it."""
     add_view(tmp_path, "overhead_view", [overhead(1)], [phase("0", 0, 1e4)])
     assert read_wts(tmp_path).phases["end_s"].tolist() == [1e4]
 
@@ -121,7 +120,7 @@ def test_08_missing_and_unlisted_videos_are_reported_and_hidden_files_ignored(tm
     assert problems(kept) == problems(table)
 
 
-def test_09_names_contain_dots(tmp_path):
+def test_09_dots_in_names_are_kept(tmp_path):
     scenario = "20231013_105827_normal_192.168.0.14_1_event_2"
     add_view(tmp_path, "overhead_view", [f"{scenario}.mp4"], scenario=scenario, between="normal_trimmed")
     add_view(tmp_path, "vehicle_view", [vehicle(scenario)], scenario=scenario, between="normal_trimmed")
@@ -129,7 +128,6 @@ def test_09_names_contain_dots(tmp_path):
     assert set(table.phases["scenario"]) == {scenario} and not table.problems
     assert sorted(table.phases["video"].unique()) == [f"{scenario}.mp4", f"{scenario}_vehicle_view.mp4"]
     assert video_stem("a_192.168.0.28_3.mp4") == "a_192.168.0.28_3" == video_stem("a_192.168.0.28_3")
-    assert image_name("a_192.168.0.28_3.mp4", 4) == "avga_192.168.0.28_3phase4.jpg"
 
 
 def test_10_train_and_val_share_no_recording(tmp_path):
@@ -233,7 +231,7 @@ def test_the_public_test_download_has_segments_without_captions(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["annotations/vqa/train/S/overhead_view/S_caption.json", "a/S_caption.json", "videos/x.mp4"])
-def test_files_that_are_not_part_of_wts_are_not_located(path):
+def test_files_that_are_not_part_of_wts_are_ignored(path):
     assert locate(Path(path)) is None
 
 
@@ -388,7 +386,7 @@ def test_the_real_scenario_is_read():
     assert_counts_add_up(table)
 
 
-# --- hostile values ------------------------------------------------------------------------------------------------
+# --- damaged files -------------------------------------------------------------------------------------------------
 
 
 def test_bad_phase_entries_are_skipped_with_one_problem_each(tmp_path):
@@ -420,7 +418,7 @@ def test_characters_that_no_file_can_hold_are_replaced_and_reported(tmp_path):
 
 
 @pytest.mark.parametrize("listed", [5, {"a": 1}, [1, None, ["x.mp4"]], [overhead(1), "\ud800.mp4"], True])
-def test_a_list_of_videos_that_is_none_is_reported(tmp_path, listed):
+def test_listed_videos_that_are_not_names_are_reported(tmp_path, listed):
     caption = add_view(tmp_path, "overhead_view", [overhead(1)])
     write(caption, json.loads(caption.read_text()) | {"overhead_videos": listed})
     table = read_wts(tmp_path)
@@ -429,7 +427,7 @@ def test_a_list_of_videos_that_is_none_is_reported(tmp_path, listed):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "deep", "folder"])
-def test_a_caption_file_that_is_no_file_is_reported(tmp_path, kind):
+def test_a_caption_file_that_is_not_a_readable_file_is_reported(tmp_path, kind):
     add_view(tmp_path, "overhead_view", [overhead(1)])
     path = add_bdd(tmp_path, 1)
     path.unlink()
@@ -471,7 +469,7 @@ BOX_FILE = JSON | st.fixed_dictionaries({"annotations": st.lists(BOX)})
 
 @settings(max_examples=100, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(CAPTION_FILE, BOX_FILE)
-def test_no_content_of_a_file_ends_the_reading_and_counts_add_up(tmp_path, caption, box):
+def test_any_content_of_caption_and_box_files_is_read_or_listed_and_counts_add_up(tmp_path, caption, box):
     add_view(tmp_path, "vehicle_view", [vehicle()])
     write(add_view(tmp_path, "overhead_view", [overhead(1)]), json.dumps(caption))
     write(add_boxes(tmp_path, vehicle(), {}, view="vehicle_view"), json.dumps(box))

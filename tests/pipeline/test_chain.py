@@ -80,7 +80,7 @@ def test_a_quick_look_with_other_beams_is_compared_with_the_demo(demo):
             link.symlink_to(path)
     execute("04_inspect_captions", demo.folder, "-p", "run", "greedy", "-p", "num_beams", "1", "-p", "compare_with", "demo",
             "-p", "max_images", "6")  # fmt: skip
-    assert "demo" in (demo.folder / "runs" / "greedy" / "gallery.html").read_text()
+    assert "demo" in (demo.folder / "runs" / "greedy" / "gallery.quick.html").read_text()
     assert (demo.run / "predictions.json").read_bytes() == before
     assert (demo.folder / "runs" / "greedy" / "predictions.quick.json").is_file()
 
