@@ -50,8 +50,6 @@ long: $(READY)
 latest: $(READY)
 	$(PY) -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[test]"
 
-# Colors of videos are compared with OpenCV's, which agree only if PyAV and OpenCV contain FFmpeg of the same generation.
-OLDEST_SKIP := --deselect tests/data/test_motion_blur.py::test_colors_equal_those_of_opencv
 # PyTorch is the tested version: for Linux its old releases exist only with 3 GB of CUDA libraries.
 # `make oldest OLDEST_TORCH="torch==2.6.0 torchvision==0.21.0"` downloads them.
 OLDEST_TORCH ?= $(shell grep -E '^torch(vision)?==' constraints.txt)
@@ -65,7 +63,7 @@ oldest: $(READY)
 	$(OLDEST)/bin/python -m pip install --quiet --requirement $(OLDEST)/requirements.txt pytest hypothesis
 	$(OLDEST)/bin/python -m pip install --quiet --no-deps $(ORACLE)
 	$(OLDEST)/bin/python -m beit3lib.pipeline.packages
-	PYTHONPATH=$(CURDIR) OMP_WAIT_POLICY=PASSIVE $(OLDEST)/bin/python -m pytest -m "not slow and not long" $(OLDEST_SKIP)
+	PYTHONPATH=$(CURDIR) OMP_WAIT_POLICY=PASSIVE $(OLDEST)/bin/python -m pytest -m "not slow and not long"
 
 lint: $(READY)
 	.venv/bin/ruff check .

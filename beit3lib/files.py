@@ -112,8 +112,8 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
 
 
 def printable(text: str) -> str:
-    """Replace lone surrogates, which no file can hold as UTF-8, by U+FFFD."""
-    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+    """Replace NUL and lone surrogates by U+FFFD: older pandas cuts a CSV field at NUL, and surrogates are not UTF-8."""
+    return re.sub("[\0\ud800-\udfff]", "\ufffd", text)
 
 
 def finite(value: Any) -> float | None:

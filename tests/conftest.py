@@ -1,10 +1,11 @@
-"""Shared by the tests: runs of drawn images without videos, and the demo, executed once as Kaggle executes it."""
+"""Fixtures of several tests: runs of drawn images without videos, and the demo, executed once under Kaggle's conditions."""
 
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,24 +15,31 @@ import numpy as np
 import pandas as pd
 import pytest
 
-# No variable of the user and no mount of the host may decide a test, and no test writes outside its temporary folder.
+# Variables of the user and mounts of the host must not change the result of a test. Hypothesis, too, writes to a temporary
+# folder, not to the working folder.
 for name in [name for name in os.environ if name.startswith("BEIT3LIB_")]:
     del os.environ[name]
 os.environ["BEIT3LIB_KAGGLE_INPUT"] = os.path.join(os.devnull, "kaggle")
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = os.path.join(tempfile.gettempdir(), "beit3lib-hypothesis")
+
+from hypothesis import settings  # noqa: E402
 
 from beit3lib.data.aspects import SUBJECTS, write_caption_files  # noqa: E402
 from beit3lib.data.index import build_index  # noqa: E402
+from beit3lib.files import write_json  # noqa: E402
 from beit3lib.pipeline import kaggle  # noqa: E402
-from beit3lib.sample import SPM_PATH, draw  # noqa: E402
+from beit3lib.sample import DRAWN_NAME, SPM_PATH, draw  # noqa: E402
 from beit3lib.tokenizer import load_tokenizer  # noqa: E402
 
+settings.register_profile("no deadline", deadline=None)  # 0.2 s per example is too little on a busy machine
+settings.load_profile("no deadline")
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-HIDDEN = ("beit3lib", "__editable__", "torchscale", "fairscale", "av", "rouge_score", "sentencepiece")  # not on Kaggle
+HIDDEN = ("beit3lib", "__editable__", "torchscale", "fairscale", "av", "rouge_score", "sentencepiece")  # missing on Kaggle
 
 
 def draw_run(folder, train=8, val=4, phases=1, seed=0, spm=SPM_PATH):
-    """Write images, caption files and index of so many drawn scenarios into a run folder; returns the table of phases."""
-    rng, rows = np.random.default_rng(seed), []
+    """Write images, captions, index and drawn values of so many scenarios to a run folder; return the table of phases."""
+    rng, rows, drawn = np.random.default_rng(seed), [], {}
     (folder / "images").mkdir(parents=True)
     for split, count in (("train", train), ("val", val)):
         for number in range(count):
@@ -43,6 +51,8 @@ def draw_run(folder, train=8, val=4, phases=1, seed=0, spm=SPM_PATH):
                 captions = {f"caption_{subject}": draw.full_caption(scene, subject) for subject in SUBJECTS}
                 about = {"split": split, "source": "wts", "view": "overhead_view", "label": str(phase), "phase": phase}
                 rows.append({"scenario": name, "video": f"{name}.mp4", "image": image, **about, **captions})
+                drawn.setdefault(name, {})[str(phase)] = vars(scene)
+    write_json(folder / DRAWN_NAME, drawn)
     table = pd.DataFrame(rows)
     for split, part in table.groupby("split"):
         write_caption_files(part, folder / "captions" / split)
@@ -53,7 +63,7 @@ def draw_run(folder, train=8, val=4, phases=1, seed=0, spm=SPM_PATH):
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
-    """A run with 8 training and 4 validation images, for reading only; outputs of a test go elsewhere."""
+    """A run with 8 training and 4 validation images, which tests must not change."""
     folder = tmp_path_factory.mktemp("drawn") / "run"
     draw_run(folder)
     return folder
@@ -63,7 +73,7 @@ def drawn(tmp_path_factory):
 
 
 class Demo(NamedTuple):
-    """Notebooks 1 to 5 without parameters: the last working folder, the run, and why Kaggle was not imitated, if so."""
+    """The executed notebooks: the last working folder, its run, and the reason if Kaggle could not be imitated, else ""."""
 
     folder: Path
     run: Path
@@ -72,7 +82,7 @@ class Demo(NamedTuple):
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
-    """The five notebooks through papermill without parameters: as on Kaggle, or in one folder if wheels cannot be fetched."""
+    """Notebooks 1 to 5 without parameters, executed as on Kaggle, or in one folder if the wheels cannot be fetched."""
     folder = tmp_path_factory.mktemp("demo")
     try:
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -96,7 +106,7 @@ def clean(**values):
 
 
 def run_demo(python, notebooks, working, mounts=None):
-    """Execute notebooks one after the other; with `mounts` each finds there the output of the one before it."""
+    """Execute notebooks one after the other; with `mounts`, the output of each is an input of the next."""
     for number, (notebook, folder) in enumerate(zip(notebooks, working, strict=True)):
         folder.mkdir(exist_ok=True)
         command = [python, "-m", "papermill", "--no-progress-bar", "--kernel", "python3", notebook, folder / notebook.name]
@@ -112,7 +122,7 @@ def run_demo(python, notebooks, working, mounts=None):
 
 @contextmanager
 def as_inputs(mounts, before, number) -> Iterator[None]:
-    """Mount the output of the notebook before, in one of both shapes of mount, and make everything read-only."""
+    """Mount the output of the notebook before, alternately in both forms of mounts, and make all mounts read-only."""
     mount = mounts / ("notebooks/someone" if number % 2 else ".") / before[0].stem if before else None
     if mount:
         shutil.copytree(before[1], mount)
@@ -132,7 +142,7 @@ def read_only(folder, on):
 
 
 def bare_python(folder):
-    """A Python like Kaggle's: all packages of this one except this project and what Kaggle's image lacks."""
+    """Make a Python like Kaggle's: with all packages of this one except this project and those that Kaggle's image lacks."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
     site = subprocess.run([python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True)

@@ -172,8 +172,8 @@ def test_numbers_that_are_not_finite_become_none():
     assert [finite(v) for v in ("1.5", 2, None, "x", float("inf"), 10**400, [])] == [1.5, 2.0, None, None, None, None, None]
 
 
-def test_lone_surrogates_become_printable():
-    assert printable("a\udce9b\ud800") == "a\ufffdb\ufffd" and printable("é") == "é"
+def test_nul_and_lone_surrogates_are_replaced():
+    assert printable("a\udce9b\ud800\0") == "a\ufffdb\ufffd\ufffd" and printable("é") == "é"
 
 
 def test_the_hash_of_a_file_is_that_of_its_content(tmp_path):

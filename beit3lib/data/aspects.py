@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from beit3lib.data.wts import clean_text, parse_phase
-from beit3lib.files import Problem, read_json, write_json
+from beit3lib.data.wts import parse_phase
+from beit3lib.files import Problem, printable, read_json, write_json
 
 SUBJECTS = ("vehicle", "pedestrian")
 ASPECTS = ("moving", "pedestrian_description", "position", "road", "weather")
@@ -315,9 +315,9 @@ def read_caption_file(
         problems.append(Problem(path.name, f"{reason}; skipped", "make or download it again"))
         return
     for scenario, entry in content.items():
-        where = f"{path.name}: {clean_text(scenario)}"
+        where = f"{path.name}: {printable(scenario)}"
         videos, captions = (entry.get("videos"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
-        names = [clean_text(video) for video in videos if isinstance(video, str)] if isinstance(videos, list) else []
+        names = [printable(video) for video in videos if isinstance(video, str)] if isinstance(videos, list) else []
         if not names or len(names) < len(videos) or not isinstance(captions, list):
             problems.append(Problem(where, "expected lists videos and caption, found something else; skipped"))
             continue
@@ -326,8 +326,8 @@ def read_caption_file(
             if (phase := parse_phase(label)) is None:
                 problems.append(Problem(where, f"unknown label {repr(label)[:60]}; skipped", "labels are 0 to 4"))
                 continue
-            text = clean_text(caption).strip() if isinstance(caption, str) else ""
+            text = printable(caption).strip() if isinstance(caption, str) else ""
             if not text and not keep_empty:
                 problems.append(Problem(f"{where} phase {label}", "a caption without words; skipped"))
                 continue
-            yield clean_text(scenario), names, str(label).strip(), phase, text or None
+            yield printable(scenario), names, str(label).strip(), phase, text or None

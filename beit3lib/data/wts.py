@@ -79,11 +79,6 @@ def recording_group(scenario: str) -> str:
     return re.sub(r"_(event_\d+|T\d+)(?=_|$)", "", scenario)
 
 
-def clean_text(text: str) -> str:
-    """Replace what no CSV or JSON file can hold (lone surrogates, NUL) by U+FFFD."""
-    return printable(text).replace("\0", "\ufffd")
-
-
 # --- finding files -------------------------------------------------------------------------------------------------
 
 
@@ -251,7 +246,7 @@ def _listed_videos(report: Report, file: WtsFile, content: dict) -> list[str]:
     key = "overhead_videos" if file.view == "overhead_view" else "vehicle_view"  # a list of names, and one name
     listed = content.get(key) or []
     listed = listed if isinstance(listed, list) else [listed]
-    names = [clean_text(os.path.basename(name.strip())) for name in listed if isinstance(name, str) and name.strip()]
+    names = [printable(os.path.basename(name.strip())) for name in listed if isinstance(name, str) and name.strip()]
     if len(names) < len([name for name in listed if name != ""]):
         report.add(file.path, f"expected names of videos in {key}, found {show(content[key])}")
     return list(dict.fromkeys(map(video_stem, names)))
@@ -283,9 +278,9 @@ def _read_phase(report: Report, file: WtsFile, number: int, entry: Any) -> tuple
             if file.split != "test":
                 report.add(file.path, f"phase {label}: expected text in caption_{subject}, found {show(caption)}; no caption")
             caption = None
-        elif clean_text(caption) != caption:
+        elif printable(caption) != caption:
             report.add(file.path, f"phase {label}: caption_{subject} has characters that no file can hold; replaced by U+FFFD")
-            caption = clean_text(caption)
+            caption = printable(caption)
         captions.append(caption)
     return (label, phase, min(times_s), max(times_s), *captions)
 

@@ -3,10 +3,11 @@
     python -m beit3lib.pipeline.kaggle runs/kaggle --owner you
     python -m beit3lib.pipeline.kaggle runs/kaggle --owner you --attach wts tokenizer beit3_base_patch16_224
 
-The first form runs the sample, which needs no upload. `--attach` names inputs that you have uploaded to Kaggle as data
-sets of your own, under the names that `data_manifest.yaml` gives them. Each notebook becomes a folder with
-`kernel-metadata.json` and a copy that has its parameters, and takes the output of the notebook before as its input. The
-package, its manifest and wheels of what Kaggle's image lacks become one data set. The commands to type are printed.
+The first command stages notebooks for the sample, which needs no upload. `--attach` names inputs that you have uploaded to
+Kaggle as your own data sets, under the names in `data_manifest.yaml`. Each notebook becomes a folder with
+`kernel-metadata.json` and a copy that contains its parameters; its input is the output of the notebook before it. The
+package, its manifest and wheels of the packages that Kaggle's image lacks become one data set. The command prints how to
+upload everything.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from beit3lib.pipeline.manifest import Manifest, load_manifest
 from beit3lib.pipeline.packages import BESIDE, WITHOUT_DEPENDENCIES, run_pip
 
 PACKAGE_SLUG = "beit3lib-package"
-PYTHON = "3.12"  # of Kaggle's image in 2026
+PYTHON = "3.12"  # the version in Kaggle's image in 2026
 BINARY_WHEELS = ("av", "sentencepiece")  # compiled, so they are fetched for Kaggle's Python
 PURE_WHEELS = ("rouge-score", "absl-py", *WITHOUT_DEPENDENCIES)
 PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_28_x86_64")
@@ -38,17 +39,17 @@ class KaggleError(ValueError):
 
 
 def title_of(name: str) -> str:
-    """Title of a notebook on Kaggle, which wants 5 to 50 characters, for example "Traffic captions 3 finetune"."""
+    """Return the title of a notebook on Kaggle, for example "Traffic captions 3 finetune". Kaggle allows 5 to 50 characters."""
     return f"Traffic captions {int(name[:2])} {name[3:].replace('_', ' ')}"
 
 
 def slug(title: str) -> str:
-    """The identifier that Kaggle derives from a title."""
+    """Return the identifier that Kaggle derives from a title."""
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def kernel_metadata(name: str, owner: str, attach: Sequence[str], manifest: Manifest) -> dict[str, Any]:
-    """`kernel-metadata.json` of one notebook: private, without internet, chained to the notebook before it."""
+    """Return `kernel-metadata.json` of a notebook: private, without internet, with the notebook before it as an input."""
     before = NOTEBOOKS[: NOTEBOOKS.index(name)][-1:]
     inputs = [manifest.entries[entry].kaggle for entry in attach if name in INPUTS and entry.startswith(INPUTS[name])]
     gpu = name in ON_GPU
@@ -70,10 +71,12 @@ def kernel_metadata(name: str, owner: str, attach: Sequence[str], manifest: Mani
 
 
 def stage(out: str | Path, owner: str, attach: Sequence[str] = (), python: str = PYTHON) -> list[Path]:
-    """Stage everything below `out`; returns the folder of the data set, then one folder per notebook.
+    """Stage everything in folders inside `out`, and return the folder of the data set, then one folder per notebook.
 
-    Raises `KaggleError` if the owner or an attached input is wrong, and `RuntimeError` if pip cannot fetch the wheels.
+    Raises `KaggleError` if the owner or an attached input is unknown, and `RuntimeError` if pip cannot fetch the wheels.
     """
+    from papermill import execute_notebook
+
     out, manifest = Path(out), load_manifest()
     if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9-]{1,48}", owner):
         raise KaggleError(f"--owner: expected your user name on Kaggle, got {owner!r}. Use make kaggle KAGGLE_OWNER=name.")
@@ -94,12 +97,17 @@ def stage(out: str | Path, owner: str, attach: Sequence[str] = (), python: str =
     for folder in folders[1:]:
         with atomic_folder(folder) as new:
             write_json(new / "kernel-metadata.json", kernel_metadata(folder.name, owner, attach, manifest))
-            _copy_notebook(folder.name, new, PARAMETERS.get(folder.name, {}) if attach else {})
+            notebook = f"{folder.name}.ipynb"
+            if attach and folder.name in PARAMETERS:  # Kaggle runs a notebook without parameters, so the copy contains them
+                paths = str(BESIDE / "notebooks" / notebook), str(new / notebook)
+                execute_notebook(*paths, PARAMETERS[folder.name], prepare_only=True, progress_bar=False)
+            else:
+                shutil.copyfile(BESIDE / "notebooks" / notebook, new / notebook)
     return folders
 
 
 def fetch_wheels(folder: Path, python: str = PYTHON) -> list[Path]:
-    """Wheels of what Kaggle's image lacks, for its Python. Complete ones that are already in `folder` are kept."""
+    """Return wheels of the packages that Kaggle's image lacks, for its Python. Complete wheels in `folder` are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.whl"):
         if not zipfile.is_zipfile(path):  # an empty or cut download
@@ -115,17 +123,6 @@ def fetch_wheels(folder: Path, python: str = PYTHON) -> list[Path]:
         else:
             run_pip("wheel", *options, "--wheel-dir", folder, package)
     return sorted(folder.glob("*.whl"))
-
-
-def _copy_notebook(name: str, folder: Path, parameters: dict[str, Any]) -> None:
-    """A copy that contains its parameters, because Kaggle runs a notebook without any."""
-    source, target = BESIDE / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb"
-    if not parameters:
-        shutil.copyfile(source, target)
-        return
-    from papermill import execute_notebook
-
-    execute_notebook(str(source), str(target), parameters, prepare_only=True, progress_bar=False)
 
 
 @exit_on_error(RuntimeError)

@@ -23,12 +23,11 @@ from beit3lib.files import exit_on_error, read_text
 from beit3lib.pipeline.mounts import folders_in, kaggle_inputs, kaggle_root
 
 NAME = "data_manifest.yaml"
-MAX_BYTES, MAX_DEPTH = 1_000_000, 20
 WEIGHT_SUFFIXES = (".pth", ".zip", ".pt", "", ".safetensors")
 
 
 def _find_download(folder: Path) -> Path | None:
-    """The WTS download that the reader finds at `folder`, but not the drawn sample, which has the same structure."""
+    """Find the WTS download at `folder`. The drawn sample has the same structure and does not count."""
     found = find_wts(folder)
     is_sample = found is not None and any((inside / "drawn.json").exists() for inside in folders_in(found, 3))
     return None if is_sample else found
@@ -47,7 +46,7 @@ class ManifestError(ValueError):
 
 
 class MissingInput(FileNotFoundError):
-    """An input was not found; the message says where it was looked for and where to get it."""
+    """An input was not found; the message lists the searched paths and the source of the input."""
 
 
 class Entry(BaseModel):
@@ -64,7 +63,7 @@ class Entry(BaseModel):
     file: str | None = None
     reader: str | None = None
     models: dict[str, list[str]] | None = None
-    checkpoints: list[str] | None = Field(None, exclude=True)  # of one of the `models`
+    checkpoints: list[str] | None = Field(None, exclude=True)  # set by `load_manifest`, one entry per model
 
     @model_validator(mode="after")
     def _one_way_to_recognize(self) -> "Entry":
@@ -76,7 +75,7 @@ class Entry(BaseModel):
         return self
 
     def lacks(self, path: Path) -> list[str]:
-        """What is missing at `path`; an empty list means that this input is there."""
+        """Return what is missing at `path`; an empty list means that this input is there."""
         if self.reader is not None:
             return [] if READERS[self.reader](path) else [f"what the reader of {self.reader} data expects"]
         if self.contains is not None:
@@ -86,26 +85,26 @@ class Entry(BaseModel):
         return [] if is_there else [path.name]
 
     def paths_in(self, folder: Path) -> list[Path]:
-        """Where this input may be inside `folder`."""
+        """Return the paths inside `folder` at which this input may be."""
         if self.checkpoints:
             return [folder / f"{name}{suffix}" for name in self.checkpoints for suffix in WEIGHT_SUFFIXES]
         return [folder / self.file] if self.file else [folder]
 
 
 class Manifest:
-    """The entries of a manifest, and where relative paths begin (`here`)."""
+    """The entries of a manifest. Relative paths in it start at the folder `here` and at every folder above."""
 
     def __init__(self, path: Path, entries: dict[str, Entry], here: Path) -> None:
         self.path, self.entries, self.here = path, entries, here
 
     def find(self, name: str) -> Path | None:
-        """Where an input is, or None."""
+        """Return the path of an input, or None."""
         entry = self._entry(name)
         found = next((path for path in self._candidates(entry) if not entry.lacks(path)), None)
         return READERS[entry.reader](found) if found and entry.reader else found
 
     def locate(self, name: str) -> Path:
-        """Where an input is; raises `MissingInput` with every path that was tried and how to get the input."""
+        """Return the path of an input, or raise `MissingInput` with every path that was tried and how to get the input."""
         entry, found = self._entry(name), self.find(name)
         if found is None:
             tried = [f"${entry.env}", *(str(self.here / path) for path in entry.looked_for), "the same in the folders above"]
@@ -116,7 +115,7 @@ class Manifest:
         return found
 
     def table(self, names: list[str] | None = None) -> pd.DataFrame:
-        """One row per input: what it is, whether and where it was found, what a half-complete one lacks, where to get it."""
+        """Return a row per input: what it is, where it was found, what is missing in an incomplete one, where to get it."""
         rows = []
         for name in names or self.entries:
             entry, found = self._entry(name), self.find(name)
@@ -149,20 +148,16 @@ class Manifest:
 
 
 def _count(folder: Path, pattern: str, enough: int) -> int:
-    """Number of files that match, counted up to `enough`, because a download has tens of thousands."""
+    """Count the files that match `pattern`. Stop at `enough`, because a download has tens of thousands."""
     return sum(1 for _ in islice(folder.glob(pattern), enough)) if folder.is_dir() else 0
 
 
 def load_manifest(path: str | Path | None = None, here: Path | None = None) -> Manifest:
-    """Read a manifest; by default the project's own, which is beside the package, in the working folder, or installed."""
+    """Read a manifest; by default `data_manifest.yaml` beside the package, in the working folder, or as installed."""
     own = [Path(__file__).parents[2] / NAME, Path.cwd() / NAME, Path(sys.prefix) / "share" / "beit3lib" / NAME]
     path = Path(path) if path else next((p for p in own if p.is_file()), own[0])
-    text = read_text(path, MAX_BYTES)
     try:
-        _refuse_bombs(path, text)
-        content = yaml.safe_load(text)
-    except ManifestError:
-        raise
+        content = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ManifestError(f"{path}: expected YAML, found text that is not ({reason}). Correct the file.") from None
@@ -172,19 +167,8 @@ def load_manifest(path: str | Path | None = None, here: Path | None = None) -> M
     return Manifest(path, dict(_checked(path, entries)), here or Path.cwd())
 
 
-def _refuse_bombs(path: Path, text: str) -> None:
-    """Raise `ManifestError` for YAML of a few lines that would take gigabytes or hours to read."""
-    depth = 0
-    for token in yaml.scan(text, yaml.SafeLoader):
-        kind = type(token).__name__
-        depth += ("Start" in kind) - ("End" in kind)  # StreamStart, BlockMappingStart, FlowSequenceStart, … and their ends
-        if kind in ("AnchorToken", "AliasToken") or depth > MAX_DEPTH:
-            problem = f"more than {MAX_DEPTH} levels" if depth > MAX_DEPTH else "& or *"
-            raise ManifestError(f"{path}: expected plain YAML, found {problem}. Correct the file.")
-
-
 def _checked(path: Path, entries: dict) -> Iterator[tuple[str, Entry]]:
-    """Entries by name, where `models` becomes one entry per model."""
+    """Yield the name and the checked form of every entry; an entry with `models` becomes one entry per model."""
     for name, values in entries.items():
         try:
             entry = Entry.model_validate(values)
@@ -197,12 +181,8 @@ def _checked(path: Path, entries: dict) -> Iterator[tuple[str, Entry]]:
             yield str(name), entry
         for model, checkpoints in (entry.models or {}).items():
             short = model.removeprefix("beit3_").replace("_patch16", "").upper()  # BASE_224
-            change = {
-                "what": f"{entry.what} for {model}",
-                "env": entry.env.replace("{model}", short),
-                "checkpoints": checkpoints,
-            }
-            yield model, entry.model_copy(update=change)
+            change = {"what": f"{entry.what} for {model}", "env": entry.env.replace("{model}", short)}
+            yield model, entry.model_copy(update={**change, "checkpoints": checkpoints})
 
 
 @exit_on_error()

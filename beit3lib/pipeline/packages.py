@@ -1,13 +1,14 @@
-"""Install what a host lacks, and change nothing that it has.
+"""Install the requirements that a host lacks, and change nothing else on it.
 
     python -m beit3lib.pipeline.packages
 
 requirements.txt gives the lowest versions. torchscale and fairscale come without their dependencies, because torchscale
 0.3.0 pins versions of timm and fairscale that no longer install. Notebooks call `prepare_host`, which on Kaggle installs
-from the folder `wheels` beside the package, or from the package index if there is no such folder. Only the standard
-library and `packaging` are imported here: everything else may be what is missing.
+from the folder `wheels` beside the package, or from the package index if there is no such folder. This module imports only
+the standard library and `packaging`, because every other package may be missing.
 """
 
+import argparse
 import importlib
 import os
 import subprocess
@@ -20,14 +21,14 @@ from packaging.requirements import Requirement
 
 from beit3lib.pipeline.mounts import kaggle_root
 
-BESIDE = Path(__file__).parents[2]  # the folder that holds beit3lib, requirements.txt and wheels
+BESIDE = Path(__file__).parents[2]  # the folder that contains beit3lib, requirements.txt and, on Kaggle, wheels
 WITHOUT_DEPENDENCIES = ("torchscale==0.3.0", "fairscale==0.4.0")
-NOT_IN_A_KERNEL = {"jupyter", "papermill"}  # these start notebooks; inside a running one they are not needed
+NOT_IN_A_KERNEL = {"jupyter", "papermill"}  # they start notebooks, so a running notebook does not need them
 SAME_MODULE = {"opencv-python-headless": ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")}
 
 
 def requirements() -> list[str]:
-    """What the package needs, as in requirements.txt; an installed package without that file knows it as well."""
+    """Return the requirements of the package, from requirements.txt or else from the metadata of the installed package."""
     path = BESIDE / "requirements.txt"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else metadata.requires("beit3lib") or []
     lines = [line.split("#")[0].strip() for line in lines]
@@ -36,7 +37,7 @@ def requirements() -> list[str]:
 
 
 def installed(line: str) -> str | None:
-    """The installed version of what a requirement names, or of another package with the same module; None if there is none."""
+    """Return the installed version of a required package, or of another package with the same module, or None."""
     package = Requirement(line).name
     for name in (package, *SAME_MODULE.get(package, ())):
         try:
@@ -47,15 +48,16 @@ def installed(line: str) -> str | None:
 
 
 def missing_packages() -> list[str]:
-    """The requirements that no installed version satisfies."""
+    """Return the requirements that no installed version satisfies."""
     versions = {line: installed(line) for line in requirements()}
     return [line for line, v in versions.items() if v is None or not Requirement(line).specifier.contains(v, prereleases=True)]
 
 
 def install_missing() -> list[str]:
-    """Install what is missing or too old and return it; raises `RuntimeError` with pip's last lines if pip fails.
+    """Install the requirements that are missing or too old, and return them.
 
-    From a folder of wheels, a version that is too old and has no wheel there is reported and kept.
+    If there is a folder `wheels`, an old version without a newer wheel is kept and printed. Raises `RuntimeError` with the
+    last lines of pip if pip fails.
     """
     missing, wheels, constraints = missing_packages(), BESIDE / "wheels", BESIDE / "constraints.txt"
     source = ["--constraint", str(constraints)] if constraints.is_file() else []  # tested versions, not the newest
@@ -68,16 +70,16 @@ def install_missing() -> list[str]:
         missing = [line for line in missing if line not in kept]
         if kept:
             print("kept, although older than tested: " + ", ".join(f"{line} (found {installed(line)})" for line in kept))
-    alone = [line for line in missing if line in WITHOUT_DEPENDENCIES]
-    for lines, option in (([line for line in missing if line not in alone], []), (alone, ["--no-deps"])):
-        if lines:
-            run_pip("install", *option, *source, *lines)
+    if lines := [line for line in missing if line not in WITHOUT_DEPENDENCIES]:
+        run_pip("install", *source, *lines)
+    if lines := [line for line in missing if line in WITHOUT_DEPENDENCIES]:
+        run_pip("install", "--no-deps", *source, *lines)
     importlib.invalidate_caches()
     return missing
 
 
 def run_pip(*arguments: str | Path) -> None:
-    """Run pip in this Python; raises `RuntimeError` with its last lines."""
+    """Run pip in this Python; raise `RuntimeError` with its last lines if it fails."""
     command = [sys.executable, "-m", "pip", *map(str, arguments), "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -86,7 +88,7 @@ def run_pip(*arguments: str | Path) -> None:
 
 
 def prepare_host() -> None:
-    """For notebooks: install what is missing on Kaggle and Colab; elsewhere raise `RuntimeError` with the command to run."""
+    """Install missing requirements on Kaggle and Colab; on other hosts raise `RuntimeError` with the commands to run."""
     missing = missing_packages()
     if not missing:
         return
@@ -101,13 +103,12 @@ def prepare_host() -> None:
 
 def main() -> None:
     """`python -m beit3lib.pipeline.packages`."""
-    if sys.argv[1:]:
-        sys.exit(f"{__doc__.strip()}\n\nThis command has no options.")
+    argparse.ArgumentParser(prog="python -m beit3lib.pipeline.packages", description=__doc__.splitlines()[0]).parse_args()
     try:
-        installed = install_missing()
+        missing = install_missing()
     except RuntimeError as error:
         sys.exit(str(error))
-    print(f"installed {', '.join(installed)}" if installed else "nothing is missing")
+    print(f"installed {', '.join(missing)}" if missing else "nothing is missing")
 
 
 if __name__ == "__main__":

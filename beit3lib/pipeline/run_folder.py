@@ -1,12 +1,12 @@
-"""The folder of a run, and one record per stage that says what the stage was made from.
+"""Open the folder of a run, and keep one record per stage of the inputs and options that it used.
 
     runs/<name>/   records/<stage>.json, phases.csv, segments.csv, images/, captions/{train,val}/,
                    coco_captioning.{train,val,test}.jsonl, tokenizer.spm, best/, last/, log.jsonl, predictions.json,
                    gallery.html, scores.json, submission.json, summary.json
 
-A stage writes its record twice: when it starts, without `outputs`, and when everything else is written. A stage whose
-record is missing or unfinished, whose outputs have changed, or whose inputs are not those of the record, is not up to
-date, and `stale` says why, as a build tool does.
+A stage writes its record twice: without `outputs` when it starts, and with them when everything else is written. As in a
+build tool, a stage is out of date if its record is missing or unfinished, or if its inputs or outputs differ from the
+record. `stale` returns the reason.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ STAGES = {
 
 
 def project_folder() -> Path:
-    """Where relative paths begin: the project when a notebook runs inside it, else the working folder."""
+    """Return the folder that relative paths start at: the project if a notebook runs inside it, else the working folder."""
     folders = (Path(), *Path.cwd().parents)
     return next((folder for folder in folders if (folder / "beit3lib" / "__init__.py").is_file()), Path())
 
@@ -55,7 +55,7 @@ def open_run(name: str, folder: str | Path = "runs") -> Path:
     """Return the folder of a run, which is created if it is new; a relative `folder` is inside `project_folder()`.
 
     On Kaggle the output of the notebook before is mounted read-only. It is copied once, so that the run is complete and
-    writable here; a copy that was interrupted is made again.
+    writable here; an interrupted copy starts from scratch.
     """
     if not re.fullmatch(r"\w[\w .+=-]*", name):
         raise ValueError(f"run: expected a name such as 'demo', got {name!r}. Use letters, digits, '-', '_' and '.' only.")
@@ -71,7 +71,7 @@ def open_run(name: str, folder: str | Path = "runs") -> Path:
 
 
 def _mounted_run(name: str) -> Path | None:
-    """The run of this name on Kaggle's mounts in which most stages are finished, the latest of several such."""
+    """Return the run of this name on Kaggle's mounts with the most finished stages, the latest one if several have as many."""
 
     def progress(run: Path) -> tuple[int, float]:
         finished = [record["finished"] for stage in STAGES if (record := read_record(run, stage)) and "outputs" in record]
@@ -82,7 +82,7 @@ def _mounted_run(name: str) -> Path | None:
 
 
 def _copy_run(source: Path, run: Path) -> None:
-    """Copy a run; its records come last, because with them the copy counts as complete."""
+    """Copy a run. The records are moved into the run last, because `open_run` takes them as the sign of a complete copy."""
     temporary = run / ".copy.new"
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(source, temporary)
@@ -100,7 +100,7 @@ def _copy_run(source: Path, run: Path) -> None:
 
 
 def read_record(run: Path, stage: str) -> dict[str, Any] | None:
-    """The record of a stage, or None if there is none or it cannot be read, in which case the stage runs again."""
+    """Return the record of a stage, or None if it is missing or broken; then the stage runs again."""
     try:
         record = read_json(run / RECORDS_NAME / f"{stage}.json", dict)
     except (OSError, ValueError):
@@ -110,32 +110,33 @@ def read_record(run: Path, stage: str) -> dict[str, Any] | None:
 
 
 def fingerprints(run: Path, names: tuple[str, ...]) -> dict[str, str]:
-    """A hash of each file and folder that matches `names`.
+    """Return a hash of each file and folder that matches `names`.
 
-    Files count by content. In a folder JSON files count by content and others (images, weights) by name and size, so that
-    25,000 images take well under a second, and a run that was copied without its times stays up to date.
+    A file is hashed by content. A folder is hashed by the content of its JSON files and by the names and sizes of the others
+    (images, weights), so that 25,000 images take well under a second. Modification times do not count, because a copy of
+    a run may lose them.
     """
-    return {path.name: _fingerprint(path) for name in names for path in sorted(run.glob(name))}
-
-
-def _fingerprint(path: Path) -> str:
-    if path.is_file():
-        return file_hash(path)
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and not file.name.startswith("."):
-            content = file_hash(file) if file.suffix == ".json" else file.stat().st_size
-            digest.update(f"{file.relative_to(path).as_posix()} {content}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+    hashes = {}
+    for path in [path for name in names for path in sorted(run.glob(name))]:
+        if path.is_file():
+            hashes[path.name] = file_hash(path)
+            continue
+        digest = hashlib.sha256()
+        for file in sorted(path.rglob("*")):
+            if file.is_file() and not file.name.startswith("."):
+                content = file_hash(file) if file.suffix == ".json" else file.stat().st_size
+                digest.update(f"{file.relative_to(path).as_posix()} {content}\n".encode("utf-8", "surrogateescape"))
+        hashes[path.name] = digest.hexdigest()
+    return hashes
 
 
 def has_outputs(run: Path, stage: str) -> bool:
-    """Whether there is at least one output of every kind, made by this stage or put there by hand."""
+    """Return whether every output exists, whether this stage or somebody else wrote it."""
     return all(any(run.glob(name)) for name in STAGES[stage].outputs)
 
 
 def stale(run: Path, stage: str) -> str:
-    """Why the outputs of a stage are not up to date; "" if they are."""
+    """Return the reason why a stage is out of date, or "" if it is up to date."""
     record = read_record(run, stage)
     if record is None:
         return "it was not run yet"
@@ -151,10 +152,10 @@ def stale(run: Path, stage: str) -> str:
 
 @contextmanager
 def record_stage(run: Path, stage: str, options: dict[str, Any], lock: bool = True) -> Iterator[dict[str, Any]]:
-    """Run a stage: hold the lock of the run, and write the record of the stage and its section of summary.json at the end.
+    """Lock the run while a stage runs, and write the record of the stage and its section of summary.json at the end.
 
-    Yields the section, a dict to be filled; `seconds` is added. With `unfinished` in it the stage counts as interrupted.
-    With `lock=False` the lock is released after the first record, for a stage that locks the run itself.
+    Yields the section, a dict for the stage to fill; `seconds` is added. If the stage sets `unfinished` in it, the stage counts
+    as interrupted. `lock=False` releases the lock after the first record, for a stage that locks the run itself.
     """
     record = {"stage": stage, "options": options, "inputs": fingerprints(run, STAGES[stage].inputs)}
     path, started, section = run / RECORDS_NAME / f"{stage}.json", time.time(), {}
@@ -174,14 +175,14 @@ def record_stage(run: Path, stage: str, options: dict[str, Any], lock: bool = Tr
 
 
 def _sweep(run: Path) -> None:
-    """Remove temporary files and folders of writes that were killed."""
+    """Remove temporary files and folders of killed writes."""
     for folder in (run, run / "images"):
         for path in [*folder.glob(".*.tmp.*"), *folder.glob(".*.tmp"), *folder.glob(".*.new")]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def read_summary(run: Path) -> dict[str, Any]:
-    """`summary.json`: a section per stage that has run; {} if it is missing or broken."""
+    """Return `summary.json`, which has a section per finished stage; {} if it is missing or broken."""
     try:
         return read_json(run / SUMMARY_NAME, dict)
     except (OSError, ValueError):
@@ -189,6 +190,6 @@ def read_summary(run: Path) -> dict[str, Any]:
 
 
 def add_summary(run: Path, section: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Replace one section of `summary.json` and return it; the other sections stay."""
+    """Replace one section of `summary.json` and return the section; the other sections stay."""
     write_json(run / SUMMARY_NAME, read_summary(run) | {section: values})
     return values

@@ -1,7 +1,7 @@
 """Check the parameters of a notebook with pydantic before anything runs.
 
 papermill only warns about an unknown parameter, and `-y "{lr: 1e-4}"` passes the string '1e-4' (YAML 1.1). Here an
-unknown name ends the run, together with the closest known name, and '1e-4' becomes a float.
+unknown name is an error that suggests the closest known name, and '1e-4' becomes a float.
 """
 
 import ast
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, create_model
 
-PAPERMILL_PREFIX = "PAPERMILL_"  # names that papermill's engines inject themselves, such as PAPERMILL_INPUT_PATH
+PAPERMILL_PREFIX = "PAPERMILL_"  # of names that papermill injects itself, such as PAPERMILL_INPUT_PATH
 
 
 class ParameterError(ValueError):
@@ -39,32 +39,32 @@ def _not_bool(value: Any) -> Any:
     return value
 
 
-# An int stays an int: pydantic would also accept True and "3". A float may come as text, see the top of this file.
+# pydantic would also accept True and "3" as an int. A float may be text such as '1e-4', see the top of this file.
 STRICT = {int: Annotated[int, Strict()], str: Annotated[str, Strict()], bool: Annotated[bool, Strict()]}
 STRICT[float] = Annotated[float, BeforeValidator(_not_bool)]
 
 
 def choice(*values: str) -> Any:
-    """One of `values`."""
+    """Return the type of a parameter that is one of `values`."""
     return Literal[values]
 
 
 def between(low: float, high: float, kind: type = int) -> Any:
-    """A number of type `kind` from `low` to `high`, both included."""
+    """Return the type of a number of type `kind` from `low` to `high`, both included."""
     return Annotated[STRICT[kind], Field(ge=low, le=high)]
 
 
 def optional(kind: Any) -> Any:
-    """A value of `kind`, or None."""
+    """Return the type of a value of `kind` or None."""
     return STRICT.get(kind, kind) | None
 
 
 def read_parameters(namespace: Mapping[str, Any], **kinds: Any) -> Parameters:
     """Return the checked parameters of a notebook.
 
-    `namespace` is `globals()`. `kinds` gives each parameter of the parameters cell a type, or `choice(…)`,
-    `between(…)`, `optional(…)`. Raises `ParameterError` that names every wrong parameter. Other variables of the kernel
-    are no parameters: only the parameters cell and the cell that papermill injects are searched for unknown names.
+    `namespace` is `globals()`. `kinds` gives each parameter of the parameters cell a type, or `choice(…)`, `between(…)`,
+    `optional(…)`. Raises a `ParameterError` that names every wrong parameter. Only the parameters cell and the cell that
+    papermill injects are searched for unknown names, because other variables of the kernel are no parameters.
     """
     shorten_errors()
     problems = list(_unknown_names(namespace.get("In", ()), list(kinds)))
@@ -80,9 +80,9 @@ def read_parameters(namespace: Mapping[str, Any], **kinds: Any) -> Parameters:
 
 
 def shorten_errors() -> None:
-    """In IPython, show an error that this package raises itself as its message, without 40 lines of traceback before it.
+    """In IPython, show errors that this package raises itself as one line, without 40 lines of traceback.
 
-    Such an error is about inputs and says what to do. Errors of other packages keep their traceback.
+    Their messages name the wrong input and how to correct it. Errors of other packages keep their traceback.
     """
     if "get_ipython" not in vars(builtins):
         return
@@ -96,7 +96,7 @@ def shorten_errors() -> None:
 
 
 def _unknown_names(cells: list[str], known: list[str]) -> Iterator[str]:
-    """Describe names that a cell of parameters assigns and this notebook does not have."""
+    """Yield an error for each name that a cell of parameters assigns and that is no parameter of the notebook."""
     for source in cells:
         names = _assigned(source)
         if not (source.startswith("# Parameters") or set(names) & set(known)):
@@ -108,34 +108,32 @@ def _unknown_names(cells: list[str], known: list[str]) -> Iterator[str]:
 
 
 def _assigned(source: str) -> list[str]:
-    """Names that a cell assigns if it does nothing else, as cells of parameters do."""
+    """Return the names that a cell assigns if it only assigns literals, as cells of parameters do; else []."""
     try:
         body = ast.parse(source).body
     except SyntaxError:  # a cell with a magic
         return []
     targets = [part.targets[0] if isinstance(part, ast.Assign) else getattr(part, "target", None) for part in body]
-    literal = all(isinstance(part, (ast.Assign, ast.AnnAssign)) and _is_literal(part.value) for part in body)
-    return [target.id for target in targets if isinstance(target, ast.Name)] if literal else []
-
-
-def _is_literal(node: ast.expr | None) -> bool:
-    """Whether a value needs no name to be computed, except `float`, which papermill writes for infinity and NaN."""
-    return node is not None and all(n.id == "float" for n in ast.walk(node) if isinstance(n, ast.Name))
+    values = [part.value if isinstance(part, (ast.Assign, ast.AnnAssign)) else None for part in body]
+    # A literal contains no name, except `float`, which papermill writes for infinity and NaN.
+    used = [node.id for value in values if value for node in ast.walk(value) if isinstance(node, ast.Name)]
+    only_literals = all(values) and set(used) <= {"float"}
+    return [target.id for target in targets if isinstance(target, ast.Name)] if only_literals else []
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean …?" with the known name that is most similar to `name`, or ""."""
+    """Return " Did you mean X?" for the known name X most similar to `name`, or "" if none is similar."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {close[0]}?" if close else ""
 
 
 def explain(error: ValidationError) -> str:
-    """One line for each wrong value that pydantic found."""
+    """Return one line per wrong value that pydantic found."""
     lines = []
     for problem in error.errors():
         name, value = problem["loc"][0], problem["input"]
         expected = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        # papermill's -p turns 2026 into a number
+        # papermill's -p turns the run name 2026 into a number.
         todo = f"With papermill, write `-r {name} {value}` instead of `-p {name} {value}`."
         todo = todo if problem["type"] == "string_type" else f"Change {name}."
         lines.append(f"{name}: expected {expected}, got {value!r} ({type(value).__name__}). {todo}")

@@ -1,9 +1,9 @@
 """The stages of a run as functions, which the notebooks call: prepare, index, finetune, caption, score, submit.
 
-    python -m beit3lib.pipeline.steps runs/demo      what a run contains, and which file to open
+    python -m beit3lib.pipeline.steps runs/demo      print the summary of a run and the path of its gallery
 
-A stage first makes sure that the stages before it are up to date (`ensure`): preparing and indexing are cheap and are rerun
-when something changed; training and captioning are started by themselves for the drawn sample only.
+A stage first brings the stages before it up to date (`ensure`). Preparing and indexing are cheap and are rerun when something
+changed. Training and captioning start automatically for the drawn sample only.
 """
 
 import argparse
@@ -45,19 +45,19 @@ from beit3lib.track2 import submission
 from beit3lib.track2.metrics import Scores, score_segments
 
 DATASETS = ("auto", "wts", "prepared", "sample")
-NOTEBOOKS = {"finetune": "notebook 3", "caption": "notebook 4"}  # stages that may take hours, and what runs them
-MAX_LISTED = 100  # problems in summary.json; a million of them made a file of 232 MB
+NOTEBOOKS = {"finetune": "notebook 3", "caption": "notebook 4"}  # stages that may take hours, and the notebook of each
+MAX_LISTED = 100  # problems in summary.json, because a million problems made a file of 232 MB
 
 
 class StageError(RuntimeError):
-    """A stage that cannot run yet; the message says which notebook to run first."""
+    """A stage cannot run yet; the message names the notebook to run first."""
 
 
 def ensure(run: Path, stage: str) -> None:
-    """Bring `stage` and the stages before it up to date, or say in one line what is out of date and why.
+    """Bring `stage` and the stages before it up to date.
 
-    Files without a record, such as an index or a checkpoint made elsewhere, are used as they are. Raises `StageError` if
-    training or captioning of real data is needed first.
+    Outdated checkpoints and captions are kept and reported in one line. Files without a record, such as an index or a
+    checkpoint made elsewhere, are used as they are. Raises `StageError` if real data have no checkpoint or captions yet.
     """
     record, there = read_record(run, stage), has_outputs(run, stage)
     if record is None and there:
@@ -79,7 +79,7 @@ def ensure(run: Path, stage: str) -> None:
 
 
 def is_sample(run: Path) -> bool:
-    """Whether the data of a run are the drawn sample."""
+    """Return whether the data of a run are the drawn sample."""
     return (run / sample.DRAWN_NAME).is_file()
 
 
@@ -87,7 +87,7 @@ def is_sample(run: Path) -> bool:
 
 
 class Prepared(NamedTuple):
-    """The phases that have an image, the problems, and which videos of each scenario were chosen and why."""
+    """The phases that have an image, the problems, and the chosen videos of each scenario with the reason."""
 
     phases: pd.DataFrame
     problems: list[Problem]
@@ -95,9 +95,10 @@ class Prepared(NamedTuple):
 
 
 def find_data(dataset: str = "auto", root: str | Path = "") -> tuple[str, Path]:
-    """Return ("wts", "prepared" or "sample", its root) and print it; "auto" takes the first of these that is there.
+    """Return the data set, "wts", "prepared" or "sample", and its root folder, and print them.
 
-    `root` is the one folder of the data; without it the manifest says where to look. The sample is drawn if it is missing.
+    "auto" takes the first of these that exists. Without `root` the paths in the manifest are searched. A missing sample is
+    drawn.
     """
     if dataset not in DATASETS:
         raise ValueError(f"dataset: expected one of {', '.join(DATASETS)}, got {dataset!r}.")
@@ -118,7 +119,7 @@ def find_data(dataset: str = "auto", root: str | Path = "") -> tuple[str, Path]:
 
 
 def _draw_sample(folder: Path) -> Path:
-    """Draw the sample, or wait for another process that does."""
+    """Draw the sample, or wait until another process has drawn it."""
     from beit3lib.sample.draw import write_sample
 
     print(f"data: drawing the sample into {folder} (half a minute)")
@@ -142,17 +143,17 @@ def prepare(
 ) -> Prepared:
     """Stage 1: write phases.csv, segments.csv, one motion-blur image per phase and video, and the caption files.
 
-    Images that are already there and were made with the same options are kept; all others, and the caption files of earlier
-    data, are removed. `jobs` 0 means one process per core, `max_scenarios` 0 all scenarios of each split.
+    Existing images of the same options are kept; other images, and the caption files of earlier data, are removed. `jobs` is
+    the number of processes (0: one per core), `max_scenarios` limits the scenarios of each split (0: all).
     """
     kind, root = find_data(dataset, root)
     options = {"dataset": kind, "root": str(root), "views": views, "image_size": image_size, "weights": weights}
     options |= {"max_scenarios": max_scenarios}
     with record_stage(run, "prepare", options) as section:
         if kind == "prepared":
-            prepared, segments, read = _prepare_images(run, root)
+            prepared, segments, phases_read = _prepare_images(run, root)
         else:
-            prepared, segments, read = _prepare_videos(run, root, kind, options, jobs)
+            prepared, segments, phases_read = _prepare_videos(run, root, kind, options, jobs)
         phases, problems, _ = prepared
         for path in {*(run / "images").glob("[!.]*")} - {run / "images" / name for name in phases["image"]}:
             path.unlink()  # an image of earlier data or options
@@ -162,7 +163,7 @@ def prepare(
         if kind == "sample":
             shutil.copyfile(root / sample.DRAWN_NAME, run / sample.DRAWN_NAME)
         section |= options | {
-            "phases_read": read,
+            "phases_read": phases_read,
             "images": len(phases),
             "images_per_split": {str(split): int(count) for split, count in phases.groupby("split").size().items()},
             "scenarios": int(phases["scenario"].nunique()),
@@ -172,20 +173,20 @@ def prepare(
 
 
 def _listed(problems: list[Problem]) -> dict[str, Any]:
-    """Problems as summary.json has them: their number, and the first ones."""
+    """Return the entries of summary.json about problems: their number, and the first ones."""
     return {"problem_count": len(problems), "problems": [str(problem) for problem in problems[:MAX_LISTED]]}
 
 
 def _prepare_videos(run: Path, root: Path, kind: str, options: dict[str, Any], jobs: int) -> tuple[Prepared, pd.DataFrame, int]:
-    """Make images and caption files of a download; returns also its segments and the number of phases that were read."""
+    """Make the images and caption files of a download; return also its segments and the number of phases that were read."""
     from beit3lib.data.motion_blur import blur_table
     from beit3lib.data.views import choose_views
 
-    apart = load_manifest().find("bdd") if kind == "wts" else None
-    roots = [root] if apart is None or apart.resolve().is_relative_to(root.resolve()) else [root, apart]
+    bdd = load_manifest().find("bdd") if kind == "wts" else None
+    roots = [root] if bdd is None or bdd.resolve().is_relative_to(root.resolve()) else [root, bdd]
     tables, segments, problems, choices = [], [], [], []
     for folder in roots:
-        read = read_wts(folder, keep_missing=True)  # segments without a video belong to the submission
+        read = read_wts(folder, keep_missing=True)  # a submission also contains the segments without a video
         split = split_by_group(read.phases)
         some = _first_scenarios(split.phases, options["max_scenarios"])
         chosen = choose_views(some[some["video_path"] != ""], options["views"], folder)
@@ -204,7 +205,7 @@ def _prepare_videos(run: Path, root: Path, kind: str, options: dict[str, Any], j
 
 
 def _prepare_images(run: Path, root: Path) -> tuple[Prepared, pd.DataFrame, int]:
-    """Copy images and caption files that exist already; returns what `_prepare_videos` does."""
+    """Copy images and caption files of the original repository's structure; return the same as `_prepare_videos`."""
     source = find_prepared(root)
     phases, problems = import_prepared(source, run)
     segments = [list_segments(phases[phases["split"] != "test"]), list_test_segments(source)]
@@ -212,7 +213,7 @@ def _prepare_images(run: Path, root: Path) -> tuple[Prepared, pd.DataFrame, int]
 
 
 def _first_scenarios(table: pd.DataFrame, count: int) -> pd.DataFrame:
-    """The first `count` scenarios of each split, for a quick look at a large download; all for 0."""
+    """Return the phases of the first `count` scenarios of each split, for a quick look at a large download; 0 means all."""
     kept = table.drop_duplicates(["split", "scenario"]).groupby("split").head(count) if count else table
     return table.merge(kept[["split", "scenario"]].drop_duplicates(), on=["split", "scenario"])
 
@@ -221,10 +222,10 @@ def _first_scenarios(table: pd.DataFrame, count: int) -> pd.DataFrame:
 
 
 def find_tokenizer(run: Path, tokenizer: str = "auto") -> Path:
-    """Return the sentencepiece model for a run: the named one, else the sample's own for the sample, else `beit3.spm`.
+    """Return the path `tokenizer`, or for "auto" the sentencepiece model of the sample, or `beit3.spm` for real data.
 
-    Raises `MissingInput` with the source of `beit3.spm` if real data have none: with the sample's 168 pieces captions would
-    be cut in half, and public weights need `beit3.spm`.
+    Raises `MissingInput` if `beit3.spm` is not found. Real data need it: public weights were trained with it, and the sample's
+    168 pieces make captions so long that half of their text would be cut.
     """
     if tokenizer != "auto":
         return Path(tokenizer).expanduser()
@@ -232,9 +233,9 @@ def find_tokenizer(run: Path, tokenizer: str = "auto") -> Path:
 
 
 def index(run: Path, tokenizer: str = "auto", max_tokens: int = 64) -> dict[str, IndexReport]:
-    """Stage 2: write tokenizer.spm and coco_captioning.{train,val,test}.jsonl; returns {split: IndexReport}.
+    """Stage 2: write tokenizer.spm and coco_captioning.{train,val,test}.jsonl; return {split: IndexReport}.
 
-    Training cuts captions of more than `max_tokens` - 2 tokens (its `num_max_bpe_tokens`); they are counted and listed.
+    Captions of more than `max_tokens` - 2 tokens are counted and listed, because training cuts them (`num_max_bpe_tokens`).
     """
     from beit3lib.tokenizer import load_tokenizer
 
@@ -248,7 +249,7 @@ def index(run: Path, tokenizer: str = "auto", max_tokens: int = 64) -> dict[str,
             with atomic_path(run / SPM_NAME) as temporary:
                 shutil.copyfile(spm_path, temporary)
         for path in run.glob(INDEX_NAME.format(split="*")):
-            path.unlink()  # a split that the data no longer have would stay
+            path.unlink()  # otherwise the index of a split that the data no longer have would stay
         reports, section["tokenizer"], section["ids"] = {}, str(spm_path), len(loaded)
         for split, part in phases.groupby("split"):
             path = run / INDEX_NAME.format(split=split)
@@ -272,9 +273,9 @@ SAMPLE_OPTIONS |= {"crop_area": 0.9, "num_workers": 0, "val_images": 30, "save_c
 
 
 def training_config(run: Path, **options: Any):
-    """Return the `TrainConfig` of a run: `options` over the original repository's values, or quick ones for the sample.
+    """Return the `TrainConfig` of a run: the original repository's values, or quick ones for the sample, changed by `options`.
 
-    An option that is None keeps that value. Raises `MissingInput` if the weights of the model are not found; `finetune=""`
+    An option that is None keeps its value. Raises `MissingInput` if the weights of the model are not found; `finetune=""`
     starts from random weights.
     """
     import torch
@@ -290,7 +291,7 @@ def training_config(run: Path, **options: Any):
         values["finetune"] = find_checkpoint(run, values["model"])
     if torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory < 20e9 and not is_sample(run):
         if values.setdefault("checkpoint_activations", True):  # a T4 has 16 GB
-            print("checkpoint_activations: activations are recomputed, because this GPU has less than 20 GB")
+            print("checkpoint_activations: on, because this GPU has less than 20 GB")
     values |= {"data_path": str(run), "output_dir": str(run), "sentencepiece_model": str(run / SPM_NAME)}
     try:
         return TrainConfig(**values)
@@ -299,7 +300,7 @@ def training_config(run: Path, **options: Any):
 
 
 def find_checkpoint(run: Path, model: str) -> str:
-    """Return the pretrained checkpoint of a model: the sample's own for its tiny model, else what the manifest finds."""
+    """Return the path of the pretrained weights of a model; "" if the sample's tiny model has another tokenizer in this run."""
     from beit3lib.model import MODELS
 
     if model not in MODELS:
@@ -313,21 +314,18 @@ def find_checkpoint(run: Path, model: str) -> str:
 
 
 def changed_options(config) -> pd.DataFrame:
-    """The options of `config` that differ from the recipe's defaults, paths aside: columns value and recipe."""
-    rows = {
-        field.name: (getattr(config, field.name), getattr(type(config)(), field.name))
-        for field in dataclasses.fields(config)
-        if field.name not in ("data_path", "output_dir", "sentencepiece_model")
-    }
-    changed = {name: map(str, pair) for name, pair in rows.items() if pair[0] != pair[1]}
-    return pd.DataFrame.from_dict(changed, orient="index", columns=["value", "recipe"])
+    """Return the options of `config` that differ from the recipe's defaults, except paths: columns value and recipe."""
+    values, recipe = vars(config), vars(type(config)())
+    names = [name for name in values if name not in ("data_path", "output_dir", "sentencepiece_model")]
+    rows = {name: [str(values[name]), str(recipe[name])] for name in names if values[name] != recipe[name]}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "recipe"])
 
 
 def finetune(run: Path, num_gpus: int = 1, resume: bool | None = None, **options: Any) -> dict[str, Any]:
-    """Stage 3: train and write best/, last/, log.jsonl and results.json; returns the results.
+    """Stage 3: train and write best/, last/, log.jsonl and results.json; return the results.
 
-    `options` are those of `training_config`. `resume` None resumes an unfinished run with the same options and data, and
-    otherwise starts from scratch and prints why; True and False decide it.
+    `options` are those of `training_config`. By default (`resume` None) an unfinished training with the same options and data
+    resumes; otherwise training starts from scratch and prints the reason.
     """
     from beit3lib import train
 
@@ -347,7 +345,7 @@ def finetune(run: Path, num_gpus: int = 1, resume: bool | None = None, **options
 
 
 def _why_from_scratch(run: Path, config) -> str:
-    """Why last/ is not what a training with `config` would continue; "" if it is."""
+    """Return the reason why a training with `config` cannot resume from last/, or "" if it can."""
     from beit3lib.run_state import differences, read_run_state
 
     record, results = read_record(run, "finetune"), read_summary(run).get("finetune", {})
@@ -358,7 +356,7 @@ def _why_from_scratch(run: Path, config) -> str:
     try:
         return "; ".join(differences(read_run_state(run / "last"), config))
     except (OSError, ValueError):
-        return ""  # the trainer falls back to the state before it, and says so
+        return ""  # the trainer itself falls back to the state before a broken one, and prints it
 
 
 # --- 4: caption ----------------------------------------------------------------------------------------------------
@@ -373,10 +371,10 @@ def caption(
     max_minutes: float = 0.0,
     num_gpus: int = 1,
 ) -> pd.DataFrame:
-    """Stage 4: caption the val and test images, or without a val split the training images; writes predictions.json.
+    """Stage 4: caption the val and test images, or the training images if there is no val split; write predictions.json.
 
-    A run that was interrupted is continued. With `max_images`, a quick look at so many images of each split, the result
-    goes to predictions.quick.json, and predictions.json stays.
+    An interrupted run resumes. With `max_images` only so many images of each split are captioned, for a quick look, and the
+    captions are written to predictions.quick.json instead.
     """
     from beit3lib.caption_job import partial_path
     from beit3lib.evaluate import caption_run
@@ -387,48 +385,47 @@ def caption(
     if "val" not in splits:
         print(f"{run}: no val split, so the captions of training images are compared with their references")
         splits = ["train", *splits]
-    options = {"checkpoint": checkpoint, "num_beams": num_beams, "batch_size": batch_size or None}
-    options |= {"splits": splits, "max_minutes": max_minutes, "num_gpus": num_gpus}
+    recorded = {"checkpoint": checkpoint, "num_beams": num_beams}
+    options = recorded | {"splits": splits, "batch_size": batch_size or None, "max_minutes": max_minutes, "num_gpus": num_gpus}
     if max_images:
         return caption_run(run, **options, max_images=max_images)
-    with record_stage(run, "caption", {"checkpoint": checkpoint, "num_beams": num_beams}) as section:
+    with record_stage(run, "caption", recorded) as section:
         table = caption_run(run, **options)
-        section |= {name: options[name] for name in ("checkpoint", "num_beams", "splits")}
-        section |= {"images": table["image"].nunique(), "captions": len(table)}
+        section |= recorded | {"splits": splits, "images": table["image"].nunique(), "captions": len(table)}
         if partial_path(run / PREDICTIONS_NAME).exists():
             section["unfinished"] = True
     return table
 
 
 def _warn_of_another_index(run: Path, checkpoint: str) -> None:
-    """Print a line if a checkpoint was trained on another index than the run has now, for example with other views."""
+    """Print a line if a checkpoint was trained on another index than that of the run, for example with other views."""
     from beit3lib.checkpoint import META_NAME
     from beit3lib.run_state import index_hashes
 
     path = run / checkpoint / META_NAME
     trained = read_json(path, dict).get("index") if path.is_file() else None
     if isinstance(trained, dict) and trained.get("train") not in (None, index_hashes(run)["train"]):
-        print(f"{run / checkpoint}: trained on another index than the run has now. Run notebook 3 to train on this one.")
+        print(f"{run / checkpoint}: trained on another index than that of the run. Run notebook 3 to train on this one.")
 
 
 # --- 5: score and submit -------------------------------------------------------------------------------------------
 
 
 class Scored(NamedTuple):
-    """What `score` found. Without captions that have a reference, `split` is None and `scores` is empty."""
+    """The result of `score`. If no caption has a reference, `split` is None and `scores` is empty."""
 
     split: str | None
-    scores: dict[str, Scores]  # of the model, of captions of other scenarios (shuffled), and of two baselines
-    options: dict[str, Any]  # for `build_submission`, chosen on the validation captions
-    variants: pd.DataFrame  # the score with each choice of options
+    scores: dict[str, Scores]  # keys: model, shuffled (captions of another scenario), and two baselines: nearest, most frequent
+    options: dict[str, Any]  # of `build_submission`, the best ones on the validation captions
+    variants: pd.DataFrame  # the score of each variant of these options
     submission: dict[str, list[dict]]
 
 
 def score(run: Path, split: str = "val", fill_missing: bool = False) -> Scored:
-    """Stage 5: combine captions of aspects and views per segment and score them, beside baselines that need no model.
+    """Stage 5: combine captions of aspects and views per segment, and score them and baselines that need no model.
 
-    Writes scores.json and submission.<split>.json. Segments without a caption are an error, because they count 0; with
-    `fill_missing` they are scored so.
+    Writes scores.json and submission.<split>.json. Segments without a caption would count 0, so they are an error, unless
+    `fill_missing` is set.
     """
     ensure(run, "caption")
     predictions, phases = read_predictions(run / PREDICTIONS_NAME), read_table(run / PHASES_NAME)
@@ -449,7 +446,7 @@ def score(run: Path, split: str = "val", fill_missing: bool = False) -> Scored:
             missing = scores["model"].missing
             raise submission.SubmissionError(
                 f"{run / PREDICTIONS_NAME}: expected captions of all {len(truth)} segments of split {split}, found "
-                f"{len(missing)} holes: {'; '.join(missing[:5])}. Run notebook 4, or set fill_missing to score them as 0."
+                f"{len(missing)} missing: {'; '.join(missing[:5])}. Run notebook 4, or set fill_missing to score them as 0."
             )
         segments = phases[phases["split"] == split]
         scores["shuffled"] = score_segments(_shuffled(built), truth)
@@ -465,7 +462,7 @@ def score(run: Path, split: str = "val", fill_missing: bool = False) -> Scored:
 
 
 def _references(run: Path, split: str) -> dict[tuple[str, str], dict[str, str]]:
-    """{(scenario, label): {subject: caption}} of every segment of the data that has both captions, with or without a video."""
+    """Return {(scenario, label): {subject: caption}} of the segments with both captions, whether or not they have a video."""
     table = read_table(run / SEGMENTS_NAME)
     names = {subject: f"caption_{subject}" for subject in SUBJECTS}
     table = table[table["split"] == split].dropna(subset=list(names.values()))
@@ -476,7 +473,7 @@ def _references(run: Path, split: str) -> dict[tuple[str, str], dict[str, str]]:
 
 
 def _shuffled(built: dict[str, list[dict]]) -> dict[str, list[dict]]:
-    """Give every segment the captions of a segment of another scenario."""
+    """Return a submission in which every segment has the captions of a segment of another scenario."""
     names, exchanged = sorted(built), {}
     for name, other in zip(names, names[1:] + names[:1], strict=True):
         entries = built[other]
@@ -485,19 +482,19 @@ def _shuffled(built: dict[str, list[dict]]) -> dict[str, list[dict]]:
 
 
 def submit(run: Path, options: dict[str, Any], fill_missing: bool = False) -> submission.Written:
-    """Write submission.json, checked, for the test split, or for the scored split if the data have no test split.
+    """Write a checked submission.json for the test split, or for val or train if the data have no test split.
 
-    Missing captions are an error that lists them, unless `fill_missing` puts the most frequent training caption there.
+    Missing captions are an error that lists them; with `fill_missing` the most frequent training caption replaces them.
     """
     ensure(run, "caption")
     predictions, phases = read_predictions(run / PREDICTIONS_NAME), read_table(run / PHASES_NAME)
     segments = read_table(run / SEGMENTS_NAME)
     split = next(name for name in ("test", "val", "train") if name in set(segments["split"]))
     with record_stage(run, "submit", {"fill_missing": fill_missing}) as section:
-        asked = submission.expected_segments(segments, split)
+        expected = submission.expected_segments(segments, split)
         built = submission.build_submission(predictions[predictions["split"] == split], **options)
         usual = submission.usual_captions(phases[phases["split"] == "train"])
-        written = submission.write_submission(run / SUBMISSION_NAME, built, asked, fill_missing, usual)
+        written = submission.write_submission(run / SUBMISSION_NAME, built, expected, fill_missing, usual)
         count, filled = sum(map(len, written.submission.values())), written.filled
         print(f"{written.path}: {count} segments of split {split}, {len(filled)} of them with captions filled in")
         section |= {"split": split, "segments": count, "filled_count": len(filled), "filled": filled[:MAX_LISTED]}
@@ -506,7 +503,7 @@ def submit(run: Path, options: dict[str, Any], fill_missing: bool = False) -> su
 
 @exit_on_error(StageError)
 def main() -> None:
-    """`python -m beit3lib.pipeline.steps RUN`: what a run contains, and which file to open."""
+    """Print the summary of a run and the path of its gallery."""
     parser = argparse.ArgumentParser(prog="python -m beit3lib.pipeline.steps", description=main.__doc__)
     parser.add_argument("run", nargs="?", type=Path, default=Path("runs/demo"), help="folder of the run [runs/demo]")
     run = parser.parse_args().run

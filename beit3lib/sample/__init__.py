@@ -1,4 +1,4 @@
-"""The drawn sample: a small imitation of a WTS download, what its scenes show, and a pretrained tiny model."""
+"""The drawn sample: a small imitation of a WTS download, the truth about its scenes, and a pretrained tiny model."""
 
 from pathlib import Path
 

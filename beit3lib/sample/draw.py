@@ -2,8 +2,8 @@
 
     python -m beit3lib.sample.draw data/sample
 
-Captions state what can be seen: weather and light, road, clothing, where vehicle and pedestrian are and, through the motion
-blur, how both move. The sample contains no image or word of the real WTS.
+Captions state what the images show: weather and light, road, clothes, the positions of vehicle and pedestrian and, through the
+motion blur, the motion of both. The sample contains no image and no text of the real WTS.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from beit3lib.data.wts import PHASES
 from beit3lib.files import atomic_folder, atomic_path, exit_on_error, write_json, write_text
 from beit3lib.sample import CHECKPOINT_PATH, DRAWN_NAME, SPM_PATH
 
-UNITS = 8  # an image is 8 x 8 units; each is one patch of the tiny model
+UNITS = 8  # an image has 8 x 8 units; a unit is one patch of the tiny model
 WIDTH_PX, HEIGHT_PX = 320, 240
 FRAMES_PER_S = 10
 
@@ -43,7 +43,7 @@ WALK_UNITS = {"standing": 0.0, "walking": 0.9, "rushing": 2.4}
 
 @dataclass(frozen=True)
 class Scene:
-    """The values that the image of a phase shows and its captions state, how well it can be seen, and how it is worded."""
+    """The values that the image of a phase shows and its captions state, the visibility, and the wording of the captions."""
 
     weather: str = "clear"
     light: str = "bright"
@@ -56,8 +56,8 @@ class Scene:
     distance: str = "near"
     vehicle_motion: str = "stopped"
     pedestrian_motion: str = "standing"
-    condition: str = "plain"  # or why it is hard to see: one of HARD
-    wording: int = 0  # seed of the random wording of the captions; 0 is the first wording of every fact
+    condition: str = "plain"  # or a reason for low visibility: one of HARD
+    wording: int = 0  # seed of the random wording of the captions; 0 selects the first wording of every fact
 
 
 HARD = ("distant", "very dark", "occluded")
@@ -74,7 +74,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "vehicle_motion": tuple(TRAIL_UNITS),
     "pedestrian_motion": tuple(WALK_UNITS),
 }
-OF_PHASE = ("side", "distance", "vehicle_motion", "pedestrian_motion")  # the others hold for a whole scenario
+OF_PHASE = ("side", "distance", "vehicle_motion", "pedestrian_motion")  # the other values are those of a whole scenario
 
 
 def draw_values(rng: np.random.Generator, names=tuple(VALUES)) -> dict[str, str]:
@@ -84,8 +84,8 @@ def draw_values(rng: np.random.Generator, names=tuple(VALUES)) -> dict[str, str]
 
 # --- captions ------------------------------------------------------------------------------------------------------
 
-# The wordings of every fact. A caption of an aspect takes one wording of each of its facts, sometimes without the optional
-# ones, in random order; wording 0 of a scene takes the first of each in the order of this table.
+# {fact: {value: wordings}}; the value "" is for facts whose wordings contain their values as fields. A caption of an aspect
+# has one random wording of each of its facts in random order; the last of two facts is sometimes left out.
 GAPS = {"near": "close to", "far": "far from"}
 SPEEDS = {"slow": ("slowly", 10), "fast": ("fast", 30)}
 WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -174,7 +174,7 @@ WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
 }
-FACTS = {  # of an aspect; the last of two may be left out
+FACTS = {  # of each (subject, aspect)
     ("vehicle", "moving"): ("vehicle_motion",),
     ("pedestrian", "moving"): ("pedestrian_motion",),
     ("vehicle", "position"): ("position_vehicle",),
@@ -186,7 +186,7 @@ FACTS = {  # of an aspect; the last of two may be left out
 
 
 def describe(scene: Scene, subject: str) -> dict[str, str]:
-    """Return {aspect: sentences} of the caption of `subject`; an aspect that it does not mention is absent.
+    """Return {aspect: sentences} of the caption of `subject`, without aspects that it does not mention.
 
     In the dark, clothes cannot be seen from the vehicle, so the vehicle's caption does not mention them.
     """
@@ -197,7 +197,7 @@ def describe(scene: Scene, subject: str) -> dict[str, str]:
     for aspect in READING_ORDER[subject]:
         sentences = []
         for fact in FACTS[subject, aspect]:
-            wordings = WORDINGS[fact].get(values.get(fact, ""), ()) or WORDINGS[fact][""]
+            wordings = WORDINGS[fact].get("") or WORDINGS[fact][values[fact]]
             sentences.append(wordings[rng.integers(len(wordings)) if rng else 0].format(**values))
         if rng and len(sentences) > 1:
             shown = sentences[: rng.choice([1, 2], p=[0.25, 0.75])]
@@ -209,7 +209,7 @@ def describe(scene: Scene, subject: str) -> dict[str, str]:
 
 
 def full_caption(scene: Scene, subject: str) -> str:
-    """Return all sentences in the order in which the captions of `subject` have them."""
+    """Return the whole caption of `subject`: the sentences of its aspects in reading order."""
     parts = describe(scene, subject)
     return " ".join(parts[aspect] for aspect in READING_ORDER[subject] if aspect in parts)
 
@@ -219,7 +219,7 @@ def full_caption(scene: Scene, subject: str) -> str:
 
 @dataclass(frozen=True)
 class Camera:
-    """What differs between recordings of one scene: offsets in units, brightness gain, paint of the vehicle, noise."""
+    """The properties of one recording of a scene: offsets in units, brightness gain, paint of the vehicle, noise."""
 
     shift_x: float
     shift_y: float
@@ -230,7 +230,7 @@ class Camera:
 
 
 def draw_camera(rng: np.random.Generator, vehicle_view: bool = False, paint: int | None = None) -> Camera:
-    """Draw a camera; all cameras of a scenario share the paint of the first."""
+    """Draw a random camera; `paint` is given for further cameras of a scenario, which show the same vehicle."""
     return Camera(
         shift_x=float(rng.uniform(-0.25, 0.25)),
         shift_y=float(rng.uniform(-0.15, 0.15)),
@@ -242,7 +242,7 @@ def draw_camera(rng: np.random.Generator, vehicle_view: bool = False, paint: int
 
 
 class Canvas:
-    """A drawing in units, which the offsets of the camera move."""
+    """Draw shapes on an image, with coordinates in units that the offsets of the camera shift."""
 
     def __init__(self, image: Image.Image, camera: Camera) -> None:
         self.image, self.pen = image, ImageDraw.Draw(image)
@@ -287,7 +287,7 @@ def draw_frames(scene: Scene, camera: Camera, count: int, size=(WIDTH_PX, HEIGHT
             left, top, right, bottom = boxes_at(scene, 1.0)[1]
             canvas.box((left - 0.5, top + 1.0, right + 0.5, bottom + 0.3), (52, 84, 48), 0.2)  # a hedge up to the chest
         if camera.vehicle_view:
-            canvas.fixed_box((0, 7.55, 8, 8), (26, 28, 34))  # the bonnet of the vehicle
+            canvas.fixed_box((0, 7.55, 8, 8), (26, 28, 34))  # the hood of the vehicle
         yield (np.asarray(canvas.image) * gain + noise).clip(0, 255).astype(np.uint8)
 
 
@@ -340,15 +340,13 @@ def boxes_at(scene: Scene, time: float) -> tuple[Box, Box]:
     pedestrian = (start, 3.35, start + PEDESTRIAN_UNITS[0], 3.35 + PEDESTRIAN_UNITS[1])
     if scene.side == "right":
         vehicle, pedestrian = ((UNITS - box[2], box[1], UNITS - box[0], box[3]) for box in (vehicle, pedestrian))
-    if scene.condition == "distant":
-        vehicle, pedestrian = (tuple(_distant(v, i % 2) for i, v in enumerate(box)) for box in (vehicle, pedestrian))
+    if scene.condition == "distant":  # smaller, and near the middle of the far side of the road
+        x, y = UNITS / 2, 3.2
+        vehicle, pedestrian = (
+            tuple(center + DISTANT_SCALE * (value - center) for value, center in zip(box, (x, y, x, y), strict=True))
+            for box in (vehicle, pedestrian)
+        )
     return vehicle, pedestrian
-
-
-def _distant(value: float, axis: int) -> float:
-    """Move a coordinate (axis 0 for x, 1 for y) towards the middle of the far side of the road."""
-    center = (UNITS / 2, 3.2)[axis]
-    return center + DISTANT_SCALE * (value - center)
 
 
 def _draw_vehicle(canvas: Canvas, box: Box, paint) -> None:
@@ -371,7 +369,7 @@ def _draw_pedestrian(canvas: Canvas, box: Box, scene: Scene) -> None:
 
 
 def draw_blur(scene: Scene, camera: Camera, frames: int = 8, size: int = 64) -> Image.Image:
-    """Draw the motion-blur image of a phase without a video in between, weights 1..n as in `data.motion_blur`."""
+    """Draw the motion-blur image of a phase directly, without a video; weights 1..n as in `data.motion_blur`."""
     drawn = draw_frames(scene, camera, frames, (160, 120))
     total = sum(np.float32(frame) * (number + 1) for number, frame in enumerate(drawn))
     image = Image.fromarray((total / (frames * (frames + 1) / 2)).round().astype(np.uint8))
@@ -388,7 +386,7 @@ MAIN_VIEWS_CSV = "view_used_as_main_reference_for_multiview_scenario.csv"
 
 @dataclass(frozen=True)
 class Scenario:
-    """One event: its name, split and kind, what each phase shows, and how many frames it has."""
+    """One event: its name, split and kind, and the scene and number of frames of each phase."""
 
     name: str
     split: str
@@ -406,7 +404,7 @@ class Scenario:
         return dict(zip(self.phases, zip([start_s, *ends[:-1]], ends, strict=True), strict=True))
 
     def views(self) -> Iterator[tuple[str, dict[str, Camera], float]]:
-        """Yield each view, its videos and the second at which the first phase starts; one in nine has no vehicle view."""
+        """Yield each view, its videos, and the start of the first phase in seconds; one in nine has no vehicle view."""
         rng = np.random.default_rng(self.seed)
         first = draw_camera(rng)
         cameras = {f"{self.name}.mp4" if self.kind == "normal" else f"{self.name}_Camera1_0.mp4": first}
@@ -435,13 +433,13 @@ def _plan_scenario(number: int, split: str, kind: str, rng: np.random.Generator)
         "bdd": f"video{1000 + number}",
     }[kind]
     whole = draw_values(rng, tuple(name for name in VALUES if name not in OF_PHASE))
-    present = {0: [4], 1: [2, 3, 4], 2: [0, 1, 2, 3]}.get(number % 12, list(range(5)))  # as in WTS, phases may be absent
+    present = {0: [4], 1: [2, 3, 4], 2: [0, 1, 2, 3]}.get(number % 12, list(range(5)))  # some lack phases, as in WTS
     phases = {phase: _draw_scene(whole, rng) for phase in present}
     return Scenario(name, split, kind, phases, {phase: int(rng.integers(6, 11)) for phase in present})
 
 
 def _draw_scene(whole: dict[str, str], rng: np.random.Generator) -> Scene:
-    """Draw a phase of a scenario with the values `whole`; one in five is hard to see, and no bright one is very dark."""
+    """Draw a phase of a scenario with the values `whole`; one in five has low visibility, and no bright one is very dark."""
     values = whole | draw_values(rng, OF_PHASE)
     condition = str(rng.choice(HARD)) if rng.random() < 0.2 else "plain"
     if condition == "very dark" and whole["light"] == "bright":
@@ -452,12 +450,12 @@ def _draw_scene(whole: dict[str, str], rng: np.random.Generator) -> Scene:
 def write_sample(root: str | Path, counts: dict[str, tuple[int, int, int]] = COUNTS, seed: int = 0, jobs: int = -1) -> Path:
     """Draw the whole download in the folder `root`, completely or not at all, and return `root`.
 
-    An earlier sample is replaced. Raises FileExistsError if `root` contains anything else.
+    An earlier sample is replaced. Raises FileExistsError if `root` contains other files.
     """
     from joblib import Parallel, delayed
 
     root = Path(root)
-    if root.exists() and not (root / DRAWN_NAME).is_file() and not (root.is_dir() and not any(root.iterdir())):
+    if root.is_file() or (root.is_dir() and any(root.iterdir()) and not (root / DRAWN_NAME).is_file()):
         raise FileExistsError(f"{root}: expected a new folder or an earlier sample, found something else. Name another folder.")
     scenarios = plan(counts, seed)
     with atomic_folder(root) as folder:
@@ -500,7 +498,7 @@ def _write_bdd(root: Path, scenario: Scenario) -> None:
 
 
 def _event_phases(scenario: Scenario, start_s: float) -> list[dict]:
-    """Return the `event_phase` of a caption file, the last phase first as in WTS, without captions in the test split."""
+    """Return the `event_phase` of a caption file: the last phase first, as in WTS, and no captions in the test split."""
     listed = []
     for phase, (start, end) in reversed(scenario.times(start_s).items()):
         captions = {f"caption_{subject}": full_caption(scenario.phases[phase], subject) for subject in reversed(SUBJECTS)}
@@ -515,7 +513,7 @@ def _write_video(path: Path, scenario: Scenario, camera: Camera, start_s: float)
     import av
 
     with atomic_path(path) as temporary, av.open(str(temporary), "w") as container:
-        # without look-ahead, x264 writes the same bytes every time
+        # Without look-ahead, x264 writes the same bytes every time.
         options = {"preset": "veryfast", "crf": "22", "x264-params": "threads=1:rc-lookahead=0:mbtree=0"}
         stream = container.add_stream("libx264", rate=FRAMES_PER_S, options=options)
         stream.width, stream.height, stream.pix_fmt, stream.thread_count = WIDTH_PX, HEIGHT_PX, "yuv420p", 1

@@ -2,8 +2,8 @@
 
     python -m beit3lib.sample.pretrain FOLDER
 
-The model is pretrained on short captions of drawn scenes, never on the sentences of the sample, so that fine-tuning has
-something left to learn: full sentences, two subjects, prompts, and facts that a caption leaves out.
+The model is pretrained on short captions of drawn scenes and never on the sentences of the sample. Fine-tuning then has to
+learn full sentences, two subjects, prompts, and facts that a caption leaves out.
 """
 
 import argparse
@@ -48,7 +48,7 @@ PAVING = {"both": "sidewalks on both sides", "no": "no sidewalk"}
 
 
 def short_captions(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Return short captions of a scene in random order, each in one of two forms that the sample does not use."""
+    """Return short captions of a scene in random order, each in one of two wordings that the sample does not have."""
     side, gap = scene.side, GAPS[scene.distance]
     speed, km_h = SPEEDS[scene.vehicle_motion]
     walk, paving = WALKS[scene.pedestrian_motion], PAVING[scene.sidewalk]
@@ -88,16 +88,16 @@ def train_spm(path: str | Path, vocab_size: int, scenes: int = 3000, seed: int =
 def pretrain(folder: str | Path, steps: int = 2400, batch_size: int = 32, seed: int = 0) -> dict[str, float]:
     """Write the tokenizer and, in the public format with half-precision weights, the checkpoint to `folder`.
 
-    From captions alone a model this small needs hours to find where objects are. Linear probes on the values of the last
-    layer therefore predict the content of every patch (`patch_labels`) during pretraining, and are discarded at its end.
-    Returns the mean caption loss of the last 50 steps and the seconds that training took.
+    From captions alone a model of this size needs hours to locate objects. During pretraining, a linear probe on the values of
+    the last layer therefore also predicts the content of every patch (`patch_labels`); it is not saved.
+    Returns the mean caption loss of the last 50 steps and the seconds of training.
     """
     started = time.monotonic()
     torch.manual_seed(seed)
     config = model_config(MODEL)
     tokenizer = load_tokenizer(train_spm(Path(folder) / SPM_PATH.name, config.vocab_size - UNUSED_ROWS - 2))
     model = CaptionModel(config)
-    with torch.no_grad():  # the recipe's 0.02 suits a width of 768; at 128, attention would stay uniform for thousands of steps
+    with torch.no_grad():  # with the recipe's 0.02 for width 768, attention would stay uniform for thousands of steps at 128
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2 and ".layers." in name:
                 parameter.mul_(3)
@@ -146,10 +146,10 @@ PROBE_CLASSES = [2 + len(UPPER) + len(LOWER), 7, 5]
 
 
 def patch_labels(scene: Scene, camera: Camera, grid: int = UNITS) -> np.ndarray:
-    """Return what each patch shows at the end of the phase: (grid², 3) classes of `PROBE_CLASSES`, 0 for background.
+    """Return three classes per patch at the end of the phase, (grid², 3), see `PROBE_CLASSES`; 0 is the background.
 
-    The object: vehicle, jacket by color, slacks by color. Its motion: 1 to 3 of the vehicle, 4 to 6 of the pedestrian.
-    The position of the vehicle: left or right of the pedestrian, near or far.
+    The classes are the object (vehicle, jacket by color, slacks by color), its motion (1 to 3 of the vehicle, 4 to 6 of the
+    pedestrian), and the position of the vehicle (left or right of the pedestrian, near or far).
     """
     labels = np.zeros((grid, grid, 3), np.int64)
     vehicle, (left, top, right, bottom) = boxes_at(scene, 1.0)

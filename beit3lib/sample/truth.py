@@ -1,4 +1,4 @@
-"""Compare captions of the sample with what was drawn: read attributes back from words, and locate attention."""
+"""Compare captions of the sample with the drawn values: read attributes from captions, and locate attention."""
 
 import re
 from pathlib import Path
@@ -24,26 +24,25 @@ from beit3lib.sample.draw import (
 
 Truth = dict[tuple[str, int], Scene]  # by (scenario, phase)
 
-ATTRIBUTES = {  # what the captions of an aspect state
+ATTRIBUTES = {  # that the captions of an aspect state
     "moving": ("vehicle_motion", "pedestrian_motion"),
     "pedestrian_description": ("upper", "lower"),
     "position": ("side", "distance"),
     "road": ("surface", "lanes", "sidewalk"),
     "weather": ("weather", "light"),
 }
-LABELS = {"upper": "color of the jacket", "lower": "color of the slacks", "side": "side of the vehicle"}  # for readers
+LABELS = {"upper": "color of the jacket", "lower": "color of the slacks", "side": "side of the vehicle"}  # in figures
 OPTIONAL = ("light", "lower", "distance", "sidewalk")  # a correct caption may leave them out
 PATTERNS = {name: {value: rf"\b{value}\b" for value in values} for name, values in VALUES.items()} | {
-    "vehicle_motion": {"stopped": r"stopped|standing still|\b0 km/h", "slow": r"slowly|\b10 km/h", "fast": r"\bfast|\b30 km/h"},
-    "pedestrian_motion": {"standing": r"standing still|has stopped", "walking": r"walking|slowly", "rushing": r"rushing"},
+    "vehicle_motion": {"stopped": r"stopped|\b0 km/h", "slow": r"slowly|\b10 km/h", "fast": r"\bfast|\b30 km/h"},
     "side": {side: rf"\b{side} side\b" for side in VALUES["side"]},
     "distance": {name: rf"\b{words}\b" for name, words in GAPS.items()},
-    "sidewalk": {"both": r"(?<!\bno )\bsidewalks? on (?:both|either)\b", "no": r"\bno sidewalk"},
+    "sidewalk": {"both": r"\bsidewalks on both\b", "no": r"\bno sidewalk\b"},
 }
 
 
 def read_drawn(root: str | Path) -> Truth:
-    """Read what every phase of a sample shows: {(scenario, phase): Scene}."""
+    """Read the drawn values of every phase of a sample: {(scenario, phase): Scene}."""
     path = Path(root) / DRAWN_NAME
     scenarios = read_json(path, dict).items()
     try:
@@ -53,12 +52,12 @@ def read_drawn(root: str | Path) -> Truth:
 
 
 def stated_attributes(subject: str, aspect: str) -> tuple[str, ...]:
-    """Return the attributes that a caption type states: its own subject's motion, and all of the other aspects."""
+    """Return the attributes that a caption type states; of the motions only that of its own subject."""
     return (f"{subject}_motion",) if aspect == "moving" else ATTRIBUTES[aspect]
 
 
 def read_attributes(caption: str, subject: str, aspect: str) -> dict[str, str | None]:
-    """Return the attributes that a caption states, read from its words: a value, None for no value, "several" for two."""
+    """Return the value that a caption states of each attribute: None if it states none, "several" if more than one."""
     stated: dict[str, str | None] = {}
     for name in stated_attributes(subject, aspect):
         values = [value for value in VALUES[name] if re.search(PATTERNS[name][value], caption)]
@@ -67,7 +66,7 @@ def read_attributes(caption: str, subject: str, aspect: str) -> dict[str, str | 
 
 
 def states_correctly(caption: str, scene: Scene, subject: str, aspect: str) -> bool:
-    """Return whether a caption states its attributes as drawn, or is empty where the aspect is not mentioned.
+    """Return whether a caption states the drawn values, or is empty if the captions of the scene do not mention the aspect.
 
     Optional attributes may be left out, as in the captions of the sample.
     """
@@ -81,7 +80,7 @@ def attribute_table(predictions: pd.DataFrame, drawn: Truth) -> pd.DataFrame:
     """Return a row per caption and attribute of its aspect: aspect, attribute, condition, drawn and stated.
 
     `predictions` has a row per caption with scenario, phase, subject, aspect and caption. `condition` is that of the scene.
-    `stated` is "nothing" where a caption states no value, which is correct for optional attributes and has no row then.
+    `stated` is "nothing" if the caption lacks an attribute; optional attributes that are left out have no row.
     """
     rows = []
     for row in predictions.itertuples(index=False):
@@ -94,11 +93,11 @@ def attribute_table(predictions: pd.DataFrame, drawn: Truth) -> pd.DataFrame:
 
 
 def attribute_shares(predictions: pd.DataFrame, drawn: Truth, seed: int = 0) -> pd.DataFrame:
-    """Return per aspect the share of captions that state their attributes as drawn.
+    """Return per aspect the share of captions that state the drawn values.
 
-    Columns: `own`, against the image of the caption, `plain` and `hard`, the same for scenes that are easy or hard to see
-    (NaN without such scenes); `shuffled`, against the image of another scenario; `chance`, the
-    expected share when guessing by frequency; `captions`, their number. `predictions` as in `attribute_table`.
+    Columns: `own`, compared with the image of the caption; `plain` and `hard`, the same for scenes of good and of low
+    visibility (NaN if there are none); `shuffled`, compared with the image of another scenario; `chance`, the expected share
+    when guessing by frequency; `captions`, their number. `predictions` as in `attribute_table`.
     """
     keys = list(zip(predictions["scenario"], predictions["phase"], strict=True))
     table = predictions.assign(scene=[drawn.get(key) for key in keys]).dropna(subset=["scene"])
@@ -148,7 +147,7 @@ def _chance(subjects: pd.Series, scenes: list[Scene], aspect: str) -> float:
 def share_in_box(weights: np.ndarray, box_xywh: tuple[float, float, float, float], size: tuple[float, float]) -> float:
     """Return the share of attention weights (rows, columns) inside a box of an image of `size` (width, height).
 
-    A patch that the edge of the box cuts counts by its part inside.
+    A patch on the edge of the box counts in proportion to its area inside.
     """
     weights = np.asarray(weights, float)
     x, y, width, height = box_xywh
@@ -160,11 +159,11 @@ def share_in_box(weights: np.ndarray, box_xywh: tuple[float, float, float, float
 
 
 def attention_shares(captioner, scenes: int = 50, seed: int = 0) -> pd.DataFrame:
-    """Return how much attention a captioner pays to the object that a word is about, on newly drawn scenes.
+    """Return the share of a captioner's attention on the object that a word describes, in newly drawn scenes.
 
     The words are the color of the jacket (object: the pedestrian) and the motion of the vehicle (object: the vehicle).
     Columns: `in_box`, the share of attention inside the box of the object at the end of the phase; `box`, the share of
-    the image that the box covers; `times`, their quotient.
+    the image that the box covers; `times`, `in_box` divided by `box`.
     """
     from beit3lib.viz.attention import word_attention
 

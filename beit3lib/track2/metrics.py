@@ -3,8 +3,8 @@
     python -m beit3lib.track2.metrics --predictions_file submission.json --ground_truth data/wts/annotations/caption/val
 
 Per segment and subject: BLEU-4 (nltk, smoothing method 3) and METEOR (nltk) on Treebank tokens, ROUGE-L (rouge-score with
-its stemmer) on the text, and CIDEr-D of the single pair. nltk and rouge-score compute everything but CIDEr-D; stems and
-synonyms are cached per word, and the longest common subsequence is computed on bits.
+its stemmer) on the text, and CIDEr-D of the single pair. For speed, stems and synonyms are cached per word, and the longest
+common subsequence is computed with bit operations.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from beit3lib.track2.wordnet import find_synonyms, warn_without_wordnet
 METRICS = ("bleu", "meteor", "rouge-l", "cider")
 RANGES = {**dict.fromkeys(METRICS, "0 to 1"), "cider": "0 to 10"}
 Segment = tuple[str, str]  # (scenario or BDD video, label as `segment_label` writes it)
-PAIRS_PER_PROCESS = 2_500  # another process loads WordNet for about 3 s: as long as scoring this many pairs takes
+PAIRS_PER_PROCESS = 2_500  # scoring them takes 3 s, as long as a new process needs to load WordNet
 
 # --- one pair ------------------------------------------------------------------------------------------------------
 
@@ -74,7 +74,7 @@ def rouge_l(prediction: str, reference: str) -> float:
 
 
 def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    """Return the length of the longest common subsequence; a row of the table is the bits of one integer (Hyyrö 2004).
+    """Return the length of the longest common subsequence, with one integer per row of the table (Hyyrö 2004).
 
     For two captions of 126 words this takes 0.04 ms, and rouge-score's table of Python lists 4 ms.
     """
@@ -110,9 +110,9 @@ def meteor_is_comparable() -> bool:
 
 
 def score_name(comparable: bool | None = None) -> str:
-    """Return the label of a score in tables and figures: only a score with WordNet may be called official.
+    """Return the name of a score for tables and figures: only a score with WordNet may be called official.
 
-    `comparable` is what was recorded with the score; by default it is what this host computes.
+    `comparable` is the value recorded with the score; the default is whether this host has WordNet.
     """
     comparable = meteor_is_comparable() if comparable is None else comparable
     return "Official score" if comparable else "Score without WordNet (not official)"
@@ -130,8 +130,6 @@ def score_pairs(predictions: Sequence[str], references: Sequence[str], jobs: int
         raise ValueError(
             f"expected one reference per caption, got {len(predictions)} captions and {len(references)} references"
         )
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"jobs: expected 1 or more processes, got {jobs}")
     pairs = list(zip(predictions, references, strict=True))
     different = list(dict.fromkeys(pairs))
     processes = jobs or max(1, min(os.cpu_count() or 1, len(different) // PAIRS_PER_PROCESS))
@@ -147,7 +145,7 @@ def score_pairs(predictions: Sequence[str], references: Sequence[str], jobs: int
 
 @dataclass(frozen=True)
 class Scores:
-    """The score of a submission; `missing` lists the segments and captions that count 0 because they are absent."""
+    """The score of a submission; `missing` lists the absent segments and captions, which count 0."""
 
     final: float  # mean of internal and external, or the one that the ground truth has
     internal: dict[str, float] | None  # WTS: mean of each metric, and score
@@ -178,9 +176,8 @@ class Scores:
 def score_submission(submission: dict | str | Path, ground_truth: str | Path) -> Scores:
     """Score a submission (a dict or its file) against every `*_caption.json` with captions in a folder.
 
-    A segment of the ground truth that the submission lacks counts 0. Other JSON files, and segments that the ground truth
-    lacks, are skipped and listed in `problems`. Raises ValueError if the two share no scenario: then one of them is of
-    another split.
+    A segment that only the ground truth has counts 0. Segments that only the submission has, and other JSON files, are skipped
+    and listed in `problems`. Raises ValueError if the two share no scenario, because they are then of different splits.
     """
     path = "submission" if isinstance(submission, dict) else str(submission)
     if not isinstance(submission, dict):
@@ -226,8 +223,8 @@ def score_segments(submission: dict, truth: dict[Segment, dict[str, str]], probl
 def segment_label(entry: Any) -> str | None:
     """Return the label of a phase or submission entry `{"labels": ["4"], …}`, or of a plain label; None if it has none.
 
-    Digits are read as a number, so that "04" and "4" are one segment. Words stay as they are: the official script takes
-    "avoidance" and "4" for different segments.
+    Digits are read as a number, so that "04" and "4" are one segment. Words are kept, because for the official script
+    "avoidance" and "4" are different segments.
     """
     labels = entry.get("labels") if isinstance(entry, dict) else entry
     label = labels[0] if isinstance(labels, list) and labels else labels
@@ -298,7 +295,7 @@ def _read_caption_file(path: Path, truth: dict[Segment, dict[str, str]], problem
     if not isinstance(phases, list):
         problems.append(Problem(str(path), f"expected a list event_phase, found {type(phases).__name__}; skipped"))
         return
-    scenario = path.name.removesuffix("_caption.json")  # the official script strips these characters from names, not the suffix
+    scenario = path.name.removesuffix("_caption.json")  # str.strip, as in the official script, would also cut other names
     for number, phase in enumerate(phases):
         label = segment_label(phase) if isinstance(phase, dict) else None
         if label is None:

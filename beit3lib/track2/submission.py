@@ -1,9 +1,10 @@
 """Combine captions of aspects and views into one caption per segment and subject, and write a checked submission.
 
-A caption is composed as real ones are: aspects in reading order, no sentence twice, and no longer than 90 % of the training
-captions, because CIDEr-D falls by e^(-d²/72) with the difference in bigrams.
+A composed caption has the form of real ones: aspects in reading order, no repeated sentence, and at most the length of 90 % of
+the training captions, because CIDEr-D falls by e^(-d²/72) with the difference d in bigrams.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,11 +23,11 @@ Submission = dict[str, list[dict[str, Any]]]
 
 
 class SubmissionError(ValueError):
-    """A submission that the challenge would refuse; the message lists everything that is wrong with it."""
+    """The challenge would refuse a submission; the message lists all its problems."""
 
 
 class Written(NamedTuple):
-    """A submission as written to `path`; `filled` lists the captions that were filled in."""
+    """A submission that was written to `path`; `filled` lists the captions that were replaced by the usual training caption."""
 
     path: Path
     submission: Submission
@@ -37,9 +38,10 @@ class Written(NamedTuple):
 
 
 def choose_view(captions: Sequence[str], log_probs: Sequence[float], choose: str = "log_prob") -> str:
-    """Return the caption of one view of a segment: the most probable one, or the one most similar to all others.
+    """Return the most probable caption of several views of a segment, or with "consensus" the one most similar to the others.
 
-    Similarity is the F-measure of the longest common subsequence of words; ties go to the more probable caption.
+    Similarity is the F-measure of the longest common subsequence of words. Among equally similar captions the most probable
+    one is returned.
     """
     if choose not in CHOICES:
         raise ValueError(f"choose: expected one of {', '.join(CHOICES)}, got {choose!r}")
@@ -51,9 +53,9 @@ def choose_view(captions: Sequence[str], log_probs: Sequence[float], choose: str
 
 
 def compose(parts: Mapping[str, str], subject: str, most_words: float | None = None) -> str:
-    """Return the caption of a segment from {aspect: text}; a part "full" is a whole caption and replaces the others.
+    """Return the caption of a segment from {aspect: text}; the text of the aspect "full" replaces all others.
 
-    Repeated sentences are dropped. With `most_words`, so are the sentences that add least (`fit_length`).
+    Repeated sentences are removed. With `most_words`, `fit_length` then shortens the caption.
     """
     if parts.get("full"):
         return fit_length(split_sentences(parts["full"]), most_words)
@@ -67,11 +69,12 @@ def compose(parts: Mapping[str, str], subject: str, most_words: float | None = N
 
 
 def fit_length(sentences: Sequence[str], most_words: float | None) -> str:
-    """Join sentences, dropping whole ones until the caption has about `most_words` words.
+    """Join sentences, and remove whole sentences until the caption has about `most_words` words.
 
-    The sentence whose words the others repeat most goes first, and none goes if that would leave the caption further
-    below the limit than it was above. On real captions composed from their own aspects, a limit at the median length
-    cost ten points of the score and `usual_lengths` one, while captions twice as long as usual gained two to three.
+    The sentence with the largest share of words that the others repeat is removed first. No sentence is removed if the
+    caption would then be further below the limit than it is above. Measured on real captions composed from their own aspects:
+    a limit at the median length costs ten points of the score and `usual_lengths` one, while captions of twice the usual
+    length gain two to three.
     """
     kept = list(sentences)
 
@@ -90,7 +93,7 @@ def fit_length(sentences: Sequence[str], most_words: float | None) -> str:
 
 
 def usual_lengths(train: pd.DataFrame) -> dict[str, float]:
-    """Return per subject the length in words that 90 % of the training captions do not exceed; no entry without captions.
+    """Return {subject: 90th percentile of the words per training caption}, without subjects that have no captions.
 
     `train` has the columns caption_vehicle and caption_pedestrian.
     """
@@ -104,10 +107,10 @@ def usual_lengths(train: pd.DataFrame) -> dict[str, float]:
 def build_submission(
     predictions: pd.DataFrame, choose: str = "log_prob", most_words: Mapping[str, float] | None = None
 ) -> Submission:
-    """Build `{scenario: [{"labels": ["4"], "caption_pedestrian": …, "caption_vehicle": …}, …]}` with phases in order.
+    """Build `{scenario: [{"labels": ["4"], "caption_pedestrian": …, "caption_vehicle": …}, …]}`, ordered by phase.
 
     `predictions` has a row per caption with scenario, label, phase, subject, aspect ("full" for a whole caption), caption
-    and log_prob. Scenarios of BDD are named by their video, without its suffix.
+    and log_prob. The scenario of a BDD video is its file name without suffix.
     """
     unknown = sorted(set(predictions["aspect"]) - {*ASPECTS, "full"})
     if unknown:
@@ -128,16 +131,16 @@ def build_submission(
 
 
 def _shortest(labels: pd.Series) -> str:
-    """Return one spelling of the label of a segment: views may spell it "04" and "4"."""
+    """Return the shortest spelling of the label of a segment, because its views may spell it "04" and "4"."""
     return min(labels.astype(str), key=len)
 
 
 def choose_by_validation(
     predictions: pd.DataFrame, references: Mapping[Segment, Mapping[str, str]], lengths: Mapping[str, float]
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Return the options for `build_submission` that score best on validation captions, and a table of all variants.
+    """Return the options of `build_submission` with the best score on validation captions, and the scores of all variants.
 
-    `references` is {(scenario, label): {subject: caption}} and `lengths` what `usual_lengths` returns. Without validation
+    `references` is {(scenario, label): {subject: caption}}, and `lengths` the result of `usual_lengths`. Without validation
     captions the options are the defaults and the table is empty.
     """
     table = pd.DataFrame(columns=["choose", "fitted", "score"])
@@ -164,7 +167,7 @@ def expected_segments(phases: pd.DataFrame, split: str) -> dict[str, list[str]]:
 
 
 def check_submission(submission: Any, expected: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return everything that is wrong with a submission; an empty list means that the challenge accepts it."""
+    """Return all problems of a submission; an empty list means that the challenge accepts it."""
     if not isinstance(submission, dict):
         return [f"expected {{scenario: [segments]}}, found {type(submission).__name__}"]
     problems = [f"{scenario}: not expected" for scenario in submission if scenario not in expected]
@@ -194,20 +197,21 @@ def _check_entry(entry: dict) -> list[str]:
 
 
 def _compare_segments(expected: list[tuple[str, str]], found: list[tuple[str, str]]) -> list[str]:
-    """List segments that are missing, unexpected, repeated, or labelled in another spelling of the same phase."""
-    tables = [pd.DataFrame(pairs, columns=["scenario", "label"], dtype=str) for pairs in (expected, found)]
-    counts = tables[1].value_counts()
-    problems = [f"{scenario} label {label}: expected once, found {n} times" for (scenario, label), n in counts.items() if n > 1]
-    tables = [table.drop_duplicates().assign(phase=table["label"].map(_phase_key).astype(str)) for table in tables]
-    both = pd.merge(*tables, how="outer", on=["scenario", "phase"], suffixes=("_expected", "_found"), indicator=True)
-    known = {scenario for scenario, _ in expected}
-    for row in both.itertuples(index=False):
-        if row[-1] == "right_only" and row.scenario in known:
-            problems.append(f"{row.scenario} label {row.label_found}: not expected")
-        elif row[-1] == "both" and row.label_expected != row.label_found:
-            problems.append(f'{row.scenario} label "{row.label_found}": expected as "{row.label_expected}"')
-    for scenario, rows in both[both["_merge"] == "left_only"].groupby("scenario"):
-        problems.append(f"{scenario}: no segment with label {', '.join(rows['label_expected'])}")
+    """Return the segments that are missing, unexpected, repeated, or whose label has another spelling than expected."""
+    spelling = {(scenario, _phase_key(label)): label for scenario, label in expected}
+    known, present, problems = {scenario for scenario, _ in expected}, set(), []
+    for (scenario, label), count in Counter(found).items():
+        segment = scenario, _phase_key(label)
+        present.add(segment)
+        if count > 1:
+            problems.append(f"{scenario} label {label}: expected once, found {count} times")
+        if segment not in spelling and scenario in known:
+            problems.append(f"{scenario} label {label}: not expected")
+        elif spelling.get(segment, label) != label:
+            problems.append(f'{scenario} label "{label}": expected as "{spelling[segment]}"')
+    for scenario in sorted(known):
+        if missing := [label for (name, key), label in spelling.items() if name == scenario and (name, key) not in present]:
+            problems.append(f"{scenario}: no segment with label {', '.join(missing)}")
     return problems
 
 
@@ -225,8 +229,8 @@ def write_submission(
 ) -> Written:
     """Write a submission that passes `check_submission`; otherwise raise `SubmissionError` and write nothing.
 
-    With `fill_missing`, missing segments and captions are filled with `usual` (what `usual_captions` returns) and listed
-    in the result. Without it they are an error: a submission made after captioning a few images would be mostly filling.
+    With `fill_missing`, missing segments and captions are replaced by `usual` (the result of `usual_captions`) and listed in
+    the result. By default they are an error, so that a submission of a few captioned images is not written unnoticed.
     """
     filled: list[str] = []
     if fill_missing:
@@ -234,7 +238,7 @@ def write_submission(
     problems = check_submission(submission, expected)
     if problems:
         listed = "\n  ".join(problems[:50]) + (f"\n  … {len(problems) - 50} more" if len(problems) > 50 else "")
-        advice = "" if fill_missing else " Caption the whole split, or pass fill_missing=True for the usual training caption."
+        advice = "" if fill_missing else " Caption the whole split, or pass fill_missing=True to fill with frequent captions."
         raise SubmissionError(f"{path}: found {len(problems)} problems, wrote nothing.{advice}\n  {listed}")
     return Written(write_json(path, submission), submission, filled)
 
@@ -242,7 +246,7 @@ def write_submission(
 def _fill(
     submission: Submission, expected: Mapping[str, Sequence[str]], usual: Mapping[str, str]
 ) -> tuple[Submission, list[str]]:
-    """Return the expected segments with `usual` for every missing caption, and a list of these captions."""
+    """Return the expected segments with `usual` in place of missing captions, and a list of the replaced captions."""
     built: Submission = {}
     filled = []
     for scenario, labels in expected.items():
@@ -272,12 +276,13 @@ def most_frequent_captions(train: pd.DataFrame, segments: pd.DataFrame) -> Submi
 
 
 def nearest_captions(train: pd.DataFrame, segments: pd.DataFrame, image_dir: str | Path, size: int = 16) -> Submission:
-    """Build a submission that copies the captions of the training image nearest in pixels, of another scenario.
+    """Build a submission with the captions of the training image of another scenario that is nearest in pixels.
 
-    Images (column `image`) are compared as size x size thumbnails by squared difference. Images that cannot be opened are
-    skipped. Images of the same scenario are no candidates: they include the image itself, and share its caption.
+    Images (column `image`) are compared by the squared difference of thumbnails of `size` x `size` pixels; images that cannot
+    be opened are skipped. Images of the same scenario are not compared, because they include the image itself and often have
+    its caption.
     """
-    from beit3lib.data.images import ImageError, open_image  # needs Pillow, which nothing else in this file does
+    from beit3lib.data.images import ImageError, open_image
 
     def thumbnails(table: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
         found = {}
@@ -300,7 +305,7 @@ def nearest_captions(train: pd.DataFrame, segments: pd.DataFrame, image_dir: str
 
 
 def _first_of_each_segment(segments: pd.DataFrame, captions: Sequence[Mapping[str, str]]) -> Submission:
-    """Build a submission from a caption pair per row; a segment seen from several views takes its first row."""
+    """Build a submission from one caption pair per row of `segments`; a segment with several views uses its first row."""
     built: Submission = {}
     first = ~segments.assign(label=segments["label"].map(segment_label)).duplicated(["scenario", "label"])
     for row, is_first, pair in zip(segments.itertuples(), first, captions, strict=True):

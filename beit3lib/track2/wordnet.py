@@ -1,7 +1,7 @@
 """WordNet for METEOR: a complete copy from nltk's data folders, Debian's packages or nltk's download server.
 
-nltk's own loader takes the first copy it finds, even a broken one. This module checks every copy and skips broken ones.
-A missing copy is made once per user, under a lock, in `~/.cache/beit3lib/nltk_data`; nothing else on the host is changed.
+nltk's own loader reads the first copy it finds, even a broken one. This module checks every copy and skips broken ones.
+If there is no complete copy, one is made per user, under a lock, in `~/.cache/beit3lib/nltk_data`.
 """
 
 import io
@@ -25,7 +25,7 @@ DEBIAN_FOLDER = Path("/usr/share/wordnet")  # of the packages wordnet-base and w
 DOWNLOAD_TIMEOUT_S = 15
 LOCK_TIMEOUT_S = 300  # a download of 11 MB on a slow line
 
-# The last word of each index, exception list and data file of WordNet 3.0: a file that was cut has lost it.
+# The last word of each index, exception list and data file of WordNet 3.0, which a truncated file lacks.
 LAST_WORDS = (
     *(("zyrian", "n"), ("zoonoses", "n"), ("9/11", "n"), ("zoom_in", "v"), ("zipping", "v"), ("deflagrate", "v")),
     *(("zymotic", "a"), ("zippiest", "a"), ("unsaponified", "a"), ("zigzag", "r"), ("hardest", "r"), ("wrongfully", "r")),
@@ -43,7 +43,7 @@ PART_OF_SPEECH = {"noun": 1, "verb": 2, "adj": 3, "adv": 4}
 
 
 class Synonyms:
-    """Stand-in for nltk's WordNet reader in `meteor_score`, with a cache; without a reader no word has synonyms."""
+    """Replacement for nltk's WordNet reader in `meteor_score`, with a cache; without a reader no word has synonyms."""
 
     def __init__(self, reader: WordNetCorpusReader | None) -> None:
         self.reader = reader
@@ -51,7 +51,7 @@ class Synonyms:
 
     @property
     def complete(self) -> bool:
-        """Whether METEOR counts synonyms, as the official script does."""
+        """Return whether METEOR counts synonyms, as the official script does."""
         return self.reader is not None
 
     def _look_up(self, word: str) -> list[SimpleNamespace]:
@@ -59,14 +59,14 @@ class Synonyms:
         try:
             synsets = self.reader.synsets(word) if self.reader else []
             lemmas = {lemma.name(): lemma for synset in synsets for lemma in synset.lemmas() if "_" not in lemma.name()}
-        except Exception:  # damage in the middle of a file shows up as almost any error of the reader
+        except Exception:  # a file that is damaged in the middle makes the reader raise almost any error
             self.reader, lemmas = None, {}
         return [SimpleNamespace(lemmas=lambda: lemmas.values())]
 
 
 @lru_cache(maxsize=1)
 def find_synonyms() -> Synonyms:
-    """Return WordNet's synonyms from the first complete copy, making one if there is none and this host can."""
+    """Return WordNet's synonyms from the first complete copy, after making a copy if there is none and this host can."""
     for folder in list(nltk.data.path):
         if reader := _open(Path(folder)):
             return Synonyms(reader)
@@ -85,7 +85,7 @@ def find_synonyms() -> Synonyms:
 
 @lru_cache(maxsize=1)
 def warn_without_wordnet() -> None:
-    """Print once per process that METEOR lacks synonyms, if it does."""
+    """Print once per process if METEOR does not count synonyms."""
     if not find_synonyms().complete:
         print(
             "METEOR: expected WordNet, found no complete copy. Synonyms do not count, and scores are not official ones. "
@@ -109,7 +109,7 @@ def _open(folder: Path) -> WordNetCorpusReader | None:
                 for word, part in LAST_WORDS:
                     reader.synsets(word, part)[0].lemmas()
             return reader
-        except Exception:  # BadZipFile, AssertionError, IndexError, StopIteration, …: one for each kind of damage
+        except Exception:  # each kind of damage raises another: BadZipFile, AssertionError, IndexError, StopIteration, …
             continue
     return None
 
@@ -132,11 +132,11 @@ def _download(folder: Path) -> WordNetCorpusReader | None:
     if os.environ.get("BEIT3LIB_OFFLINE"):
         return None
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # nltk sets none: a network that drops packets would block forever
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # nltk sets none, and a network that drops packets would block forever
     try:
         # nltk prints errors to the stderr of its import, which a notebook or a test may have closed
         nltk.download("wordnet", str(folder), quiet=True, force=True, print_error_to=io.StringIO())
-    except Exception:  # a server may answer anything; what counts is whether a complete copy is there now
+    except Exception:  # a server may answer anything
         return None
     finally:
         socket.setdefaulttimeout(before)
@@ -144,7 +144,7 @@ def _download(folder: Path) -> WordNetCorpusReader | None:
 
 
 def _cache_folders() -> list[Path]:
-    """List folders for the copy of this user: the cache folder, or the temporary folder if home is not writable."""
+    """Return the folders for the copy of this user: the cache folder, then the temporary folder if home is not writable."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     temporary = Path(tempfile.gettempdir(), f"beit3lib-{os.getuid()}", "nltk_data")
     return [cache / "beit3lib" / "nltk_data", temporary] if cache.is_absolute() else [temporary]

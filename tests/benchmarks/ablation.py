@@ -5,8 +5,8 @@
     python -m benchmarks.ablation flip --scenarios 24 --epochs 20           the same with few images
 
 Run it in tests/. Every training starts from the sample's checkpoint, sees the same images for as many epochs, and captions all
-validation images in the end. `score` is the mean official score; `right` the share of captions that state every attribute as
-the reference does; `side` the share of captions with a side that state the side of the reference.
+validation images in the end. `score` is the mean official score; `right` the share of captions that state the attributes
+of the image correctly; `side` the share of captions of positions that state the side of the vehicle correctly.
 """
 
 import argparse
@@ -20,9 +20,10 @@ import pandas as pd
 
 from beit3lib.config import TrainConfig
 from beit3lib.data.aspects import ASPECTS, SUBJECTS
+from beit3lib.data.index import INDEX_NAME, read_index
 from beit3lib.files import write_json
 from beit3lib.pipeline import steps
-from beit3lib.sample.truth import read_attributes
+from beit3lib.sample.truth import read_attributes, read_drawn, states_correctly
 from beit3lib.track2.metrics import score_pairs
 
 
@@ -48,12 +49,13 @@ def measure(config: TrainConfig) -> dict[str, float]:
     table = pd.DataFrame(result["samples"])
     table = table[table["reference"].astype(bool)].reset_index(drop=True)  # a model of one caption type has no empty ones
     table["score"] = score_pairs(table["caption"].tolist(), table["reference"].tolist(), jobs=1)["score"].to_numpy()
-    stated = [
-        [read_attributes(text, *row.caption_type.split()) for text in (row.caption, row.reference)]
-        for row in table.itertuples()
-    ]
-    table["right"] = [float(caption == reference) for caption, reference in stated]
-    table["side"] = [float(c["side"] == r["side"]) if r.get("side") else math.nan for c, r in stated]
+    lines = read_index(Path(config.data_path) / INDEX_NAME.format(split="val")).drop_duplicates("image_path")
+    drawn = read_drawn(config.data_path)
+    scenes = {row.image_path: drawn[row.scenario, row.phase] for row in lines.itertuples()}
+    rows = [(row.caption, scenes[row.image], *row.caption_type.split()) for row in table.itertuples()]
+    table["right"] = [float(states_correctly(*row)) for row in rows]
+    stated = [(read_attributes(caption, *caption_type), scene) for caption, scene, *caption_type in rows]
+    table["side"] = [float(values["side"] == scene.side) if "side" in values else math.nan for values, scene in stated]
     return {"seconds": seconds, **table.groupby("caption_type")[["score", "right", "side"]].mean().mean().to_dict()}
 
 

@@ -118,9 +118,7 @@ def test_whatever_a_record_is_reading_succeeds_or_names_the_file(tmp_path, recor
         write_predictions(tmp_path / "again.json", table, {})
 
 
-@pytest.mark.parametrize(
-    "image", ["../secret.png", "/etc/passwd.png", "images/../../x.png", "C:\\x.png", "\\\\host\\x.png", "a\0.png"]
-)
+@pytest.mark.parametrize("image", ["../secret.png", "/etc/passwd.png", "images/../../x.png", "C:\\x.png", "\\\\host\\x.png"])
 def test_images_outside_the_run_folder_are_marked(tmp_path, image):
     assert not is_inside(image)
     assert read_predictions(write(tmp_path, RECORD, {**RECORD, "image": image}))["outside"].tolist() == [False, True]
@@ -128,6 +126,7 @@ def test_images_outside_the_run_folder_are_marked(tmp_path, image):
 
 def test_images_below_the_run_folder_are_not_marked():
     assert is_inside("images/avg..2.jpg") and is_inside("a.png") and is_inside("./images/a b.png")
+    assert not is_inside("a\0.png")
 
 
 def test_reading_predictions_loads_no_torch():

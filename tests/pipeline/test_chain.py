@@ -37,8 +37,8 @@ def execute(name, folder, *parameters, **environment):
 
 
 @pytest.mark.slow
-def test_the_demo_writes_captions_that_are_correct(demo):
-    """At least 90 % of the captions of each aspect are correct, and with the images of other scenarios as many as by chance."""
+def test_the_captions_of_the_demo_are_correct(demo):
+    """Captions state most values of plain scenes correctly, and those of another scenario's images only by chance."""
     run = demo.run
     summary = json.loads((run / "summary.json").read_text())
     stages = ["prepare", "index", "finetune", "caption", "score", "submit"]
@@ -50,10 +50,15 @@ def test_the_demo_writes_captions_that_are_correct(demo):
     shares = summary["attributes"]
     assert set(shares["own"]) == set(truth.ATTRIBUTES)
     for aspect, share in shares["own"].items():
-        assert share >= 0.9, shares
-        assert shares["shuffled"][aspect] < shares["chance"][aspect] + 0.1, shares
-    score = summary["score"]
-    assert score["model"] >= 80 and score["model"] > score["nearest"] + 5 > score["most frequent"]
+        assert share >= 0.65, shares  # a fifth of the scenes is hard to see
+        # Captions that leave out optional attributes match more images than `chance` expects.
+        assert shares["shuffled"][aspect] < min(share, shares["chance"][aspect] + 0.35), shares
+    predictions = read_predictions(run / "predictions.json")
+    values = truth.attribute_table(predictions[predictions["split"] == "val"], truth.read_drawn(run))
+    correct = (values["drawn"] == values["stated"]).groupby(values["condition"] == "plain").mean()
+    assert correct[True] >= 0.92 and correct[False] < correct[True], correct
+    score = summary["score"]  # of random wordings, so that correct captions differ from the references
+    assert score["model"] >= 58 and score["model"] > score["nearest"] + 5 > score["most frequent"]
     assert score["shuffled"] < score["nearest"]
     assert all(times >= 3 for times in summary["attention"].values()), summary["attention"]
     prepare = summary["prepare"]

@@ -78,13 +78,13 @@ def test_real_data_put_parameters_into_the_copy_and_the_sample_needs_none(tmp_pa
         (("someone", ["sample"]), "got sample"),
     ],
 )
-def test_a_wrong_request_is_named(tmp_path, no_wheels, request_, message):
+def test_an_invalid_owner_or_input_is_named(tmp_path, no_wheels, request_, message):
     with pytest.raises(kaggle.KaggleError) as error:
         kaggle.stage(tmp_path, *request_)
     assert message in str(error.value) and list(tmp_path.iterdir()) == []
 
 
-def test_an_empty_wheel_is_fetched_again_and_a_whole_one_is_kept(tmp_path, monkeypatch):
+def test_an_empty_wheel_is_fetched_again_and_a_complete_one_is_kept(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(kaggle, "run_pip", lambda *arguments: asked.append(arguments[-1]))
     for name in ("av-1-cp312-cp312-manylinux2014_x86_64.whl", "torchscale-0.3.0-py3-none-any.whl"):

@@ -74,7 +74,7 @@ def test_a_download_is_found_in_both_shapes_of_mount(empty, tmp_path, mount):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".MP4"])
 @pytest.mark.parametrize("inside", ["", "WTS_DATASET_PUBLIC"])
-def test_whatever_the_reader_reads_is_found(empty, tmp_path, suffix, inside):
+def test_every_download_that_the_reader_reads_is_found(empty, tmp_path, suffix, inside):
     wts_at(tmp_path / "work/data/wts" / inside, suffix)
     assert empty().find("wts") is not None
 
@@ -86,7 +86,7 @@ def test_a_download_through_a_link_is_found(empty, tmp_path):
     assert empty().find("wts") == tmp_path / "work/data/wts"
 
 
-def test_the_variable_comes_before_data_and_data_before_kaggle(empty, tmp_path, monkeypatch):
+def test_the_environment_variable_has_priority_over_data_and_data_over_kaggle(empty, tmp_path, monkeypatch):
     paths = [wts_at(tmp_path / p) for p in ("kaggle/wts", "work/data/wts", "home/elsewhere")]
     assert empty().locate("wts") == paths[1]
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -130,7 +130,7 @@ def test_weights_that_kaggle_unpacked_are_a_folder(empty, tmp_path):
     assert empty().locate("beit3_base_patch16_224") == path
 
 
-def test_an_unknown_entry_is_answered_with_the_known_ones(empty):
+def test_an_unknown_entry_is_an_error_that_lists_the_known_ones(empty):
     with pytest.raises(ManifestError, match="expected one of sample, wts, .*, got 'wtss'"):
         empty().find("wtss")
 
@@ -173,9 +173,6 @@ def test_a_wrong_entry_is_named_with_its_key(tmp_path, change, message):
     assert str(error.value).startswith(f"{tmp_path / 'm.yaml'}, entry things") and message in str(error.value)
 
 
-LEVELS = [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 10)]
-
-
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -186,22 +183,15 @@ LEVELS = [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 10)
         ("entries: {things: 5}", "entry things: expected a valid dictionary"),
         ("entries: {things: null}", "entry things: "),
         ("entries: {5: {}}", "entry 5, key what: Field required"),
-        ("entries: " + "[" * 100_000, "more than 20 levels"),
         ("entries: !!python/object/apply:os.system [ls]", "expected YAML"),
         ("when: 2026-99-99\nentries: {}", "expected YAML"),
-        ("l0: &l0 [lol]\n" + "\n".join(LEVELS) + "\nentries: *l9", "expected plain YAML, found & or *"),
         ("a: \x00", "expected YAML"),
     ],
 )
-def test_a_file_that_is_no_manifest_is_named_in_one_sentence(tmp_path, text, message):
+def test_an_invalid_manifest_is_an_error_of_one_line_with_its_path(tmp_path, text, message):
     with pytest.raises(ManifestError, match="m.yaml") as error:
         load_manifest(write(tmp_path / "m.yaml", text))
     assert message in str(error.value) and len(str(error.value)) < 600 and "\n" not in str(error.value)
-
-
-def test_a_huge_file_is_not_read(tmp_path):
-    with pytest.raises(ValueError, match="m.yaml: expected at most 1 MB"):
-        load_manifest(write(tmp_path / "m.yaml", "#" * 1_100_000))
 
 
 # --- the command ---------------------------------------------------------------------------------------------------

@@ -77,14 +77,14 @@ def test_nothing_is_missing_here():
     assert packages.missing_packages() == [] and packages.install_missing() == []
 
 
-def test_a_satisfied_requirement_is_left_alone(beside):
+def test_satisfied_requirements_install_nothing(beside):
     assert packages.missing_packages() == []
     packages.prepare_host()
     assert beside[2] == []
 
 
 @pytest.mark.parametrize("version", [None, "1.4.9"])
-def test_a_missing_or_too_old_package_is_installed_alone(beside, version):
+def test_only_the_missing_or_old_package_is_installed(beside, version):
     folder, versions, commands = beside
     versions.pop("second") if version is None else versions.update(second=version)
     assert packages.install_missing() == ["second>=1.5"]
@@ -107,7 +107,7 @@ def test_torchscale_and_fairscale_are_installed_without_their_dependencies(besid
     assert commands[1] == ["install", "--no-deps", *source, "fairscale==0.4.0", "--quiet"]
 
 
-def test_tested_versions_are_taken_from_the_index(beside):
+def test_constraints_apply_to_packages_from_the_index(beside):
     folder, versions, commands = beside
     (folder / "constraints.txt").write_text("second==1.7\n")
     versions.pop("second")
@@ -134,7 +134,7 @@ def test_a_version_that_is_too_old_is_kept_if_there_is_no_wheel_of_it(beside, ca
     assert "kept, although older than tested: first>=2 (found 1.0)" in capsys.readouterr().out
 
 
-def test_only_kaggle_and_colab_install_by_themselves(beside, monkeypatch, tmp_path):
+def test_packages_are_installed_automatically_on_kaggle_and_colab_only(beside, monkeypatch, tmp_path):
     folder, versions, commands = beside
     versions.pop("second")
     monkeypatch.setenv("BEIT3LIB_KAGGLE_INPUT", str(tmp_path / "none"))

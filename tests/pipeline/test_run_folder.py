@@ -27,7 +27,7 @@ def run(tmp_path):
 
 
 def prepare(run, text="a", options=None):
-    """What the stage `prepare` leaves, in small."""
+    """Write the same files as the stage `prepare`, each with one line."""
     with record_stage(run, "prepare", options or {"views": "all"}) as section:
         section["images"] = 1
         for name in ("images", "captions/train"):
@@ -49,7 +49,7 @@ def index(run):
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../../x", "a/b", "/tmp/x", ".hidden", "a\\b", "a\0b", "a\n", " "])
-def test_a_name_that_leads_out_of_the_runs_folder_is_refused(tmp_path, name):
+def test_a_run_name_that_is_a_path_is_an_error(tmp_path, name):
     with pytest.raises(ValueError, match="run: expected a name such as 'demo', got "):
         open_run(name, tmp_path / "runs")
     assert list(tmp_path.iterdir()) == []
@@ -97,7 +97,7 @@ def mounted(tmp_path, monkeypatch):
         path.chmod(path.stat().st_mode | 0o200)
 
 
-def test_the_mounted_run_that_is_furthest_is_copied_and_up_to_date(mounted, tmp_path, capsys):
+def test_the_mounted_run_with_the_most_finished_stages_is_copied_and_up_to_date(mounted, tmp_path, capsys):
     run = open_run("demo", tmp_path / "working")
     assert f"continues {mounted}" in capsys.readouterr().out
     assert (run / "phases.csv").read_text() == "far" and not stale(run, "prepare") and not stale(run, "index")
@@ -106,7 +106,7 @@ def test_the_mounted_run_that_is_furthest_is_copied_and_up_to_date(mounted, tmp_
     assert (open_run("demo", tmp_path / "working") / "phases.csv").read_text() == "changed"
 
 
-def test_a_copy_that_was_interrupted_is_made_again(mounted, tmp_path, monkeypatch):
+def test_an_interrupted_copy_starts_from_scratch(mounted, tmp_path, monkeypatch):
     replace, moved = run_folder.Path.replace, []
 
     def replace_two(self, target):
@@ -178,14 +178,14 @@ def test_changed_outputs_make_a_stage_stale(run, change, reason):
 @pytest.mark.parametrize(
     "content", ["", "null", "[]", "5", "{}", '{"options": 1}', '{"options": {}, "inputs": {}, "outputs": 3}']
 )
-def test_a_broken_record_counts_as_none(run, content):
+def test_a_broken_record_counts_as_missing(run, content):
     prepare(run)
     (run / "records" / "prepare.json").write_text(content)
     assert stale(run, "prepare") == "it was not run yet"
 
 
 @pytest.mark.parametrize("content", ["", "null", "[]", "5", '{"prepare": {'])
-def test_a_broken_summary_is_made_again(run, content):
+def test_a_broken_summary_is_replaced(run, content):
     (run / "summary.json").write_text(content)
     assert read_summary(run) == {}
     add_summary(run, "attributes", {"own": 1})

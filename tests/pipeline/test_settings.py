@@ -37,7 +37,7 @@ def test_all_wrong_values_are_named_at_once():
         read_parameters(kernel(lr="fast", jobs=-1, views="none"), **KINDS)
 
 
-def test_a_run_named_by_a_number_explains_how_papermill_passes_text():
+def test_a_number_as_the_run_name_suggests_papermills_option_for_text():
     with pytest.raises(ParameterError, match="write `-r run 2026` instead of `-p run 2026`"):
         read_parameters(kernel(run=2026), **KINDS)
 
@@ -63,7 +63,7 @@ def test_an_unknown_name_in_the_parameters_cell_is_named_with_all_known_ones():
         "for lrr in range(3):\n    pass",
     ],
 )
-def test_names_of_papermill_and_of_other_cells_are_no_parameters(cell):
+def test_names_of_papermill_and_of_other_cells_are_not_checked(cell):
     assert read_parameters(kernel(cell, startup_variable=3, PAPERMILL_INPUT_PATH="a"), **KINDS).run == "demo"
 
 

@@ -56,7 +56,7 @@ def trained(small, tmp_path_factory):
 
 @pytest.fixture
 def made(monkeypatch):
-    """The stages that `ensure` runs, in place of running them."""
+    """A list of the stages that `ensure` starts; they are not run."""
     names = []
     for name in ("prepare", "index", "finetune", "caption"):
         monkeypatch.setattr(steps, name, lambda run, name=name, **options: names.append((name, options)))
@@ -94,7 +94,7 @@ def test_segments_of_a_split_are_those_of_the_download(small):
         assert not segments.duplicated(["scenario", "label"]).any()
 
 
-def test_preparing_other_data_leaves_nothing_of_the_first(run, tmp_path):
+def test_preparing_other_data_removes_the_files_of_earlier_data(run, tmp_path):
     other = download(tmp_path / "other", {"train": (1, 0, 0), "val": (0, 0, 0), "test": (0, 0, 0)})
     prepared = steps.prepare(run, "wts", other)
     assert {path.name for path in (run / "images").iterdir()} == set(prepared.phases["image"])
@@ -176,14 +176,14 @@ def test_two_runs_draw_the_sample_once(tmp_path, monkeypatch):
     assert len(calls) == 1 and roots == [tmp_path / "data" / "sample"] * 2
 
 
-def test_real_data_without_the_tokenizer_stop_and_say_where_it_is_from(run):
+def test_real_data_without_a_tokenizer_are_an_error_with_its_source(run):
     (run / "drawn.json").unlink()
     with pytest.raises(MissingInput, match="tokenizer: expected BEiT-3's sentencepiece model, found nothing .*github.com"):
         steps.index(run)
 
 
 @pytest.mark.parametrize("val", [True, False])
-def test_the_original_repositorys_folders_go_from_images_to_a_submission(tmp_path, monkeypatch, val):
+def test_folders_of_the_original_repository_give_a_submission(tmp_path, monkeypatch, val):
     """`your_input` of its README: images and caption files by split, and a file of segments to caption."""
     draw_run(tmp_path / "drawn", train=4, val=2)
     root = tmp_path / "your_input"
@@ -232,7 +232,7 @@ def test_an_interrupted_stage_runs_again_with_its_options(run, made):
     assert made == [("prepare", record["options"])]
 
 
-def test_an_index_of_which_a_split_is_missing_is_made_again(run, made, capsys):
+def test_an_index_that_lacks_a_split_is_rebuilt(run, made, capsys):
     (run / "coco_captioning.val.jsonl").unlink()
     steps.ensure(run, "index")
     assert [name for name, _ in made] == ["index"] and "coco_captioning.val.jsonl is missing" in capsys.readouterr().out
@@ -243,7 +243,7 @@ def test_stages_that_are_up_to_date_do_not_run(trained, made, capsys):
     assert made == [] and capsys.readouterr().out == ""
 
 
-def test_training_runs_by_itself_for_the_sample_only(run, made):
+def test_training_starts_automatically_for_the_sample_only(run, made):
     steps.ensure(run, "finetune")
     assert [name for name, _ in made] == ["finetune"]
     (run / "drawn.json").unlink()
@@ -305,7 +305,7 @@ def test_options_that_differ_from_the_recipe_are_listed(run):
 
 @pytest.fixture
 def started(trained, tmp_path, monkeypatch):
-    """A copy of the trained run, and the configurations with which training is started, in place of training."""
+    """A copy of the trained run, and a list of the configurations that training is started with; it is not run."""
     from beit3lib import train
 
     run, configs = Path(shutil.copytree(trained, tmp_path / "run")), []
@@ -343,7 +343,7 @@ def test_an_unfinished_training_with_other_options_or_data_starts_from_scratch(s
     assert not configs[0].auto_resume and "num_max_bpe_tokens 16 (now 20)" in capsys.readouterr().out
 
 
-def test_resume_can_be_decided_by_hand(started):
+def test_resume_true_resumes_even_a_finished_training(started):
     run, configs = started
     steps.finetune(run, resume=True, subject="vehicle", **QUICK)
     assert configs[0].auto_resume
@@ -366,10 +366,10 @@ def test_a_checkpoint_of_another_index_is_reported(trained, tmp_path, capsys):
     index.write_text("".join(lines[:-1]))
     shutil.rmtree(run / "records")
     steps.caption(run, max_images=1, num_beams=1)
-    assert f"{run / 'best'}: trained on another index than the run has now" in capsys.readouterr().out
+    assert f"{run / 'best'}: trained on another index than that of the run" in capsys.readouterr().out
 
 
-def test_holes_are_refused_unless_they_are_to_be_filled(trained):
+def test_missing_captions_are_an_error_unless_fill_missing_is_set(trained):
     with pytest.raises(SubmissionError, match="no pedestrian caption.*set fill_missing"):
         steps.score(trained)
     scored = steps.score(trained, fill_missing=True)

@@ -80,7 +80,7 @@ def test_in_the_dark_the_vehicle_caption_does_not_mention_clothes():
 
 
 def worded(count):
-    """Scenes as the sample has them, with random wordings and conditions."""
+    """Return scenes with random wordings and conditions, as in the sample."""
     return [scene for scenario in draw.plan({"train": (count, 0, 0)}) for scene in scenario.phases.values()]
 
 

@@ -5,15 +5,11 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from test_draw import scenes, worded
 
 from beit3lib.data.aspects import ASPECTS, SUBJECTS
-from beit3lib.sample import DRAWN_NAME, draw, truth
+from beit3lib.sample import DRAWN_NAME, truth
 from beit3lib.sample.draw import VALUES, Scene, describe
-
-
-def scenes(count, seed=0):
-    rng = np.random.default_rng(seed)
-    return [Scene(**draw.draw_values(rng)) for _ in range(count)]
 
 
 def perfect_predictions(drawn):
@@ -26,11 +22,6 @@ def perfect_predictions(drawn):
     return pd.DataFrame(rows, columns=["scenario", "phase", "subject", "aspect", "caption"])
 
 
-def worded(count):
-    """Scenes as the sample has them, with random wordings and conditions."""
-    return [scene for scenario in draw.plan({"train": (count, 0, 0)}) for scene in scenario.phases.values()]
-
-
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_captions_are_read_back_as_drawn(subject):
     for scene in [*scenes(200), *worded(200)]:
@@ -39,7 +30,7 @@ def test_captions_are_read_back_as_drawn(subject):
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_a_wrong_value_is_noticed(name):
+def test_every_wrong_value_is_an_error_of_some_caption_type(name):
     for scene in scenes(30):
         for value in set(VALUES[name]) - {getattr(scene, name)}:
             other = Scene(**{**vars(scene), name: value})
@@ -80,7 +71,7 @@ def test_attribute_shares_differ_between_own_and_shuffled_images():
     assert ((shares["shuffled"] - shares["chance"]).abs() < 0.15).all()
 
 
-def test_captions_of_other_scenarios_are_left_out_of_attribute_shares():
+def test_attribute_shares_skip_scenarios_that_were_not_drawn():
     drawn = {(f"s{i}", 0): scene for i, scene in enumerate(scenes(10))}
     table = perfect_predictions(drawn).assign(scenario=lambda t: t["scenario"].replace("s0", "other"))
     assert truth.attribute_shares(table, drawn)["captions"].max() == 2 * 9

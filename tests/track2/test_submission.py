@@ -52,7 +52,7 @@ def test_absent_and_empty_aspects_add_nothing():
     assert compose({"moving": "He walks.", "road": "", "weather": None}, "pedestrian") == "He walks."
 
 
-def test_a_whole_caption_replaces_its_aspects():
+def test_a_whole_caption_replaces_those_of_aspects():
     assert compose({"full": "One. Two.", "moving": "Three."}, "vehicle") == "One. Two."
 
 
@@ -211,7 +211,7 @@ def test_expected_segments_keep_order_and_spelling():
     assert expected_segments(table, "test") == {"video7": ["0", "avoidance"]}
 
 
-def test_a_submission_with_holes_is_refused_unless_filling_is_requested(tmp_path):
+def test_missing_captions_are_an_error_unless_fill_missing_is_set(tmp_path):
     path, holes = tmp_path / "submission.json", correct()
     del holes["video7"]
     holes["2023_a"][0]["caption_vehicle"] = ""
