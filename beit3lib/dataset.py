@@ -29,9 +29,6 @@ CACHE_BYTES = 1_000_000_000  # of decoded images; the sample's 400 images take 0
 CaptionType = tuple[str, str]  # (subject, aspect)
 
 
-# --- batches -------------------------------------------------------------------------------------------------------
-
-
 class PackedSequence(NamedTuple):
     """The captions of one image end to end, T tokens; int64 arrays (T,), except `masked`, bool (T,)."""
 
@@ -141,9 +138,6 @@ def num_workers(requested: int, batch_bytes: int) -> int:
             "Start Docker with --shm-size=8g, or choose a smaller batch size, to load faster."
         )
     return min(workers, fitting)
-
-
-# --- the data set --------------------------------------------------------------------------------------------------
 
 
 class Sample(NamedTuple):

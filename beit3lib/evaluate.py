@@ -47,9 +47,6 @@ from beit3lib.transforms import to_tensor
 MAX_BATCH = {"cuda": 64, "cpu": 16}  # images decoded together; on a CPU more are not faster (tiny model: 34 ms each from 16 on)
 
 
-# --- decoding ------------------------------------------------------------------------------------------------------
-
-
 class _Images(Dataset):
     """Images as tensors (3, S, S); an unreadable image is replaced by the text of its error."""
 
@@ -121,9 +118,6 @@ def choose_batch_size(captioner: Captioner, num_beams: int) -> int:
         free = psutil.virtual_memory().available
     fitting = max(1, min(MAX_BATCH.get(device.type, 16), int(0.6 * free / each)))
     return 2 ** int(math.log2(fitting))
-
-
-# --- scores --------------------------------------------------------------------------------------------------------
 
 
 def score_predictions(table: pd.DataFrame) -> pd.DataFrame:
@@ -216,9 +210,6 @@ def _variety(caption_types: Sequence[str], texts: Sequence[str | None], trained:
     pairs = [pair for pair in zip(caption_types, texts, strict=True) if pair[1]]
     count = max(1, len(pairs))
     return {"distinct": len(set(pairs)) / count, "copied": sum(pair in trained for pair in pairs) / count}
-
-
-# --- the resumable job ---------------------------------------------------------------------------------------------
 
 
 def _processes(captioner: Captioner) -> tuple[int, int, Callable[[], None]]:
@@ -317,9 +308,6 @@ def _finish(job: CaptionJob) -> pd.DataFrame:
         more = "; …" if len(skipped) > 5 else ""
         print(f"{job.output}: {len(skipped)} images cannot be read and have no captions: {first}{more}")
     return table
-
-
-# --- a run folder --------------------------------------------------------------------------------------------------
 
 
 def images_to_caption(

@@ -42,9 +42,6 @@ class Problem(NamedTuple):
         return f"{self.where}: {self.what}" + (f" ({self.todo})" if self.todo else "")
 
 
-# --- reading -------------------------------------------------------------------------------------------------------
-
-
 def check_regular_file(path: str | Path, max_bytes: int | None = None) -> Path:
     """Return `path` if it is a regular file of at most `max_bytes`; links to such a file are fine.
 
@@ -134,9 +131,6 @@ def file_hash(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-# --- writing -------------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which is renamed to `path` when the block ends without an error.
@@ -224,9 +218,6 @@ def write_json(path: str | Path, value: Any) -> Path:
 def versions() -> dict[str, str]:
     """Versions of torch and of this package, for meta.json."""
     return {"torch": metadata.version("torch"), "beit3lib": beit3lib.__version__}
-
-
-# --- one process per folder ----------------------------------------------------------------------------------------
 
 
 class FolderInUse(RuntimeError):

@@ -71,9 +71,6 @@ class Interrupted(BaseException):
     """A signal during validation. Not an `Exception`, so that no library in between catches it."""
 
 
-# --- optimizer and schedule ----------------------------------------------------------------------------------------
-
-
 def layer_index(name: str, layers: int) -> int:
     """Depth of a parameter for layer decay: 0 for embeddings, N + 1 for layer N, `layers` + 1 for everything else."""
     if "embed" in name:
@@ -107,9 +104,6 @@ def learning_rate(step: int, total: int, warmup: int, config: TrainConfig) -> fl
         return config.lr * step / (warmup - 1) if warmup > 1 else 0.0
     progress = (step - warmup) / max(1, total - warmup)
     return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress))
-
-
-# --- one step ------------------------------------------------------------------------------------------------------
 
 
 class Step(NamedTuple):
@@ -161,9 +155,6 @@ def train_step(loss_model: nn.Module, batches: list[Batch], optimizer, accelerat
     if skipped and scaler.get_scale() < SMALLEST_SCALE:
         raise TrainingStopped(f"step {step + 1}: gradients overflow fp16 at any scale. Use a lower --lr or --precision fp32.")
     return Step(loss, norm, skipped)
-
-
-# --- the run -------------------------------------------------------------------------------------------------------
 
 
 class Trainer:
@@ -256,8 +247,6 @@ class Trainer:
         self.loss_model, self.optimizer = self.accelerator.prepare(loss_model, optimizer)
         if config.model_ema:
             self.ema = ModelEmaV3(self.model, decay=config.model_ema_decay)
-
-    # --- training ---
 
     def run(self) -> dict[str, Any]:
         """Train and return the results, which are also in results.json; with --eval only validate.
@@ -432,8 +421,6 @@ class Trainer:
             write_json(self.output / VALIDATION_NAME, {"validation": result})
         return {"validation": result}
 
-    # --- saving and resuming ---
-
     def captioner(self) -> Captioner:
         """The network, or its moving average, with tokenizer and decoding options."""
         model = (self.model if self.ema is None else self.ema.module).eval()
@@ -504,8 +491,6 @@ class Trainer:
         note = f", the state before the broken one. {problem}" if problem else ""
         self.print(f"resumed from {folder} after step {self.step}{note}")
 
-    # --- log ---
-
     def start_log(self) -> None:
         """Print the size of the run, and start log.jsonl and the tracker."""
         there = [f"{name}/" for name in ("last", "best") if (self.output / name).exists()]
@@ -541,9 +526,6 @@ class Trainer:
             return
         append_event(self.output / LOG_NAME, event)
         track_event(self.accelerator, event, self.train_set.root, self.model.config.image_size)
-
-
-# --- entry points --------------------------------------------------------------------------------------------------
 
 
 def finetune(config: TrainConfig) -> dict[str, Any]:

@@ -32,8 +32,6 @@ def to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(values.permute(1, 2, 0).numpy())
 
 
-# --- augmentation --------------------------------------------------------------------------------------------------
-
 OPERATIONS = (
     *("Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness"),
     *("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"),
@@ -85,8 +83,6 @@ def _python_random(rng: np.random.Generator) -> Iterator[None]:
     finally:
         random.setstate(state)
 
-
-# --- left and right ------------------------------------------------------------------------------------------------
 
 _OPPOSITE = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
 _OPPOSITE |= {f"{a}{end}": f"{b}{end}" for a, b in (("left", "right"), ("right", "left")) for end in ("ward", "wards", "hand")}

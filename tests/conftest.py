@@ -69,9 +69,6 @@ def drawn(tmp_path_factory):
     return folder
 
 
-# --- the demo ------------------------------------------------------------------------------------------------------
-
-
 class Demo(NamedTuple):
     """The executed notebooks: the last working folder, its run, and the reason if Kaggle could not be imitated, else ""."""
 

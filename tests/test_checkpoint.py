@@ -55,9 +55,6 @@ def reference():
     return reference
 
 
-# --- public checkpoints --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -282,9 +279,6 @@ def test_a_missing_file_is_named(tmp_path, target):
     (tmp_path / "folder").mkdir()
     with pytest.raises(CheckpointError, match="folder: expected a checkpoint file"):
         load_pretrained(target, tmp_path / "folder")
-
-
-# --- our own folders -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -49,9 +49,6 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-# --- masking -------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def recipe_masking(recipe):  # noqa: F811
     """(ids, probability) -> (masked ids, chosen positions), by the recipe's data set without its files."""
@@ -107,9 +104,6 @@ def test_the_end_can_be_masked_and_the_prompt_never():
     assert 80 < ends < 160  # 2 of 3 positions are chosen
 
 
-# --- packing -------------------------------------------------------------------------------------------------------
-
-
 def test_packed_captions_restart_positions_and_have_their_own_doc_ids():
     packed = pack([([0, 50, 10, 2], 1), ([0, 51, 11, 12, 2], 1)], 0.5, MASK, rng())
     assert packed.labels.tolist() == [0, 50, 10, 2, 0, 51, 11, 12, 2]
@@ -122,9 +116,6 @@ def test_a_batch_is_padded_to_its_longest_sequence():
     assert batch.input_ids.shape == (2, 7) and batch.names == ["0", "1"] and batch.num_tokens == 4 + 7
     assert batch.doc_ids[0].tolist() == [0] * 4 + [-1] * 3 and batch.input_ids[0, 4:].tolist() == [1] * 3
     assert batch.mask_positions.tolist() == [n + 7 * i for i, s in enumerate(sequences) for n in np.flatnonzero(s.masked)]
-
-
-# --- samples -------------------------------------------------------------------------------------------------------
 
 
 def test_a_sample_packs_the_ten_captions_of_an_image_each_after_its_prompt(drawn, tokenizer):
@@ -214,9 +205,6 @@ def test_each_kind_of_flip_changes_image_and_caption_as_documented(drawn, tokeni
     assert seen == ({False} if flip == "none" else {True, False})
 
 
-# --- other index files ---------------------------------------------------------------------------------------------
-
-
 def recipe_table(drawn, folder, split, null):
     """The vehicle road lines with the recipe's three keys alone, `text_segment` null where `null` says so."""
     lines = [json.loads(line) for line in (drawn / f"coco_captioning.{split}.jsonl").read_text().splitlines()]
@@ -262,9 +250,6 @@ def test_an_index_made_with_another_tokenizer_is_refused(drawn, tmp_path, tokeni
     table["text_segment"] = [[3 + (i * 7) % 500 for i in ids] for ids in table["text_segment"]]
     with pytest.raises(ValueError, match="expected an index made with this tokenizer.*make the index again"):
         make(drawn, tokenizer, table=table)
-
-
-# --- loader workers ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

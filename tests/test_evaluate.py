@@ -104,9 +104,6 @@ def uninterrupted(drawn, captioner, tmp_path_factory):
     return output.read_bytes()
 
 
-# --- what is written -----------------------------------------------------------------------------------------------
-
-
 def test_every_image_has_a_scored_prediction_of_every_caption_type(run, captioner):
     table = caption(captioner, run)
     assert len(table) == 12 * 10 and table["official_score"].notna().all() and set(table["split"]) == {"train", "val"}
@@ -167,9 +164,6 @@ def test_a_run_without_the_index_of_a_split_names_the_files(run, captioner):
     assert set(images_to_caption(run, ("val", "test"), captioner)["split"]) == {"val"}
     with pytest.raises(FileNotFoundError, match="expected coco_captioning.test.jsonl, found none of them"):
         images_to_caption(run, ("test",), captioner)
-
-
-# --- stopped and continued -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batches", [0, 1, 5])
@@ -293,9 +287,6 @@ def test_a_second_job_for_the_same_file_is_refused(run, captioner):
         caption(captioner, run)
 
 
-# --- bad input -----------------------------------------------------------------------------------------------------
-
-
 def test_unreadable_images_are_listed_and_the_others_captioned(run, captioner, capsys):
     images = sorted((run / "images").iterdir())
     images[0].unlink()
@@ -319,9 +310,6 @@ def test_batch_size_is_a_power_of_two_that_fits_memory(captioner, monkeypatch):
         return choose_batch_size(captioner, 3)
 
     assert free(0) == 1 and free(1000) == 16 and free(0.02) in (1, 2, 4, 8)
-
-
-# --- the command ---------------------------------------------------------------------------------------------------
 
 
 def test_the_command_writes_the_file_of_a_run(run, capsys):
@@ -350,9 +338,6 @@ def test_errors_of_the_command_are_one_line(run, arguments):
     with pytest.raises(SystemExit) as error:
         evaluate.main([*(argument.replace("RUN", str(run)) for argument in arguments), "--device", "cpu"])
     assert "expected" in error.value.code and "\n" not in error.value.code
-
-
-# --- validation ----------------------------------------------------------------------------------------------------
 
 
 def val_set(run, tokenizer, split="val", train=False, **options):
@@ -406,9 +391,6 @@ def test_validation_skips_an_unreadable_image(run, captioner, capsys):
 @pytest.mark.parametrize("val_images, captions", [(0, 40), (3, 30), (100, 40)])
 def test_validation_spreads_its_images_over_the_split(run, captioner, val_images, captions):
     assert validated(captioner, run, val_images=val_images, samples=0)["captions"] == captions
-
-
-# --- killed --------------------------------------------------------------------------------------------------------
 
 
 def start(run, *arguments):

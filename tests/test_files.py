@@ -28,8 +28,6 @@ from beit3lib.files import (
     write_text,
 )
 
-# --- writing -------------------------------------------------------------------------------------------------------
-
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = write_text(tmp_path / "a.txt", "old")
@@ -103,8 +101,6 @@ def test_a_folder_may_be_a_link_to_a_larger_disk(tmp_path):
     assert link.is_symlink() and (disk / "step").read_text() == "1"
     assert previous_folder(link).parent == disk.parent
 
-
-# --- reading -------------------------------------------------------------------------------------------------------
 
 JSON = st.recursive(
     st.none()
@@ -183,9 +179,6 @@ def test_the_hash_of_a_file_is_that_of_its_content(tmp_path):
 
 def test_a_problem_reads_as_a_sentence():
     assert str(Problem("a.mp4", "cut off", "download it again")) == "a.mp4: cut off (download it again)"
-
-
-# --- locking -------------------------------------------------------------------------------------------------------
 
 
 def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path):

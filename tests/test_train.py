@@ -100,9 +100,6 @@ def equals(folder, whole):
     return all(same(weights(folder / n), weights(whole / n)) for n in names) and events(folder) == events(whole)
 
 
-# --- the recipe ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])
 def test_parameter_groups_equal_the_recipe(layer_decay):
     import reference
@@ -185,9 +182,6 @@ def test_packed_captions_have_the_losses_of_separate_captions(drawn):
     assert torch.allclose(packed, torch.cat(separate), atol=1e-5) and len(packed) > 50
 
 
-# --- one step ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("update_freq", [2, 4])
 def test_accumulated_batches_equal_one_large_batch(drawn, tmp_path, update_freq):
     train.finetune(quick(drawn, tmp_path / "a", batch_size=8))
@@ -250,9 +244,6 @@ def test_the_moving_average_is_what_best_holds(drawn, tmp_path):
     assert not torch.allclose(weights(tmp_path / "last")["mlm_head.weight"], start["mlm_head.weight"], atol=1e-4)
 
 
-# --- memory --------------------------------------------------------------------------------------------------------
-
-
 def test_a_batch_that_does_not_fit_is_halved_and_the_global_batch_stays(drawn, tmp_path, monkeypatch, capsys):
     trainer, forward = train.Trainer(quick(drawn, tmp_path, batch_size=8)), loss.LossModel.forward
 
@@ -278,9 +269,6 @@ def test_one_image_that_does_not_fit_is_an_error(drawn, tmp_path, monkeypatch):
     monkeypatch.setattr(loss.LossModel, "forward", never)
     with pytest.raises(torch.OutOfMemoryError, match="one image does not fit"):
         trainer.fit_batch()
-
-
-# --- runs ----------------------------------------------------------------------------------------------------------
 
 
 def test_best_is_the_epoch_with_the_best_score_and_patience_ends_the_run(drawn, tmp_path, monkeypatch):
@@ -419,9 +407,6 @@ def test_eight_images_are_memorized_and_captioned_word_for_word(tmp_path):
     train_without_validation(trainer)
     found = train.validate(trainer.captioner(), trainer.val_set, trainer.train_set, config, trainer.accelerator)
     assert found["score"] > 95 and found["copied"] > 0.95, found
-
-
-# --- resuming ------------------------------------------------------------------------------------------------------
 
 
 def test_a_finished_run_is_not_trained_again_unless_asked(drawn, whole, tmp_path, capsys):
@@ -654,8 +639,6 @@ def test_a_damaged_log_does_not_stop_a_resumed_run(stopped, whole, capsys):
     assert "skipped damaged line" in capsys.readouterr().out and equals(folder, whole)
 
 
-# --- killed --------------------------------------------------------------------------------------------------------
-
 KILLED = """
 import os, signal, sys
 import torch
@@ -725,9 +708,6 @@ def test_a_full_disk_leaves_the_state_before_and_names_the_folder(drawn, tmp_pat
     assert same(before, weights(tmp_path / "last")) and train.finetune(config)["steps"] == 4
 
 
-# --- several processes ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_two_processes_equal_one_with_the_doubled_batch_and_can_resume_each_other(drawn, tmp_path):
     """The same losses, weights and validation, also 1 -> 2 and 2 -> 1 processes; stochastic depth is on."""
@@ -775,9 +755,6 @@ def test_launch_passes_signals_on_and_the_run_is_saved(drawn, tmp_path):
     rest = child.stdout.read()
     assert child.wait(60) == 143 and "SIGTERM: stopped after step" in rest, rest
     assert run_state.read_run_state(tmp_path / "last").step == len(losses(tmp_path))
-
-
-# --- the command ---------------------------------------------------------------------------------------------------
 
 
 def test_the_command_ends_with_one_line_for_a_broken_file(stopped, capsys):

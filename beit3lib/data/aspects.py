@@ -23,8 +23,6 @@ READING_ORDER = {  # by the mean position of an aspect's sentences in real capti
     "pedestrian": ("pedestrian_description", "weather", "road", "position", "moving"),
 }
 
-# --- rules ---------------------------------------------------------------------------------------------------------
-
 _COLORS = (
     r"(?:black|white|gr[ae]y|red|blue|navy|green|yellow|brown|beige|orange|pink|purple|khaki|cream|dark|light|"
     r"colou?rful|patterned|striped|checked|plain|denim|short|long|upper|lower)"
@@ -122,9 +120,6 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])(?:[\"'”’)]*)(?:\s+|(?=[A-Z]))")
 _NOT_AN_END = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|approx|e\.g|i\.e|etc|vs|cf)|\b[A-Z])\.\s*$")
 
 
-# --- sentences -----------------------------------------------------------------------------------------------------
-
-
 class Decision(NamedTuple):
     """The aspect of a sentence, the number of facts it states per aspect, and the words that decided."""
 
@@ -186,9 +181,6 @@ def _resolve_ambiguity(text: str, found: dict[str, list[Fact]]) -> None:
         found["moving"] = [f for f in found["moving"] if f[2] != "notice"]
 
 
-# --- captions ------------------------------------------------------------------------------------------------------
-
-
 def explain_caption(caption: str, subject: str) -> list[tuple[str, Decision]]:
     """Return every sentence of a caption with its decision."""
     sentences = split_sentences(caption)
@@ -234,8 +226,6 @@ def _check_subject(subject: str) -> None:
     if subject not in SUBJECTS:
         raise ValueError(f"subject: expected one of {', '.join(SUBJECTS)}, found {subject!r}")
 
-
-# --- caption files -------------------------------------------------------------------------------------------------
 
 FILE_NAME = re.compile(r"(vehicle|pedestrian)[-_]caption[-_](\w+?(?:-\w+)?)[-_]datasets\.json", re.IGNORECASE)
 EXAMPLE = "vehicle_caption_moving_datasets.json"

@@ -27,8 +27,6 @@ NEEDED = ("image_path", "text_segment", "image_id")  # keys of the public recipe
 ABOUT = ("subject", "aspect", "caption", "split", "source", "scenario", "view", "video", "label", "phase")  # other keys
 NUMBERS = {"phase": "int64", "start_s": "float64", "end_s": "float64"}  # columns of tables that are not text
 
-# --- tables --------------------------------------------------------------------------------------------------------
-
 
 def write_table(path: str | Path, table: pd.DataFrame) -> Path:
     """Write a table as CSV with quoted text, so that captions with commas or line ends survive; missing values are empty.
@@ -56,9 +54,6 @@ def read_table(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
         todo = "Make it again by running the step that wrote it."
         raise FileError(f"{path}: expected a table in CSV, found a file that is not ({error}). {todo}") from None
     return table.astype(object).where(table.notna(), None).assign(**numbers)
-
-
-# --- index ---------------------------------------------------------------------------------------------------------
 
 
 class IndexReport(NamedTuple):

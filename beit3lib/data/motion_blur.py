@@ -97,9 +97,6 @@ def _check_options(spans_s: Sequence[Span], image_size: int, weights: str) -> No
             raise ValueError(f"spans_s: expected start ≤ end in seconds, found {start!r}–{end!r}")
 
 
-# --- averaging -----------------------------------------------------------------------------------------------------
-
-
 def _resize(frame: av.VideoFrame, size: int) -> np.ndarray:
     return cv2.resize(frame.to_ndarray(format="rgb24"), (size, size))  # (size, size, 3) uint8, bilinear
 
@@ -142,9 +139,6 @@ def _upright(pixels: np.ndarray, frame: av.VideoFrame) -> Image.Image:
             pixels, a, d = pixels.transpose(1, 0, 2), c, b
         pixels = pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
     return Image.fromarray(np.ascontiguousarray(pixels))
-
-
-# --- reading -------------------------------------------------------------------------------------------------------
 
 
 class _Video:
@@ -253,9 +247,6 @@ def _merge(spans_s: Sequence[Span]) -> list[Span]:
         else:
             merged.append((start_s, end_s))
     return merged
-
-
-# --- many videos ---------------------------------------------------------------------------------------------------
 
 
 def image_name(video: str, phase: int) -> str:

@@ -20,8 +20,6 @@ BOX_COLUMNS = "scenario split view video subject kind phase frame bbox_xywh_px".
 MAX_PX = 1e9  # a larger number in a box file is garbage, and would overflow an integer column
 VIEW_CSV = re.compile(r"view_used_as_main_reference.*\.csv", re.IGNORECASE)
 
-# --- boxes ---------------------------------------------------------------------------------------------------------
-
 
 class Boxes(NamedTuple):
     """The boxes (columns `BOX_COLUMNS`), the problems, and how many boxes were used or skipped."""
@@ -85,9 +83,6 @@ def _report_missing_boxes(report: Report, phases: pd.DataFrame, boxes: pd.DataFr
             missing = sorted(set(wanted) - set(present.get((*video, subject, kind), ())))
             if missing and (subject, video[2]) != ("vehicle", "vehicle_view"):  # the vehicle carries this camera
                 report.add(video[3], f"no {kind} {subject} box in phase {', '.join(map(str, missing))}")
-
-
-# --- views ---------------------------------------------------------------------------------------------------------
 
 
 class ViewChoice(NamedTuple):

@@ -54,9 +54,6 @@ class WtsFile(NamedTuple):
     path: Path
 
 
-# --- names ---------------------------------------------------------------------------------------------------------
-
-
 def video_stem(video: str) -> str:
     """Strip `.mp4` and nothing else, because names contain other dots: 192.168.0.14 (irregularity 9)."""
     return video[:-4] if video.lower().endswith(".mp4") else video
@@ -77,9 +74,6 @@ def recording_group(scenario: str) -> str:
     Scenarios of one recording share location, people and light, so train and val must not share a recording.
     """
     return re.sub(r"_(event_\d+|T\d+)(?=_|$)", "", scenario)
-
-
-# --- finding files -------------------------------------------------------------------------------------------------
 
 
 def list_files(root: str | Path, problems: list[Problem] | None = None, skip: Iterable[str] = ()) -> Iterator[Path]:
@@ -202,9 +196,6 @@ class Report:
         return content
 
 
-# --- one caption file ----------------------------------------------------------------------------------------------
-
-
 def _read_caption_file(report: Report, file: WtsFile, found: dict[str, Path], keep_missing: bool) -> list[tuple]:
     """Return the rows of one caption file; `found` are the videos of its scenario and view on disk, by stem."""
     content = report.read_json(file.path, "event_phase", "videos")
@@ -283,9 +274,6 @@ def _read_phase(report: Report, file: WtsFile, number: int, entry: Any) -> tuple
             caption = printable(caption)
         captions.append(caption)
     return (label, phase, min(times_s), max(times_s), *captions)
-
-
-# --- the table -----------------------------------------------------------------------------------------------------
 
 
 def read_wts(root: str | Path, split: str | None = None, keep_missing: bool = False) -> WtsTable:
@@ -375,9 +363,6 @@ def list_segments(phases: pd.DataFrame) -> pd.DataFrame:
     """Return one row per segment (split, scenario, phase): split, source, scenario, label, phase and both captions."""
     columns = ["split", "source", "scenario", "label", "phase", "caption_vehicle", "caption_pedestrian"]
     return phases.drop_duplicates(["split", "scenario", "phase"])[columns].reset_index(drop=True)
-
-
-# --- train and val -------------------------------------------------------------------------------------------------
 
 
 def split_by_group(phases: pd.DataFrame, val_share: float | None = None, seed: int = 0) -> WtsTable:

@@ -96,9 +96,6 @@ def _copy_run(source: Path, run: Path) -> None:
     temporary.rmdir()
 
 
-# --- records -------------------------------------------------------------------------------------------------------
-
-
 def read_record(run: Path, stage: str) -> dict[str, Any] | None:
     """Return the record of a stage, or None if it is missing or broken; then the stage runs again."""
     try:

@@ -83,9 +83,6 @@ def is_sample(run: Path) -> bool:
     return (run / sample.DRAWN_NAME).is_file()
 
 
-# --- 1: prepare ----------------------------------------------------------------------------------------------------
-
-
 class Prepared(NamedTuple):
     """The phases that have an image, the problems, and the chosen videos of each scenario with the reason."""
 
@@ -218,9 +215,6 @@ def _first_scenarios(table: pd.DataFrame, count: int) -> pd.DataFrame:
     return table.merge(kept[["split", "scenario"]].drop_duplicates(), on=["split", "scenario"])
 
 
-# --- 2: index ------------------------------------------------------------------------------------------------------
-
-
 def find_tokenizer(run: Path, tokenizer: str = "auto") -> Path:
     """Return the path `tokenizer`, or for "auto" the sentencepiece model of the sample, or `beit3.spm` for real data.
 
@@ -261,8 +255,6 @@ def index(run: Path, tokenizer: str = "auto", max_tokens: int = 64) -> dict[str,
             section[split] = reports[split]._asdict() | {"path": path.name} | _listed(reports[split].problems)
     return reports
 
-
-# --- 3: fine-tune --------------------------------------------------------------------------------------------------
 
 # The original repository's command for WTS.
 WTS_OPTIONS = {"model": "beit3_base_patch16_224", "batch_size": 32, "epochs": 10, "warmup_epochs": 1, "lr": 4e-5, "seed": 42}
@@ -359,9 +351,6 @@ def _why_from_scratch(run: Path, config) -> str:
         return ""  # the trainer itself falls back to the state before a broken one, and prints it
 
 
-# --- 4: caption ----------------------------------------------------------------------------------------------------
-
-
 def caption(
     run: Path,
     checkpoint: str = "best",
@@ -406,9 +395,6 @@ def _warn_of_another_index(run: Path, checkpoint: str) -> None:
     trained = read_json(path, dict).get("index") if path.is_file() else None
     if isinstance(trained, dict) and trained.get("train") not in (None, index_hashes(run)["train"]):
         print(f"{run / checkpoint}: trained on another index than that of the run. Run notebook 3 to train on this one.")
-
-
-# --- 5: score and submit -------------------------------------------------------------------------------------------
 
 
 class Scored(NamedTuple):

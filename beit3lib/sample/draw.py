@@ -82,8 +82,6 @@ def draw_values(rng: np.random.Generator, names=tuple(VALUES)) -> dict[str, str]
     return {name: str(rng.choice(VALUES[name])) for name in names}
 
 
-# --- captions ------------------------------------------------------------------------------------------------------
-
 # {fact: {value: wordings}}; the value "" is for facts whose wordings contain their values as fields. A caption of an aspect
 # has one random wording of each of its facts in random order; the last of two facts is sometimes left out.
 GAPS = {"near": "close to", "far": "far from"}
@@ -212,9 +210,6 @@ def full_caption(scene: Scene, subject: str) -> str:
     """Return the whole caption of `subject`: the sentences of its aspects in reading order."""
     parts = describe(scene, subject)
     return " ".join(parts[aspect] for aspect in READING_ORDER[subject] if aspect in parts)
-
-
-# --- images --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -375,8 +370,6 @@ def draw_blur(scene: Scene, camera: Camera, frames: int = 8, size: int = 64) -> 
     image = Image.fromarray((total / (frames * (frames + 1) / 2)).round().astype(np.uint8))
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
-
-# --- the download --------------------------------------------------------------------------------------------------
 
 COUNTS = {"train": (64, 8, 20), "val": (16, 4, 8), "test": (4, 2, 3)}  # scenarios with events, normal_trimmed, BDD
 CAPTION_FOLDER = {"train": "train", "val": "val", "test": "test/public_challenge"}

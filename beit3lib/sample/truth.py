@@ -141,9 +141,6 @@ def _chance(subjects: pd.Series, scenes: list[Scene], aspect: str) -> float:
     return float(np.mean(shares))
 
 
-# --- attention -----------------------------------------------------------------------------------------------------
-
-
 def share_in_box(weights: np.ndarray, box_xywh: tuple[float, float, float, float], size: tuple[float, float]) -> float:
     """Return the share of attention weights (rows, columns) inside a box of an image of `size` (width, height).
 

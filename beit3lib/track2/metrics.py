@@ -36,8 +36,6 @@ RANGES = {**dict.fromkeys(METRICS, "0 to 1"), "cider": "0 to 10"}
 Segment = tuple[str, str]  # (scenario or BDD video, label as `segment_label` writes it)
 PAIRS_PER_PROCESS = 2_500  # scoring them takes 3 s, as long as a new process needs to load WordNet
 
-# --- one pair ------------------------------------------------------------------------------------------------------
-
 smoothing = SmoothingFunction().method3
 stemmer = SimpleNamespace(stem=lru_cache(maxsize=200_000)(PorterStemmer().stem))
 
@@ -118,9 +116,6 @@ def score_name(comparable: bool | None = None) -> str:
     return "Official score" if comparable else "Score without WordNet (not official)"
 
 
-# --- many pairs ----------------------------------------------------------------------------------------------------
-
-
 def score_pairs(predictions: Sequence[str], references: Sequence[str], jobs: int | None = None) -> pd.DataFrame:
     """Return a row per pair with the four metrics and `score`, their weighted mean (0 to 100).
 
@@ -138,9 +133,6 @@ def score_pairs(predictions: Sequence[str], references: Sequence[str], jobs: int
     known = dict(zip(different, scores, strict=True))
     table = pd.DataFrame([known[pair] for pair in pairs], columns=list(METRICS), dtype=float)
     return table.assign(score=mean_score(table))
-
-
-# --- a submission --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

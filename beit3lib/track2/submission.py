@@ -34,9 +34,6 @@ class Written(NamedTuple):
     filled: list[str]
 
 
-# --- one caption of several views and aspects ----------------------------------------------------------------------
-
-
 def choose_view(captions: Sequence[str], log_probs: Sequence[float], choose: str = "log_prob") -> str:
     """Return the most probable caption of several views of a segment, or with "consensus" the one most similar to the others.
 
@@ -99,9 +96,6 @@ def usual_lengths(train: pd.DataFrame) -> dict[str, float]:
     """
     captions = {subject: train[f"caption_{subject}"].dropna() for subject in SUBJECTS}
     return {subject: float(text.str.split().str.len().quantile(0.9)) for subject, text in captions.items() if len(text)}
-
-
-# --- a whole submission --------------------------------------------------------------------------------------------
 
 
 def build_submission(
@@ -259,9 +253,6 @@ def _fill(
             chosen = captions | {name: usual[name] for name in missing}
             built.setdefault(scenario, []).append({"labels": [label], **{k: v for k, v in chosen.items() if v}})
     return built, filled
-
-
-# --- baselines without a model -------------------------------------------------------------------------------------
 
 
 def usual_captions(train: pd.DataFrame) -> dict[str, str]:

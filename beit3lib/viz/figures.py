@@ -74,9 +74,6 @@ def _spaced(name: object) -> str:
     return str(name).replace("_", " ")
 
 
-# --- training --------------------------------------------------------------------------------------------------------
-
-
 def _series(log: Iterable[Mapping], event: str, name: str) -> pd.Series:
     """Values of `name` by step; of a step that was logged twice, as after a resumed run, the last counts."""
     rows = ((row.get("step"), row.get(name)) for row in log if row.get("event") == event)
@@ -118,9 +115,6 @@ def learning_curve(log: Sequence[Mapping], score_name: str = "validation score")
     chart.panels[-1, 0].set(xlabel="step")
     chart.panels[-1, 0].xaxis.set_major_locator(MaxNLocator(8, integer=True))
     return chart
-
-
-# --- scores ----------------------------------------------------------------------------------------------------------
 
 
 @rc_context(STYLE)
@@ -231,9 +225,6 @@ def attention_map(image: Image.Image | str | Path, weights: np.ndarray, word: st
     chart.colorbar(shown, ax=chart.panels[0, 1], shrink=0.8, label="multiple of an even distribution")
     chart.supxlabel(textwrap.fill(label, 110), size=10)
     return chart
-
-
-# --- tables ----------------------------------------------------------------------------------------------------------
 
 
 def confusion(pairs: Iterable[tuple[object, object]], attribute: str) -> Styler:

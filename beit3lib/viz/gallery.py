@@ -68,9 +68,6 @@ class Html(str):
         return str(self)
 
 
-# --- the table -------------------------------------------------------------------------------------------------------
-
-
 def caption_records(predictions: pd.DataFrame) -> list[dict[str, Any]]:
     """Return one dict per caption with checked values, the captions of an image together, vehicle first.
 
@@ -158,9 +155,6 @@ def compare_table(predictions: pd.DataFrame, others: Mapping[str, pd.DataFrame],
     return table.astype({"captions": int})
 
 
-# --- images ----------------------------------------------------------------------------------------------------------
-
-
 def embed(image: Image.Image | str | Path, size_px: int = EMBED_PX) -> str:
     """Return an image as the data URI of a JPEG with at most `size_px` pixels a side. Raises `ImageError`."""
     small = open_image(image)
@@ -190,9 +184,6 @@ def _image_entry(record: dict[str, Any], root: Path, page_folder: Path | None, e
         except ValueError as error:
             return entry | {"problem": f"image cannot be read ({str(error).removeprefix(f'{path}: ')})"}
     return entry
-
-
-# --- the page --------------------------------------------------------------------------------------------------------
 
 
 def page_data(runs: Mapping[str, list[dict[str, Any]]], entries: dict[str, dict], official: bool = True) -> dict[str, Any]:
@@ -315,9 +306,6 @@ def write_gallery(
     return write_text(path, page)
 
 
-# --- fragments for notebooks -----------------------------------------------------------------------------------------
-
-
 def _by_image(records: Iterable[dict[str, Any]], root: str | Path) -> list[dict[str, Any]]:
     cards: dict[str, dict] = {}
     for record in records:
@@ -354,9 +342,6 @@ def image_row(images: Sequence[Image.Image | str | Path], captions: Sequence[str
     """Return images side by side as HTML, each with its caption below."""
     items = [(embed(image, 2 * EMBED_PX), caption) for image, caption in zip(images, captions, strict=True)]
     return Html(_template("cards.html.jinja").module.image_row(items, title))
-
-
-# --- command ---------------------------------------------------------------------------------------------------------
 
 
 @exit_on_error()

@@ -66,9 +66,6 @@ class FakeTokenizer:
         return " ".join(map(str, ids))
 
 
-# --- inputs --------------------------------------------------------------------------------------------------------
-
-
 def make_model(name: str, device: torch.device, seed: int = 0) -> CaptionModel:
     """A model with random weights, larger than the recipe's initialization, so that beams differ."""
     model, rng = CaptionModel.empty(model_config(name)), torch.Generator().manual_seed(seed)
@@ -111,9 +108,6 @@ def make_batch(model: CaptionModel, images: int, captions: int, seed: int = 2) -
     fill = MAX_TOKENS - separate.input_ids.shape[1]
     padded = {name: F.pad(part, (0, fill), value=value).to(model.device) for name, (part, value) in parts.items()}
     return collate(samples).to(model.device), {"images": separate.images.to(model.device), **padded}
-
-
-# --- measuring -----------------------------------------------------------------------------------------------------
 
 
 def take_turns(
@@ -182,9 +176,6 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = take_turns({"matmul": lambda: a @ b}, 5, device)["matmul"]
     return 2 * size**3 / min(seconds)
-
-
-# --- quantities ----------------------------------------------------------------------------------------------------
 
 
 def import_reference() -> ModuleType:

@@ -41,9 +41,6 @@ def real_captions():
     return captions
 
 
-# --- sentences -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "caption, wanted",
     [
@@ -58,9 +55,6 @@ def real_captions():
 )
 def test_captions_are_split_into_sentences(caption, wanted):
     assert split_sentences(caption) == wanted
-
-
-# --- splitting and merging -----------------------------------------------------------------------------------------
 
 
 def assert_nothing_is_lost(caption, subject):
@@ -98,9 +92,6 @@ def test_an_unknown_subject_or_aspect_is_an_error():
         split_caption("A road.", "cyclist")
     with pytest.raises(ValueError, match="parts: expected aspects .*; found mood"):
         merge_aspects({"mood": "Fine."}, "vehicle")
-
-
-# --- the rules -----------------------------------------------------------------------------------------------------
 
 
 @needs_real_captions
@@ -159,9 +150,6 @@ def test_a_decision_contains_the_words_that_decided():
 def test_a_sentence_without_facts_gets_the_aspect_of_the_one_before():
     explained = explain_caption("Here are the details. It is raining. That is all there is. The road is wet.", "vehicle")
     assert [decision.aspect for _, decision in explained] == ["weather", "weather", "weather", "road"]
-
-
-# --- caption files -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -254,9 +242,6 @@ def test_the_caption_type_is_read_from_the_file_name(name):
 def test_a_folder_without_caption_files_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected caption files such as vehicle_caption_moving_datasets.json"):
         read_caption_files(tmp_path)
-
-
-# --- time ----------------------------------------------------------------------------------------------------------
 
 
 REPEATED = ["navy blue ", "dark ", "dark, ", "dark- and ", "A. ", "e.g. ", "e.g.", '."', "a", "1.5 m ", "distance is "]

@@ -70,9 +70,6 @@ def build(run, tokenizer, phases=None, **options):
     return build_index(run / "captions", run / "images", tokenizer, run / "coco_captioning.train.jsonl", phases, **options)
 
 
-# --- building ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("by_name", [False, True])
 def test_every_caption_is_paired_with_every_video_of_its_scenario(run, tokenizer, phases, by_name):
     report = build(run, tokenizer, None if by_name else phases)
@@ -161,9 +158,6 @@ def test_images_of_earlier_data_are_listed(run, phases):
     assert "2 images of earlier data" in problem.what and "avga_1phase0.jpg" in problem.what
 
 
-# --- reading -------------------------------------------------------------------------------------------------------
-
-
 def test_an_index_with_only_the_keys_of_the_recipe_is_read(tmp_path):
     path = tmp_path / "coco_captioning.train.jsonl"
     path.write_text('{"image_path": "a.jpg", "text_segment": [5, 6], "image_id": 0}\n')
@@ -243,9 +237,6 @@ def test_unicode_line_ends_in_captions_and_names_survive(run, tokenizer, phases)
 
 
 TEXT = st.characters(codec="utf-8", exclude_characters="\0")  # older pandas cuts a field at NUL, which `printable` replaces
-
-
-# --- tables --------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=100, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -45,9 +45,6 @@ def textured(tmp_path_factory):
     return write_clip(tmp_path_factory.mktemp("textured") / "clip.mp4", 4, 320, 180, g="20")
 
 
-# --- the right frames with the right weights -----------------------------------------------------------------------
-
-
 def test_linear_weights_are_1_to_n_and_equal_weights_give_the_mean(ramp):
     levels = np.array([40 + 5 * n for n in range(10, 20)])
     (linear,) = blur(ramp, [(1.0, 2.0)]).images
@@ -211,9 +208,6 @@ def test_cover_art_before_the_video_is_skipped(tmp_path):
     assert made.frames == [10] and level(made.images[0]) == pytest.approx(100, abs=2)
 
 
-# --- one pass ------------------------------------------------------------------------------------------------------
-
-
 class CountingContainer:
     """Counts the packets that are read, and shifts the target of every seek."""
 
@@ -296,9 +290,6 @@ def test_memory_does_not_grow_with_the_phase(long_clip):
     assert peak((0, 60)) < 1.5 * peak((0, 1))
 
 
-# --- bad input -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("spans", [[(2.0, 1.0)], [(0.0, float("nan"))], [(float("-inf"), 1.0)]])
 def test_spans_that_are_reversed_or_not_finite_are_an_error(ramp, spans):
     with pytest.raises(ValueError, match="start ≤ end"):
@@ -365,9 +356,6 @@ def test_frames_that_the_decoder_marks_as_corrupt_are_reported(tmp_path, texture
     made, whole = blur(path, [(0, 4)]), blur(textured, [(0, 4)])
     assert difference(made.images[0], whole.images[0]) > 0
     assert any("damaged" in problem.what for problem in made.problems[0])
-
-
-# --- many videos ---------------------------------------------------------------------------------------------------
 
 
 COLUMNS = ["scenario", "video", "video_path", "label", "phase", "start_s", "end_s"]
@@ -565,9 +553,6 @@ def test_the_data_modules_load_neither_torch_nor_transformers():
     code = f"import sys\nfrom beit3lib.data import {', '.join(names)}\nprint({{'torch', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
-
-
-# --- speed ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seconds", [pytest.param(12, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.long)])

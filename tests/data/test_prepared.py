@@ -205,9 +205,6 @@ def test_two_scenarios_with_a_video_of_one_name_keep_their_own_images(tmp_path):
     assert copied == (tmp_path / "longer_val" / "avgxphase0.jpg").read_bytes()
 
 
-# --- the original repository's index calls -------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kaggle", [False, True])
 def test_the_original_index_calls_write_its_index(tmp_path, monkeypatch, capsys, tokenizer, kaggle):
     root = write_input(tmp_path / "input", kaggle)

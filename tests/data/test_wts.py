@@ -39,9 +39,6 @@ def assert_counts_add_up(table):
     assert counts["rows"] == len(table.phases)
 
 
-# --- the thirteen irregularities of WTS ----------------------------------------------------------------------------
-
-
 def test_01_views_of_one_scenario_keep_their_own_times(tmp_path):
     add_view(tmp_path, "overhead_view", [overhead(1)], [phase("0", 32.21, 33.527)])
     add_view(tmp_path, "vehicle_view", [vehicle()], [phase("0", 0.0, 1.317)])
@@ -184,9 +181,6 @@ def test_13_a_broken_file_is_named_and_all_others_are_read(tmp_path):
         assert sum(name in problem for problem in problems(table)) == 1, name
     assert table.counts["caption_files_skipped"] == table.counts["videos_skipped"] == 3
     assert_counts_add_up(table)
-
-
-# --- folder layouts ------------------------------------------------------------------------------------------------
 
 
 def test_every_split_source_and_spelling_is_read_into_one_table(tmp_path):
@@ -386,9 +380,6 @@ def test_the_real_scenario_is_read():
     assert_counts_add_up(table)
 
 
-# --- damaged files -------------------------------------------------------------------------------------------------
-
-
 def test_bad_phase_entries_are_skipped_with_one_problem_each(tmp_path):
     huge = [phase("4", "1" + "0" * 400, 1), phase("4", 0, 17e17), phase("4", "nan", 1), phase("4", 1, "inf")]
     entries = [phase("crash", 0, 1), phase("0", "soon", 1), phase("9" * 5000, 1, 2), *huge, {"start_time": "0"}, "text"]
@@ -482,9 +473,6 @@ def test_any_content_of_caption_and_box_files_is_read_or_listed_and_counts_add_u
     assert boxes.counts["boxes_used"] == len(boxes.boxes)
 
 
-# --- a validation split --------------------------------------------------------------------------------------------
-
-
 def test_a_drawn_validation_split_shares_no_recording_and_drops_no_row(tmp_path):
     for number in range(10):
         for take in (1, 2):
@@ -511,9 +499,6 @@ def test_a_single_recording_stays_in_train(tmp_path):
     add_view(tmp_path, "overhead_view", [overhead(1)], FIVE)
     drawn = split_by_group(read_wts(tmp_path).phases, val_share=0.5)
     assert set(drawn.phases["split"]) == {"train"} and len(drawn.problems) == 1
-
-
-# --- size ----------------------------------------------------------------------------------------------------------
 
 
 def add_many(root, numbers):

@@ -43,9 +43,6 @@ def manifest_with(tmp_path, **change):
     return write(tmp_path / "m.yaml", yaml.safe_dump({"version": 2, "entries": {"things": entry}}))
 
 
-# --- finding -------------------------------------------------------------------------------------------------------
-
-
 def test_every_model_for_real_data_has_weights_in_the_manifest():
     entries = load_manifest().entries
     assert {name for name in MODELS if "tiny" not in name} <= set(entries)
@@ -144,9 +141,6 @@ def test_a_variable_that_names_no_such_input_is_an_error(empty, tmp_path, monkey
         empty().find("wts")
 
 
-# --- the file itself -----------------------------------------------------------------------------------------------
-
-
 def test_the_manifest_of_the_project_describes_every_entry_in_full():
     for name, entry in load_manifest().entries.items():
         assert entry.what and entry.terms and entry.source and entry.looked_for and entry.env.startswith("BEIT3LIB_"), name
@@ -192,9 +186,6 @@ def test_an_invalid_manifest_is_an_error_of_one_line_with_its_path(tmp_path, tex
     with pytest.raises(ManifestError, match="m.yaml") as error:
         load_manifest(write(tmp_path / "m.yaml", text))
     assert message in str(error.value) and len(str(error.value)) < 600 and "\n" not in str(error.value)
-
-
-# --- the command ---------------------------------------------------------------------------------------------------
 
 
 def test_the_command_ends_with_1_if_an_input_is_missing(empty, tmp_path):

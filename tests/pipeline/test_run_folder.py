@@ -45,9 +45,6 @@ def index(run):
         (run / "tokenizer.spm").write_text("spm")
 
 
-# --- where a run is ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["", ".", "..", "../../x", "a/b", "/tmp/x", ".hidden", "a\\b", "a\0b", "a\n", " "])
 def test_a_run_name_that_is_a_path_is_an_error(tmp_path, name):
     with pytest.raises(ValueError, match="run: expected a name such as 'demo', got "):
@@ -75,9 +72,6 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "runs").touch()
     with pytest.raises(OSError, match="runs/demo: expected a folder that can be written"):
         open_run("demo", tmp_path / "runs")
-
-
-# --- Kaggle's mounts -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -120,9 +114,6 @@ def test_an_interrupted_copy_starts_from_scratch(mounted, tmp_path, monkeypatch)
         open_run("demo", tmp_path / "working")
     run = open_run("demo", tmp_path / "working")
     assert not stale(run, "index") and not list(run.glob(".*.new"))
-
-
-# --- records -------------------------------------------------------------------------------------------------------
 
 
 def test_a_finished_stage_is_up_to_date_and_its_summary_is_written(run):

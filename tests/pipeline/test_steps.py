@@ -63,9 +63,6 @@ def made(monkeypatch):
     return names
 
 
-# --- prepare and index ---------------------------------------------------------------------------------------------
-
-
 def test_every_phase_and_caption_is_counted(small):
     run, prepared, reports = small
     summary = read_summary(run)
@@ -132,9 +129,6 @@ def test_captions_that_training_cuts_are_counted_and_listed(run):
     lengths = read_index(run / "coco_captioning.val.jsonl")["text_segment"].map(len)
     assert reports["val"].cut == (lengths > 10).sum() == read_summary(run)["index"]["val"]["cut"] > 0
     assert any("cut in training" in problem.what for problem in reports["val"].problems)
-
-
-# --- finding data --------------------------------------------------------------------------------------------------
 
 
 def test_auto_takes_the_download_before_the_sample(tmp_path, monkeypatch, capsys):
@@ -215,9 +209,6 @@ def test_folders_of_the_original_repository_give_a_submission(tmp_path, monkeypa
     assert written.submission == {"20230711_12_SN17_T1": [expected]} and written.filled == []
 
 
-# --- ensure --------------------------------------------------------------------------------------------------------
-
-
 def test_a_new_run_is_prepared_and_indexed(tmp_path, made, capsys):
     steps.ensure(tmp_path, "index")
     assert made == [("prepare", {}), ("index", {})]
@@ -264,9 +255,6 @@ def test_files_without_a_record_are_used_as_they_are(trained, made, tmp_path):
     (run / "phases.csv").unlink()
     steps.ensure(run, "caption")
     assert made == []
-
-
-# --- training ------------------------------------------------------------------------------------------------------
 
 
 def test_options_that_are_none_keep_the_values_of_the_data(run):
@@ -347,9 +335,6 @@ def test_resume_true_resumes_even_a_finished_training(started):
     run, configs = started
     steps.finetune(run, resume=True, subject="vehicle", **QUICK)
     assert configs[0].auto_resume
-
-
-# --- captions, score, submission -----------------------------------------------------------------------------------
 
 
 def test_a_quick_look_leaves_the_predictions(trained):

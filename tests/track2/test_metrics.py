@@ -82,9 +82,6 @@ def close(found, expected):
     return all(found[m] == pytest.approx(expected[m], abs=1e-9) for m in metrics.METRICS)
 
 
-# --- a pair --------------------------------------------------------------------------------------------------------
-
-
 def test_scores_equal_the_official_script(reader):
     path = SHARED / "data" / "official_scores.json"
     if not path.is_file():
@@ -134,9 +131,6 @@ def test_the_longest_common_subsequence_equals_dynamic_programming():
         assert metrics.common_subsequence(a, b) == table[-1][-1]
 
 
-# --- many pairs ----------------------------------------------------------------------------------------------------
-
-
 def test_scores_keep_the_order_of_pairs():
     predictions, references = [*TEXTS, *TEXTS], [*reversed(TEXTS), *TEXTS]
     table = metrics.score_pairs(predictions, references)
@@ -175,9 +169,6 @@ def test_scoring_is_faster_than_the_bare_libraries(reader):
     print(f"500 segments: {official_s:.2f} s with the bare libraries, {ours_s:.2f} s here")
     assert all(close(found, values) for found, values in zip(table.to_dict("records"), expected, strict=True))
     assert official_s / ours_s >= 2
-
-
-# --- a submission --------------------------------------------------------------------------------------------------
 
 
 def write(path, content):
@@ -358,9 +349,6 @@ def test_a_ground_truth_without_captions_is_an_error(tmp_path):
     write(tmp_path / "video1_caption.json", {"event_phase": [{"labels": ["0"]}]})
     with pytest.raises(ValueError, match="test split has no captions"):
         metrics.score_submission({}, tmp_path)
-
-
-# --- the command ---------------------------------------------------------------------------------------------------
 
 
 def call(monkeypatch, *arguments):

@@ -34,9 +34,6 @@ def correct():
     return {"2023_a": [entry("0"), entry("4")], "video7": [entry("avoidance")]}
 
 
-# --- composing -----------------------------------------------------------------------------------------------------
-
-
 def test_aspects_are_in_reading_order_without_repeated_sentences():
     parts = {
         "road": "It is wet. The road is narrow.",
@@ -135,9 +132,6 @@ def test_predictions_with_null_captions_and_log_probs_are_composed():
     assert built == {"labels": ["4"], "caption_vehicle": "", "caption_pedestrian": "It stops."}
 
 
-# --- checking ------------------------------------------------------------------------------------------------------
-
-
 def test_a_correct_submission_is_written(tmp_path):
     assert check_submission(correct(), EXPECTED) == []
     written = write_submission(tmp_path / "submission.json", correct(), EXPECTED)
@@ -231,9 +225,6 @@ def test_a_subject_without_training_captions_cannot_be_filled(tmp_path):
     assert usual_captions(train) == {"caption_pedestrian": "He walks."}
     with pytest.raises(SubmissionError, match="caption_vehicle: expected text, found none"):
         write_submission(tmp_path / "s.json", {}, EXPECTED, fill_missing=True, usual=usual_captions(train))
-
-
-# --- baselines -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

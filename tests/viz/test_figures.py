@@ -49,9 +49,6 @@ def shown(figure) -> str:
     return " ".join(text.get_text() for text in figure.findobj(Text))
 
 
-# --- training
-
-
 def log_of(steps=60, every=20):
     log = [{"event": "start"}]
     log += [{"event": "step", "step": i, "epoch": 0, "loss": 6 / i, "lr": 1e-4} for i in range(1, steps + 1)]
@@ -83,9 +80,6 @@ def test_a_step_that_was_logged_twice_counts_once():
 def test_a_log_without_loss_is_refused():
     with pytest.raises(ValueError, match="expected records with event"):
         learning_curve([{"event": "step", "step": 1, "loss": float("nan")}])
-
-
-# --- scores
 
 
 def test_attribute_bars_show_the_given_shares():
@@ -141,9 +135,6 @@ def test_the_attention_map_shows_multiples_of_an_even_distribution():
 def test_attention_without_weight_is_refused(weights):
     with pytest.raises(ValueError, match="weights: expected"):
         attention_map(Image.new("RGB", (8, 8)), weights, "red")
-
-
-# --- tables
 
 
 def test_confusion_counts_every_pair():

@@ -91,9 +91,6 @@ def read_data(path) -> dict:
     return json.loads(Page(path.read_text("utf-8")).scripts[0])
 
 
-# --- the written page
-
-
 def test_every_caption_is_in_the_page_once(tmp_path):
     one, other = make_predictions(tmp_path, 7), make_predictions(tmp_path, 7, seed=1)[3:]
     data = read_data(
@@ -271,9 +268,6 @@ def test_the_command_writes_the_page_of_write_gallery(tmp_path, capsys):
         gallery.main([*command[:2], str(run / "first.json")])
 
 
-# --- fragments for notebooks
-
-
 def test_cards_hold_their_captions_and_fold_exact_ones(tmp_path):
     predictions = make_predictions(tmp_path, 3, wrong=0.5)
     html = caption_cards(predictions, tmp_path, max_cards=2)
@@ -312,8 +306,6 @@ def test_an_image_row_takes_paths_and_images(tmp_path):
     page = Page(image_row([tmp_path / "a.png", Image.new("L", (9, 9))], ["a <b> $x$", "gray"], "First images"))
     assert len(page.addresses) == 2 and "a <b> $x$" in page.text
 
-
-# --- in a browser
 
 FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
 --disable-component-update --disable-sync --hide-scrollbars --window-size=1280,1000"""
