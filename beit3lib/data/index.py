@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from beit3lib.data.aspects import ASPECTS, SUBJECTS, read_caption_files
-from beit3lib.data.images import ImageError, find_image, is_phase_image, list_images, open_image
+from beit3lib.data.images import ImageError, find_image, list_images, open_image
 from beit3lib.data.wts import cap_problems
 from beit3lib.files import FileError, Problem, read_json_lines, read_text, write_text
 
@@ -182,14 +182,6 @@ def write_index(out_path: str | Path, lines: list[dict], skipped: int, cut: int,
     write_text(out_path, text)
     longest = max((len(line["text_segment"] or ()) for line in lines), default=0)
     return IndexReport(Path(out_path), len(lines) + skipped, len(lines), skipped, cut, len(numbers), longest, problems)
-
-
-def list_stale_images(phases: pd.DataFrame, image_dir: str | Path) -> list[Problem]:
-    """Return one problem if a folder has images of phases that `phases`, the table of all splits, does not list."""
-    listed = set(phases["image"])
-    stale = [path.name for path in list_images(image_dir).values() if is_phase_image(path) and path.name not in listed]
-    what = f"{len(stale)} images of earlier data or views, such as {', '.join(stale[:3])}; not used"
-    return [Problem(str(image_dir), what, "delete them")] if stale else []
 
 
 def read_index(path: str | Path) -> pd.DataFrame:

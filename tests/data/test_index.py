@@ -11,7 +11,7 @@ from PIL import Image
 
 import beit3lib
 from beit3lib.data.aspects import write_caption_files
-from beit3lib.data.index import build_index, index_images, list_stale_images, read_index, read_table, write_table
+from beit3lib.data.index import build_index, index_images, read_index, read_table, write_table
 from beit3lib.data.motion_blur import image_name
 from beit3lib.files import FileError
 
@@ -149,13 +149,6 @@ def test_images_without_captions_get_one_line_each(run, phases):
     assert len(lines) == len(phases)
     assert set(lines["text_segment"]) == set(lines["caption"]) == set(lines["subject"]) == {None}
     assert lines["scenario"].tolist() == phases["scenario"].tolist()
-
-
-def test_images_of_earlier_data_are_listed(run, phases):
-    assert list_stale_images(phases, run / "images") == []
-    Image.new("RGB", (8, 8)).save(run / "images" / "phases.png")
-    (problem,) = list_stale_images(phases[2:], run / "images")
-    assert "2 images of earlier data" in problem.what and "avga_1phase0.jpg" in problem.what
 
 
 def test_an_index_with_only_the_keys_of_the_recipe_is_read(tmp_path):
