@@ -1,9 +1,9 @@
 """Beam search: each image is encoded once, and all its prompts and beams attend to that one memory.
 
-A step feeds two tokens per beam, [last token, `<mask>`]. The output at `<mask>` predicts the next token; in the next step its
-keys and values are overwritten by those of that token.
+A step feeds two tokens per beam, [last token, `<mask>`]. The output at `<mask>` predicts the next token. The next step feeds
+that token into the same cache slot and so overwrites the keys and values of `<mask>`.
 
-Shapes beside those of `model`: P prompts, S sequences still searched (at first B x P, image-major), K beams,
+Shapes, in addition to those in `model.py`: P prompts, S sequences still searched (at first B x P, image-major), K beams,
 R = S x K rows of the text stream, C slots of the text cache, t slots in use.
 
 Source: the decoding of the public BEiT-3 captioning recipe.
@@ -20,7 +20,8 @@ from beit3lib.model import TEXT, CaptionModel, ImageMemory, output_and_ffn, proj
 
 
 class Caption(NamedTuple):
-    """A generated caption: `log_prob` is Σ log p / (tokens + 2)^length_penalty; `ids` and `log_probs` one per token."""
+    """A generated caption. `log_prob` is its score in the search, Σ log p / (tokens + 2)^length_penalty; the other two lists
+    have one entry per token."""
 
     text: str
     log_prob: float
@@ -29,7 +30,7 @@ class Caption(NamedTuple):
 
 
 class Beams(NamedTuple):
-    """The hypotheses that are still extended."""
+    """The K unfinished hypotheses of each sequence that is still searched."""
 
     sequence: Tensor  # (S,) index of each sequence in the result, 0 … B x P - 1
     scores: Tensor  # (S, K) Σ log p
@@ -47,7 +48,7 @@ class Finished(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """The best 3 K extensions of each sequence, best first, each (S, 3 K)."""
+    """The best 3 K extensions of each sequence (3 as in the recipe), best first; every field has shape (S, 3 K)."""
 
     scores: Tensor  # Σ log p with the new token
     beam: Tensor  # 0 … K - 1, the beam that is extended
@@ -67,9 +68,9 @@ def generate(
 ) -> list[Caption]:
     """Generate B x P captions, image-major.
 
-    `images_or_memory`: float (B, 3, S, S) in [-1, 1], or their memory. `prompts`: the ids between `<s>` and the caption, one
-    list per caption type; [[]] generates one caption without a prompt. `max_tokens` counts as in the recipe: a caption has at
-    most max_tokens - 3 tokens; the prompt is not counted.
+    `images_or_memory`: float (B, 3, size, size) in [-1, 1], or their memory. `prompts`: the ids between `<s>` and the
+    caption, one list per caption type; [[]] generates one caption without a prompt. As in the recipe, a caption has at most
+    max_tokens - 3 tokens, one fewer than in training; the prompt is not counted.
     """
     if max_tokens < 3:
         raise ValueError(f"max_tokens: expected 3 or more, got {max_tokens}")
@@ -83,7 +84,8 @@ def generate(
             is_last = written == longest
             candidates = best_candidates(decoder.next_logits(), beams.scores)
             ends = (candidates.token == tokenizer.eos_token_id) | is_last
-            # No extension can beat the finished hypothesis once this is true, because Σ log p only decreases.
+            # `bound` is the best candidate with the largest possible length penalty. No later extension can exceed it,
+            # because Σ log p only decreases, so a sequence is done if its finished hypothesis reaches it.
             bound = candidates.scores[:, 0] / (max_tokens - 1) ** length_penalty
             done = finished.scores[beams.sequence] >= bound
             close(finished, beams, candidates, ends & ~done[:, None], written, length_penalty)
@@ -112,7 +114,9 @@ def _initial_state(sequences: int, num_beams: int, longest: int, device: torch.d
 def best_candidates(logits: Tensor, scores: Tensor) -> Candidates:
     """Select the best 3 K extensions of K beams with `scores` (S, K) and next-token `logits` (R, V)."""
     sequences, num_beams = scores.shape
-    best, token = logits.topk(min(3 * num_beams, logits.shape[1]), dim=1)  # (R, 3 K): no beam contributes more
+    best, token = logits.topk(
+        min(3 * num_beams, logits.shape[1]), dim=1
+    )  # (R, 3 K): even if all of the best 3 K extend one beam
     log_prob = (best - logits.logsumexp(1, keepdim=True)).view(sequences, -1)  # (S, K x 3 K)
     totals = log_prob + scores.repeat_interleave(best.shape[1], 1)
     values, index = totals.topk(min(3 * num_beams, totals.shape[1]), dim=1)  # (S, 3 K)
@@ -121,9 +125,9 @@ def best_candidates(logits: Tensor, scores: Tensor) -> Candidates:
 
 
 def close(finished: Finished, beams: Beams, candidates: Candidates, ends: Tensor, written: int, length_penalty: float) -> None:
-    """Update `finished` in place with candidates that end their hypothesis, `ends` (S, 3 K), after `written` tokens.
+    """Update `finished` in place with the candidates that complete a caption of `written` tokens; `ends` (S, 3 K) marks them.
 
-    As in the recipe, an end counts only if fewer than K better candidates of its sequence do not end.
+    As in the recipe, candidates are visited best first until K of them continue; an ending candidate after the K-th is ignored.
     """
     continuing_before = (~ends).cumsum(1) - (~ends).long()
     eligible = ends & (continuing_before < beams.scores.shape[1])
@@ -165,8 +169,8 @@ class TextDecoder:
         rows = padded.repeat(images, 1).repeat_interleave(num_beams, 0)  # (R, prefill + 1)
         self.hidden = rows[:, :prefill] < 0  # (R, prefill)
         self.offset = -self.hidden.sum(1)  # (R,) the token in slot s has position s + offset
-        # Slots are the first dimension, so that those in use are contiguous: one index_select copies them in the order of
-        # the beams into the second buffer, and the buffers swap roles.
+        # Slots are the first dimension, so that the used ones are contiguous. Each step, one index_select copies them in beam
+        # order into the second buffer, and then the buffers are swapped.
         shape = (prefill + max_tokens, config.layers, 2, len(rows), config.heads, config.width // config.heads)
         self.cache, self.spare = memory.keys[0].new_empty(shape), memory.keys[0].new_empty(shape)  # (C, L, 2, R, H, d)
         self.used, self.last = 0, rows[:, -1]
@@ -182,7 +186,7 @@ class TextDecoder:
         return logits
 
     def continue_from(self, rows: Tensor, tokens: Tensor) -> None:
-        """Make row r a copy of row rows[r] whose last token is the r-th of `tokens` (S, K); the number of rows may shrink."""
+        """Reorder the rows: new row r is old row rows[r] and its last token is token r of `tokens` (S, K). Rows may be dropped."""
         self.last, self.offset, self.hidden = tokens.flatten(), self.offset[rows], self.hidden[rows]
         fewer = len(rows) < self.cache.shape[3]
         if fewer:
@@ -193,7 +197,8 @@ class TextDecoder:
     def drop_sequences(self, done: Tensor) -> Tensor:
         """Return the indices of the sequences to continue, equally many per image; drop the images that are done.
 
-        An image with fewer unfinished sequences than another keeps some finished ones. Continuing these changes nothing.
+        `shared_attention` views the rows as (images, rows per image), so all images keep the same number: an image with fewer
+        unfinished sequences also continues some finished ones, whose results no longer change.
         """
         done_by_image = done.view(-1, self.per_image)
         images = torch.nonzero(~done_by_image.all(1)).flatten()

@@ -77,7 +77,8 @@ def run_processes(module: str, arguments: Sequence[str], num_processes: int, dev
     if received:
         sys.exit(128 + received[0])
     if child.returncode:
-        # The launcher ends with messages and a traceback of its own, which would hide the error of the process.
+        # The launcher prints its own traceback after that of the failed process. Cut the output there, so that the message
+        # ends with the real error.
         lines = output.partition("torch/distributed/elastic")[0].splitlines()[:-1]
         tail = "\n".join(lines[-TAIL_LINES:])
         raise RuntimeError(f"{module} in {num_processes} processes failed with exit status {child.returncode}:\n{tail}")

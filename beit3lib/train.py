@@ -1,4 +1,4 @@
-"""Fine-tune BEiT-3 captioning with the public recipe; a run that is killed and rerun ends with the same weights.
+"""Fine-tune BEiT-3 captioning as the public recipe does. A killed run resumes and ends with the same weights.
 
     python -m beit3lib.train --model beit3_base_patch16_224 --data_path runs/mine --output_dir runs/mine \
         --sentencepiece_model data/beit3.spm --finetune data/beit3_base_patch16_224.pth --epochs 10
@@ -6,11 +6,11 @@
 
 `run_state.py` describes the files of the run folder.
 
-All random choices follow from (seed, epoch, image) and (seed, step, micro-batch), never from the process that makes them.
-A run resumed with the same number of processes ends with bit-equal weights on the same device. With another number of
-processes and the same global batch (batch_size x processes x update_freq), the images, crops, masks and the loss function
-are the same, and losses differ by float rounding only. Stochastic depth and the ignored worst tokens are drawn per
-micro-batch, so they are the same only if `batch_size` is the same.
+Random numbers are seeded by (seed, epoch, image) or (seed, step, micro-batch), so they do not depend on the number of
+processes. A run resumed with the same number of processes ends with bit-equal weights on the same device. With another
+number of processes and the same global batch (batch_size x processes x update_freq), images, crops and masks are the same.
+If `batch_size` is also the same, losses differ by rounding only; otherwise stochastic depth and the ignored worst tokens,
+which depend on the micro-batch, differ too.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ from beit3lib.run_state import (
 from beit3lib.tokenizer import UNUSED_ROWS, load_tokenizer
 
 PRINT_EVERY = 50  # steps; log.jsonl has every step
-SMALLEST_SCALE = 1e-3  # of the fp16 scaler, which starts at 65,536 and is halved at every overflow
+SMALLEST_SCALE = 1e-3  # smallest loss scale in fp16; the scaler starts at 65,536 and halves it at every overflow
 
 
 class Interrupted(BaseException):
@@ -72,14 +72,14 @@ class Interrupted(BaseException):
 
 
 def layer_index(name: str, layers: int) -> int:
-    """Depth of a parameter for layer decay: 0 for embeddings, N + 1 for layer N, `layers` + 1 for everything else."""
+    """Depth of a parameter for layer decay: 0 for embeddings, i + 1 for layer i, `layers` + 1 for everything else."""
     if "embed" in name:
         return 0
     return int(name.split(".layers.")[1].split(".")[0]) + 1 if ".layers." in name else layers + 1
 
 
 def parameter_groups(model: CaptionModel, config: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW's parameter groups, one per weight decay and learning rate scale `lr_scale` = layer_decay^(top - layer).
+    """AdamW's parameter groups, one per combination of weight decay and `lr_scale` = layer_decay^(top - layer).
 
     Vectors, biases, the class token and image positions have no weight decay. Source: the recipe's `optim_factory`.
     """
@@ -118,7 +118,8 @@ def train_step(loss_model: nn.Module, batches: list[Batch], optimizer, accelerat
     """One optimizer step over the micro-batches of this process.
 
     The loss is averaged over the masked tokens of all micro-batches and processes, so that every token has the same weight.
-    A loss or gradient that is not finite raises `TrainingStopped` with the paths of the images before it reaches the weights.
+    Raises `TrainingStopped`, which names the images, before a non-finite loss or gradient changes the weights. In fp16 the
+    scaler skips steps whose gradient overflows.
     """
     world, scaler = accelerator.num_processes, accelerator.scaler
     count = torch.full((), float(sum(len(batch.mask_positions) for batch in batches)), device=accelerator.device)
@@ -126,13 +127,15 @@ def train_step(loss_model: nn.Module, batches: list[Batch], optimizer, accelerat
     total = torch.zeros((), device=accelerator.device)
     for part, batch in enumerate(batches):
         number = part * world + accelerator.process_index  # of the micro-batch in the global batch
-        torch.manual_seed(int(np.random.SeedSequence((config.seed, step, number)).generate_state(1)[0]))  # stochastic depth
+        torch.manual_seed(
+            int(np.random.SeedSequence((config.seed, step, number)).generate_state(1)[0])
+        )  # seeds stochastic depth
         with accelerator.autocast(), nullcontext() if part == len(batches) - 1 else accelerator.no_sync(loss_model):
             losses = loss_model(batch)  # (n,)
         kept = losses
         if config.drop_worst_ratio and step > config.drop_worst_after:
             kept = drop_worst(losses, config.drop_worst_ratio)
-        loss = kept.mean() * (len(losses) * world / count)  # DistributedDataParallel averages gradients over processes
+        loss = kept.mean() * (len(losses) * world / count)  # times world: DistributedDataParallel divides by it
         accelerator.backward(loss)
         total += loss.detach()
     if scaler is not None:
@@ -141,9 +144,10 @@ def train_step(loss_model: nn.Module, batches: list[Batch], optimizer, accelerat
     norm = nn.utils.get_total_norm([p.grad for p in parameters])
     if config.clip_grad:
         nn.utils.clip_grads_with_norm_(parameters, config.clip_grad, norm)
-    # The only wait for the device in a step. It comes before the update, so that weights and last/ stay finite.
+    # `tolist` waits for the device, in fp32 and bf16 the only wait of a step. It precedes `optimizer.step`, so that a
+    # non-finite loss never reaches the weights or last/.
     loss, norm = torch.stack([accelerator.reduce(total, "mean"), norm]).tolist()
-    skipped = scaler is not None and not math.isfinite(norm)  # by the scaler, in optimizer.step()
+    skipped = scaler is not None and not math.isfinite(norm)  # an overflow: `optimizer.step` below changes nothing
     if not math.isfinite(loss) or not (math.isfinite(norm) or skipped):
         names = ", ".join(gather_object([name for batch in batches for name in batch.names]))
         raise TrainingStopped(
@@ -190,7 +194,7 @@ class Trainer:
             self.build_optimizer()
 
     def build_model(self) -> None:
-        """The network, from --finetune or random weights, and its tokenizer."""
+        """Build the network with the weights of --finetune, or random ones, and load its tokenizer."""
         config, named = self.config, model_config(self.config.model)
         rows = config.vocab_size or (named.vocab_size if config.finetune else None)
         self.tokenizer = load_tokenizer(config.sentencepiece_model, rows)
@@ -234,11 +238,11 @@ class Trainer:
         self.steps_per_epoch = len(self.train_set) // self.global_batch
         self.total_steps = self.steps_per_epoch * config.epochs
         self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
-        # The recipe also warms up by epochs with --warmup_steps 0.
+        # As in the recipe, --warmup_steps 0 means warmup_epochs, not a run without warm-up.
         self.warmup = config.warmup_steps if config.warmup_steps > 0 else config.warmup_epochs * self.steps_per_epoch
 
     def build_optimizer(self) -> None:
-        """AdamW and the moving average, on the device and for all processes."""
+        """Build AdamW and the moving average, on the device and for all processes."""
         config, loss_model = self.config, LossModel(self.model, self.config.label_smoothing)
         # Fused: one pass over the parameters, which takes a CPU a ninth of the time.
         optimizer = torch.optim.AdamW(
@@ -327,7 +331,7 @@ class Trainer:
             self.micro_batch = size
 
     def agree(self) -> tuple[str, bool]:
-        """Why to stop after this step ("" to continue) and whether to save, the same answer in every process."""
+        """Return the reason to stop after this step ("" to continue) and whether to save; all processes return the same."""
         now, limit, every = time.monotonic(), 60 * self.config.max_minutes, 60 * self.config.save_every_minutes
         wishes = {
             "SIGTERM": self.signal == signal.SIGTERM,
@@ -341,7 +345,7 @@ class Trainer:
         return next((name for name in wished if name != "save"), ""), "save" in wished
 
     def end_epoch(self) -> str:
-        """Validate, keep the best captioner, and note in last/ that this is done; returns the signal that stopped it, or ""."""
+        """Validate, keep the best captioner, and record that in last/; return the signal that interrupted it, or ""."""
         epoch, score, result = (self.step - 1) // self.steps_per_epoch, None, None
 
         def interrupt(number: int) -> None:
@@ -350,7 +354,8 @@ class Trainer:
 
         if self.val_set is not None:
             try:
-                # A validation may take longer than a host waits for a process to end, and last/ is already saved.
+                # Unlike a step, a validation is aborted at once: it may take longer than a host waits between SIGTERM and
+                # SIGKILL. last/ is already saved, and resuming repeats the validation.
                 with on_signals(interrupt):
                     if self.signal:
                         raise Interrupted
@@ -408,7 +413,7 @@ class Trainer:
         return results
 
     def validate_only(self) -> dict[str, Any]:
-        """Validate the weights of --finetune, or else those of last/; also writes validation.json."""
+        """Validate the weights of --finetune, else of --resume, else of last/, and write validation.json."""
         source = self.config.finetune or self.config.resume or str(self.output / "last")
         if not Path(source).exists():
             raise FileNotFoundError(f"{source}: expected weights to validate, found none. Pass them as --finetune.")
@@ -422,7 +427,7 @@ class Trainer:
         return {"validation": result}
 
     def captioner(self) -> Captioner:
-        """The network, or its moving average, with tokenizer and decoding options."""
+        """Return a captioner with the network, or its moving average, tokenizer and decoding options."""
         model = (self.model if self.ema is None else self.ema.module).eval()
         tokens, penalty = self.config.num_max_bpe_tokens, self.config.length_penalty
         return Captioner(model, self.tokenizer, self.caption_types, tokens, penalty, self.meta())
@@ -456,7 +461,7 @@ class Trainer:
         return {name: part for name, part in parts.items() if part is not None}
 
     def save_captioner(self, name: str) -> None:
-        """Save a folder to caption with."""
+        """Save the captioner (weights, tokenizer, meta.json) in the folder `name` of the run."""
         if self.accelerator.is_main_process:
             with disk_errors(self.output / name):
                 save_captioner(self.captioner(), self.output / name, self.config.sentencepiece_model, self.meta())
@@ -470,7 +475,7 @@ class Trainer:
         self.saved_at = time.monotonic()
 
     def load(self) -> None:
-        """Resume from last/ if there is one; with --resume, copy the last/ of another run before."""
+        """Resume from last/ if there is one. With --resume, first copy the run it names, unless this run has its own last/."""
         last, main, loaded = self.output / "last", self.accelerator.is_main_process, None
         if self.config.resume and main and not (self.config.auto_resume and readable_folder(last).exists()):
             copy_run(Path(self.config.resume).parent, self.output)

@@ -54,7 +54,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):  # convert("RGB") would clip the values at 255
         values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
-        # Floats are in [0, 1], [0, 255] or 16 bit by convention, integers 16 bit; other ranges are scaled to their maximum.
+        # A file does not state its range of values, so it is inferred from the maximum: white is the smallest of 1, 255 and
+        # 65,535 that is not exceeded (for integers 65,535), or else the maximum itself.
         limits = (1, 255, 65535) if image.mode == "F" else (65535,)
         high = next((limit for limit in limits if values.max() <= limit), values.max())
         image = Image.fromarray((values / high * 255).round().clip(0, 255).astype(np.uint8))

@@ -256,7 +256,7 @@ def index(run: Path, tokenizer: str = "auto", max_tokens: int = 64) -> dict[str,
     return reports
 
 
-# The original repository's command for WTS.
+# Training options for real data: those of the original repository's fine-tuning command.
 WTS_OPTIONS = {"model": "beit3_base_patch16_224", "batch_size": 32, "epochs": 10, "warmup_epochs": 1, "lr": 4e-5, "seed": 42}
 WTS_OPTIONS |= {"layer_decay": 1.0, "captioning_mask_prob": 0.7, "drop_worst_after": 12000, "randaug": True}
 # A model of 1 M parameters, which learns the sample in two minutes on two cores.

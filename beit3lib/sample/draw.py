@@ -82,10 +82,10 @@ def draw_values(rng: np.random.Generator, names=tuple(VALUES)) -> dict[str, str]
     return {name: str(rng.choice(VALUES[name])) for name in names}
 
 
-# {fact: {value: wordings}}; the value "" is for facts whose wordings contain their values as fields. A caption of an aspect
-# has one random wording of each of its facts in random order; the last of two facts is sometimes left out.
 GAPS = {"near": "close to", "far": "far from"}
 SPEEDS = {"slow": ("slowly", 10), "fast": ("fast", 30)}
+# {fact: {value: wordings}}. If the only value is "", the wordings contain the value as a field such as {upper}. A caption
+# states the facts of its aspect in random order and wording; a second fact is omitted in a quarter of the captions.
 WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "vehicle_motion": {
         "stopped": (
