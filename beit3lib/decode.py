@@ -186,7 +186,7 @@ class TextDecoder:
         return logits
 
     def continue_from(self, rows: Tensor, tokens: Tensor) -> None:
-        """Reorder the rows: new row r is old row rows[r] and its last token is token r of `tokens` (S, K). Rows may be dropped."""
+        """Reorder the rows: new row r is old row rows[r], with token r of `tokens` (S, K) as its last; rows may be dropped."""
         self.last, self.offset, self.hidden = tokens.flatten(), self.offset[rows], self.hidden[rows]
         fewer = len(rows) < self.cache.shape[3]
         if fewer:
