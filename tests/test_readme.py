@@ -88,7 +88,7 @@ def test_messages_of_troubleshooting_are_in_the_code():
     code = re.sub(r"\"\n\s+f?\"", "", code)  # join literals that continue on the next line
     first = [line.split("|")[1] for line in TEXT.split("## Troubleshooting")[1].splitlines() if line.startswith("| `")]
     quoted = [text for cell in first for text in re.findall(r"`([^`]+)`", cell)]
-    assert len(quoted) >= 12
+    assert len(quoted) >= 11
     assert [text for text in quoted if text not in code and text not in PYTHON_MESSAGES] == []
 
 
