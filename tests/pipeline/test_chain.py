@@ -10,7 +10,7 @@ import pytest
 
 from beit3lib.data.index import read_index
 from beit3lib.data.predictions import read_predictions
-from beit3lib.sample import SPM_PATH, truth
+from beit3lib.sample import MODEL, SPM_PATH, truth
 from beit3lib.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +88,7 @@ def test_a_quick_look_with_other_beams_is_compared_with_the_demo(demo):
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the real WTS scenario is not at {REAL}")
 def test_a_real_wts_scenario_runs_through_notebooks_1_to_4(tmp_path):
-    """15 images of three videos, two missing videos listed, and one step of the base model from random weights."""
+    """15 images of three videos, two missing videos listed, and one step of the tiny model from random weights."""
     execute("01_prepare_data", tmp_path, BEIT3LIB_WTS=str(REAL))
     done = papermill("02_build_index", tmp_path, BEIT3LIB_WTS=str(REAL))
     assert done.returncode and "tokenizer: expected BEiT-3's sentencepiece model" in done.stderr
@@ -104,7 +104,23 @@ def test_a_real_wts_scenario_runs_through_notebooks_1_to_4(tmp_path):
     assert all(tokenizer.decode(line.text_segment).split() == line.caption.split() for line in lines.itertuples())
     done = papermill("04_inspect_captions", tmp_path)
     assert done.returncode and "Run notebook 3 first" in done.stderr
-    few = ("-r", "finetune", "", "-p", "max_steps", "1", "-p", "batch_size", "2", "-p", "subject", "vehicle")
+    few = (
+        "-p",
+        "model",
+        MODEL,
+        "-r",
+        "finetune",
+        "",
+        "-p",
+        "max_steps",
+        "1",
+        "-p",
+        "batch_size",
+        "2",
+        "-p",
+        "subject",
+        "vehicle",
+    )
     execute("03_finetune", tmp_path, *few, "-p", "aspect", "weather")
     summary = json.loads((run / "summary.json").read_text())
     assert summary["finetune"]["steps"] == 1 and summary["finetune"]["first_loss"] > 3
