@@ -312,7 +312,7 @@ class Trainer:
         loader = torch.utils.data.DataLoader(
             self.train_set.at_epoch(epoch),
             batch_sampler=mine,
-            num_workers=num_workers(self.config.num_workers, size * self.train_set[0][0].nbytes),
+            num_workers=num_workers(self.config.num_workers, size * 3 * self.model.config.image_size**2 * 4),
             collate_fn=self.train_set.collate,
             pin_memory=self.config.pin_mem and self.accelerator.device.type == "cuda",
             worker_init_fn=ignore_signals,
