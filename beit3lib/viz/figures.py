@@ -118,10 +118,10 @@ def learning_curve(log: Sequence[Mapping], score_name: str = "validation score")
 
 
 @rc_context(STYLE)
-def attribute_bars(own: Mapping[str, float], shuffled: Mapping[str, float], chance: Mapping[str, float]) -> Chart:
+def attribute_bars(own: Mapping[str, float], shuffled: Mapping[str, float]) -> Chart:
     """Draw the share (0 to 1) of captions with every attribute right, by aspect.
 
-    `own`: captions of the image itself; `shuffled`: of an image of another scenario; `chance`: of a guess.
+    `own`: captions of the image itself; `shuffled`: of an image of another scenario.
     """
     aspects = list(own)
     shares = [np.array([values.get(aspect, np.nan) for aspect in aspects], float) for values in map(dict, (own, shuffled))]
@@ -129,17 +129,14 @@ def attribute_bars(own: Mapping[str, float], shuffled: Mapping[str, float], chan
     chart = Chart(f"Every attribute right: {means[0]} of captions, {means[1]} with another scenario's image", 4)
     axes, positions = chart.panels[0, 0], np.arange(len(aspects))
     looks = (("own image", -0.2, {"color": BLUE}), ("image of another scenario", 0.2, {"color": ORANGE, "hatch": "///"}))
-    inside = {"label_type": "center", "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}  # below the line of chance
-    for values, (name, offset, look), label in zip(shares, looks, ({"padding": 4}, inside), strict=True):
+    for values, (name, offset, look) in zip(shares, looks, strict=True):
         bars = axes.bar(positions + offset, values, 0.38, label=name, edgecolor="white", **look)
-        axes.bar_label(bars, ["" if np.isnan(v) else f"{100 * v:.0f} %" for v in values], **label)
-    levels = [dict(chance).get(aspect, np.nan) for aspect in aspects]
-    axes.hlines(levels, positions + 0.01, positions + 0.39, color="black", linewidth=2.2, label="chance")
+        axes.bar_label(bars, ["" if np.isnan(v) else f"{100 * v:.0f} %" for v in values], padding=4)
     axes.set_xticks(positions, [_spaced(aspect) for aspect in aspects])
     axes.set(ylim=(0, 1.15), yticks=np.linspace(0, 1, 6), ylabel="share of captions")
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(axis="x", visible=False)
-    chart.legend(loc="outside lower center", ncols=3)
+    chart.legend(loc="outside lower center", ncols=2)
     return chart
 
 
