@@ -38,8 +38,9 @@ demo: $(READY)
 	done
 	@$(PY) -m beit3lib.pipeline.steps $(RUN)
 
+# Two processes; the tests of a file share one, because they share fixtures. Files start in their order: the demo is early.
 test: $(READY) lint
-	$(TEST)
+	$(TEST) --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 quick: $(READY)
 	$(TEST) -m "not slow and not long"

@@ -394,7 +394,7 @@ def train_without_validation(trainer):
     return losses
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_eight_images_are_memorized_and_captioned_word_for_word(tmp_path):
     draw_run(tmp_path, train=8, val=1)
     shutil.copyfile(tmp_path / INDEX_NAME.format(split="train"), tmp_path / INDEX_NAME.format(split="val"))
