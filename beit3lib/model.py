@@ -232,7 +232,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     if not (torch.is_grad_enabled() and q.dtype == torch.bfloat16 and q.device.type == "cpu"):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     # On a CPU in bf16, the backward pass of PyTorch's fused attention is slow: with the products written out, forward and
-    # backward take 0.3 to 0.6 of the time for image tokens and 0.7 to 0.95 for packed captions (Xeon with AMX, one thread).
+    # backward take 0.3 to 0.7 of the time for image tokens, and about 0.9 for text (Xeon with AMX, one thread, shared machine).
     scores = q * q.shape[-1] ** -0.5 @ k.transpose(2, 3)  # (B, H, T, K)
     if mask is not None:
         scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
