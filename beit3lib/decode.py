@@ -1,10 +1,11 @@
 """Beam search: each image is encoded once, and all its prompts and beams attend to that one memory.
 
 A step feeds two tokens per beam, [last token, `<mask>`]. The output at `<mask>` predicts the next token. The next step feeds
-that token into the same cache slot and so overwrites the keys and values of `<mask>`.
+that token into the same column of the cache and so overwrites the keys and values of `<mask>`.
 
 Shapes, in addition to those in `model.py`: P prompts, S sequences still searched (at first B x P, image-major), K beams,
-R = S x K rows of the text stream, C slots of the text cache, t slots in use.
+R = S x K / B rows of the text stream per image (R = P before the first step), n tokens that a row feeds at once, C columns
+of the cache.
 
 Source: the decoding of the public BEiT-3 captioning recipe.
 """
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from beit3lib.device import inference_weights
@@ -112,16 +114,15 @@ def _initial_state(sequences: int, num_beams: int, longest: int, device: torch.d
 
 
 def best_candidates(logits: Tensor, scores: Tensor) -> Candidates:
-    """Select the best 3 K extensions of K beams with `scores` (S, K) and next-token `logits` (R, V)."""
+    """Select the best 3 K extensions of K beams with `scores` (S, K) and next-token `logits` (S x K, V)."""
     sequences, num_beams = scores.shape
-    best, token = logits.topk(
-        min(3 * num_beams, logits.shape[1]), dim=1
-    )  # (R, 3 K): even if all of the best 3 K extend one beam
-    log_prob = (best - logits.logsumexp(1, keepdim=True)).view(sequences, -1)  # (S, K x 3 K)
-    totals = log_prob + scores.repeat_interleave(best.shape[1], 1)
+    each = min(3 * num_beams, logits.shape[1])  # even if all of the best 3 K extend one beam
+    log_prob, token = logits.log_softmax(1).topk(each, dim=1)  # (S x K, 3 K)
+    log_prob = log_prob.view(sequences, -1)  # (S, K x 3 K)
+    totals = log_prob + scores.repeat_interleave(each, 1)
     values, index = totals.topk(min(3 * num_beams, totals.shape[1]), dim=1)  # (S, 3 K)
     token = token.view(sequences, -1).gather(1, index)
-    return Candidates(values, index // best.shape[1], token, log_prob.gather(1, index))
+    return Candidates(values, index // each, token, log_prob.gather(1, index))
 
 
 def close(finished: Finished, beams: Beams, candidates: Candidates, ends: Tensor, written: int, length_penalty: float) -> None:
@@ -143,7 +144,7 @@ def close(finished: Finished, beams: Beams, candidates: Candidates, ends: Tensor
 
 
 def extend(beams: Beams, candidates: Candidates, ends: Tensor, kept: Tensor, written: int) -> tuple[Beams, Tensor]:
-    """Return the beams of the `kept` sequences with one more token, and the rows (R,) of the text stream they extend."""
+    """Return the beams of the `kept` sequences with one more token, and the rows (S x K,) of the text stream they extend."""
     num_beams = beams.scores.shape[1]
     first = ends.long().argsort(dim=1, stable=True)[:, :num_beams]  # the best K candidates that do not end
     scores, beam, token, log_prob = (part.gather(1, first)[kept] for part in candidates)  # (S, K)
@@ -154,105 +155,87 @@ def extend(beams: Beams, candidates: Candidates, ends: Tensor, kept: Tensor, wri
 
 
 class TextDecoder:
-    """The text stream of R rows with a cache of keys and values.
+    """The text stream of R rows per image, with a cache of keys and values.
 
-    Prompts of different lengths are padded on the left, so that a step writes the same slot in all rows; `hidden` marks the
-    padding.
+    A column of the cache holds one token: first those of the image, then those that its rows have fed. `blocked` marks the
+    columns that a row may not attend to, which are those of other rows. To reorder beams only this mask is reordered, since
+    copying keys and values would take longer than attending to the columns of other rows. Prompts of different lengths are
+    padded on the left, so that all rows have fed equally many tokens.
     """
 
     def __init__(self, model: CaptionModel, memory: ImageMemory, starts, num_beams: int, max_tokens: int, mask_id: int):
-        self.model, self.memory, self.mask_id = model, memory, mask_id
-        self.num_beams, self.per_image = num_beams, len(starts)
-        images, config, device = len(memory.keys[0]), model.config, model.device
-        prefill = max(map(len, starts)) - 1  # slots before the token that the first step feeds
-        padded = torch.tensor([[-1] * (prefill + 1 - len(start)) + start for start in starts], device=device)
-        rows = padded.repeat(images, 1).repeat_interleave(num_beams, 0)  # (R, prefill + 1)
-        self.hidden = rows[:, :prefill] < 0  # (R, prefill)
-        self.offset = -self.hidden.sum(1)  # (R,) the token in slot s has position s + offset
-        # Slots are the first dimension, so that the used ones are contiguous. Each step, one index_select copies them in beam
-        # order into the second buffer, and then the buffers are swapped.
-        shape = (prefill + max_tokens, config.layers, 2, len(rows), config.heads, config.width // config.heads)
-        self.cache, self.spare = memory.keys[0].new_empty(shape), memory.keys[0].new_empty(shape)  # (C, L, 2, R, H, d)
-        self.used, self.last = 0, rows[:, -1]
+        self.model, self.mask_id, device = model, mask_id, model.device
+        prefill = max(map(len, starts)) - 1  # tokens before the one that the first step feeds
+        padded = [[-1] * (prefill + 1 - len(start)) + start for start in starts]
+        padded = torch.tensor(padded, device=device)  # (R, prefill + 1)
+        images, heads, self.used, width = memory.keys[0].shape  # `used`: columns of the cache with keys and values
+        columns = self.used + prefill * len(starts) + max_tokens * len(starts) * num_beams
+        self.cache = memory.keys[0].new_empty(model.config.layers, 2, images, heads, columns, width)  # (L, 2, B, H, C, d)
+        for index, part in enumerate(zip(memory.keys, memory.values, strict=True)):
+            for cached, image in zip(self.cache[index], part, strict=True):
+                cached[:, :, : self.used] = image
+        self.blocked = torch.zeros(images, len(starts), self.used, dtype=torch.bool, device=device)  # (B, R, used)
+        hidden = (padded[:, :-1] < 0).expand(images, -1, -1)  # (B, R, prefill)
+        self.fed, self.offset = 0, -hidden.sum(2)  # (B, R) the token that is fed as number i has position i + offset
         if prefill:
-            self._feed(rows[:, :-1].clamp(min=0))
-            self.used = prefill
+            self._feed(padded[:, :-1].clamp(min=0).expand(images, -1, -1), prefill, hidden)
+        self.last = padded[:, -1].expand(images, -1)  # (B, R)
+        self.last, self.offset, self.blocked = (
+            part.repeat_interleave(num_beams, 1) for part in (self.last, self.offset, self.blocked)
+        )
 
     def next_logits(self) -> Tensor:
-        """Return float32 logits (R, V) of the token after the last one of each row."""
-        pair = torch.stack([self.last, torch.full_like(self.last, self.mask_id)], 1)  # (R, 2)
-        logits = self.model.mlm_head(self._feed(pair)).float()
-        self.used += 1  # the slot of <mask> is overwritten by the next step
-        return logits
+        """Return float32 logits (S x K, V) of the token after the last one of each row."""
+        pair = torch.stack([self.last, torch.full_like(self.last, self.mask_id)], 2)  # (B, R, 2)
+        return self.model.mlm_head(self._feed(pair, 1)).flatten(0, 1).float()  # the next step overwrites <mask>
 
     def continue_from(self, rows: Tensor, tokens: Tensor) -> None:
         """Reorder the rows: new row r is old row rows[r], with token r of `tokens` (S, K) as its last; rows may be dropped."""
-        self.last, self.offset, self.hidden = tokens.flatten(), self.offset[rows], self.hidden[rows]
-        fewer = len(rows) < self.cache.shape[3]
-        if fewer:
-            self.spare = self.cache.new_empty(self.cache[:, :, :, : len(rows)].shape)
-        torch.index_select(self.cache[: self.used], 3, rows, out=self.spare[: self.used])
-        self.cache, self.spare = self.spare, torch.empty_like(self.spare) if fewer else self.cache
+        rows = rows.view(self.cache.shape[2], -1)  # (B, R)
+        self.last, self.offset = tokens.view_as(rows), self.offset.flatten()[rows]
+        self.blocked = self.blocked.flatten(0, 1)[rows]
 
     def drop_sequences(self, done: Tensor) -> Tensor:
         """Return the indices of the sequences to continue, equally many per image; drop the images that are done.
 
-        `shared_attention` views the rows as (images, rows per image), so all images keep the same number: an image with fewer
-        unfinished sequences also continues some finished ones, whose results no longer change.
+        All images keep the same number of rows: an image with fewer unfinished sequences also continues some finished ones,
+        whose results no longer change.
         """
-        done_by_image = done.view(-1, self.per_image)
+        done_by_image = done.view(self.cache.shape[2], -1)  # (B, S / B)
         images = torch.nonzero(~done_by_image.all(1)).flatten()
         if len(images) < len(done_by_image):
-            self.memory = self.memory.select(images)
+            for new, old in enumerate(images.tolist()):
+                self.cache[:, :, new, :, : self.used] = self.cache[:, :, old, :, : self.used]
+            self.cache = self.cache[:, :, : len(images)]
         width = int((~done_by_image).sum(1).max())
         order = done_by_image[images].long().argsort(dim=1, stable=True)[:, :width]
-        kept = (images[:, None] * self.per_image + order).flatten()
-        self.per_image = width
-        return kept
+        return (images[:, None] * done_by_image.shape[1] + order).flatten()
 
-    def _feed(self, ids: Tensor) -> Tensor:
-        """Run tokens (R, n), write their keys and values after the used slots; return the last one's state (R, D)."""
-        encoder, start, stop = self.model.beit3.encoder, self.used, self.used + ids.shape[1]
-        positions = (torch.arange(start, stop, device=ids.device) + self.offset[:, None]).clamp(min=0)  # (R, n)
-        x = self.model.beit3.text_embed(ids) + encoder.embed_positions.B.weight[positions + 2]  # (R, n, D)
-        blocked = torch.ones(ids.shape[1], stop, dtype=torch.bool, device=ids.device).triu(start + 1)[None]
-        if self.hidden.shape[1]:
-            blocked = blocked | torch.nn.functional.pad(self.hidden, (0, stop - self.hidden.shape[1]))[:, None]
+    def _feed(self, ids: Tensor, kept: int, hidden: Tensor | None = None) -> Tensor:
+        """Run tokens (B, R, n), keep the keys and values of the first `kept` ones; return the last one's states (B, R, D)."""
+        encoder, (images, rows, length) = self.model.beit3.encoder, ids.shape
+        positions = torch.arange(self.fed, self.fed + length, device=ids.device)[:, None] + self.offset[:, None]  # (B, n, R)
+        positions = positions.clamp(min=0).flatten(1)
+        ids = ids.transpose(1, 2).flatten(1)  # (B, n R)
+        x = self.model.beit3.text_embed(ids) + encoder.embed_positions.B.weight[positions + 2]  # (B, n R, D)
+        causal, same = torch.ones(length, length, device=ids.device).tril(), torch.eye(rows, device=ids.device)
+        blocked = (torch.kron(causal, same) == 0).expand(images, -1, -1)  # (B, n R, n R)
+        if hidden is not None:
+            blocked = blocked | hidden.transpose(1, 2).flatten(1)[:, None]
+        blocked = torch.cat([self.blocked.repeat(1, length, 1), blocked], 2)  # (B, n R, used + n R)
+        bias = torch.zeros(blocked.shape, dtype=self.cache.dtype, device=ids.device).masked_fill_(blocked, -torch.inf)[:, None]
+        stop = self.used + length * rows
         for index, layer in enumerate(encoder.layers):
-            q, k, v = project_qkv(layer, TEXT, x)  # (R, n, H, d)
-            slots = self.cache[:stop, index]  # (t, 2, R, H, d)
-            slots[start:, 0], slots[start:, 1] = k.transpose(0, 1), v.transpose(0, 1)
+            q, k, v = (part.transpose(1, 2) for part in project_qkv(layer, TEXT, x))  # (B, H, n R, d)
+            keys, values = self.cache[index, :, :, :, :stop]  # (B, H, used + n R, d)
+            keys[:, :, self.used :], values[:, :, self.used :] = k, v
             if index == len(encoder.layers) - 1:  # the other tokens are needed for their keys and values only
-                x, q, blocked = x[:, -1:], q[:, -1:], blocked[:, -1:]
-            attended = shared_attention(
-                q, self.memory.keys[index], self.memory.values[index], slots[:, 0], slots[:, 1], blocked
-            )
-            x = output_and_ffn(layer, TEXT, x, attended)
-        return encoder.layer_norm.B(x[:, -1])
-
-
-def shared_attention(
-    q: Tensor, image_keys: Tensor, image_values: Tensor, keys: Tensor, values: Tensor, blocked: Tensor
-) -> Tensor:
-    """Attention of rows (R, n, H, d) to their image (B, H, N, d) and their own text (t, R, H, d); returns (R, n, D).
-
-    All rows of an image attend to one copy of its keys and values, as one product of matrices. `blocked` (1 or R, n, t) is
-    true where a token may not attend.
-    """
-    images, heads = image_keys.shape[:2]
-    rows, length, _, width = q.shape
-    q = q * width**-0.5
-    by_image = q.reshape(images, -1, heads, width).transpose(1, 2)  # (B, H, R/B n, d)
-    to_image = by_image @ image_keys.transpose(2, 3)  # (B, H, R/B n, N)
-    to_text = q.transpose(1, 2) @ keys.permute(1, 2, 3, 0)  # (R, H, n, t)
-    to_text = to_text.masked_fill(blocked[:, None], -torch.inf)
-    to_text = to_text.view(images, -1, heads, length, len(keys)).transpose(1, 2).flatten(2, 3)  # (B, H, R/B n, t)
-    weights = torch.cat([to_image, to_text], dim=3).softmax(3)
-    image_weights, text_weights = weights.split([image_keys.shape[2], len(keys)], dim=3)
-    from_image = (image_weights @ image_values).transpose(1, 2).reshape(rows, length, heads, width)
-    text_weights = text_weights.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)  # (R, H, n, t)
-    from_text = (text_weights @ values.permute(1, 2, 0, 3)).transpose(1, 2)  # (R, n, H, d)
-    return (from_image + from_text).flatten(2)
+                x, q, bias = x[:, -rows:], q[:, :, -rows:], bias[:, :, -rows:]
+            attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
+            x = output_and_ffn(layer, TEXT, x, attended.transpose(1, 2).flatten(2))  # (B, H, n R, d) -> (B, n R, D)
+        self.used, self.fed = self.used + kept * rows, self.fed + kept
+        self.blocked = blocked[:, (kept - 1) * rows : kept * rows, : self.used]
+        return encoder.layer_norm.B(x[:, -rows:])
 
 
 def word_probs(tokenizer, caption: Caption) -> list[float]:

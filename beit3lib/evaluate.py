@@ -104,12 +104,13 @@ def _generate(captioner: Captioner, pixels: Tensor, num_beams: int) -> list[Capt
 def choose_batch_size(captioner: Captioner, num_beams: int) -> int:
     """How many images to decode together: a power of two, up to `MAX_BATCH`, that fits 60 % of the free memory.
 
-    Counted per image: three stores of text keys and values, the keys and values of the image, and two of logits.
+    Counted per image: the keys and values of the text, those of the image twice (its memory and the decoder's cache), and
+    two stores of logits.
     """
     config, device = captioner.model.config, captioner.device
     element = 4 if choose_precision("auto", device)[0] == "no" else 2
     beams = max(1, len(captioner.caption_types)) * num_beams
-    slots = 3 * beams * (captioner.max_tokens + 8) + config.image_tokens
+    slots = beams * (captioner.max_tokens + 8) + 2 * config.image_tokens
     each = slots * config.layers * 2 * config.width * element + beams * config.vocab_size * 8
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_model import TINY, make_model
 
-from beit3lib.decode import Caption, generate, shared_attention, word_probs
+from beit3lib.decode import Caption, generate, word_probs
 from beit3lib.device import inference_weights
 from beit3lib.model import model_config
 from beit3lib.sample import SPM_PATH
@@ -158,24 +158,6 @@ def test_prepared_weights_of_a_wide_model_give_the_recipes_captions(tokenizer, r
 def test_max_tokens_is_checked(model, tokenizer):
     with pytest.raises(ValueError, match="max_tokens: expected 3 or more, got 2"):
         generate(model, random_images(model, 1), tokenizer, [[]], max_tokens=2)
-
-
-def test_shared_attention_equals_attention_to_a_copy_of_the_image():
-    rng = torch.Generator().manual_seed(0)
-    image_keys, image_values = torch.randn(2, 2, 4, 7, 8, generator=rng)
-    q = torch.randn(6, 4, 2, 8, generator=rng)
-    keys, values = torch.randn(2, 6, 4, 5, 8, generator=rng)
-    blocked = torch.zeros(1, 2, 5, dtype=torch.bool)
-    blocked[0, 0, 4] = True
-    copies = [
-        torch.cat([part.repeat_interleave(3, 0), own], 2)
-        for part, own in zip((image_keys, image_values), (keys, values), strict=True)
-    ]
-    mask = torch.cat([torch.ones(1, 2, 7, dtype=torch.bool), ~blocked], 2)[:, None]
-    expected = F.scaled_dot_product_attention(q, *copies, attn_mask=mask)
-    slots = (part.permute(2, 0, 1, 3) for part in (keys, values))  # (t, R, H, d), the order of the cache
-    found = shared_attention(q.transpose(1, 2), image_keys, image_values, *slots, blocked)
-    assert (found - expected.transpose(1, 2).flatten(2)).abs().max() < 1e-5
 
 
 def test_word_probs_are_products_over_the_tokens_of_a_word(tokenizer):

@@ -6,42 +6,58 @@
 
 Quantities: `generate` (one caption per image), `ten` (ten caption types of one image, which the recipe captions ten times),
 `train` (a training step with one caption per image), `train_ten` (ten packed captions per image), `memory` (peak memory of a
-step, and of the loss over the vocabulary). The methods of a quantity take turns; seconds are medians, a ratio is the median
-over turns of the ratio within a turn, and equality of captions and losses is checked before anything is timed. On a GPU the
-recipe is measured in the lower precision too. The figures go to a JSON file with hardware and versions.
+step, and of the loss over the vocabulary); without the recipe: `limit` (the linear layers of `generate` alone: the share of its
+time that they take is the share of the physical limit), `growth` (captions per second for batches of 1 to 128 images, and
+images per second of the data loader), `job` (captioning of image files with the sample's model and ten caption types, beside
+decoding of the same batches in memory).
+
+The methods of a quantity take turns; seconds are medians, a ratio is the median over turns of the ratio within a turn, and
+equality of captions and losses is checked before anything is timed. Seconds are wall time; with `--threads 1` on a CPU they
+are CPU time, which other processes hardly change, except in `job` and for the loader. On a GPU the recipe is measured in the
+lower precision too. The figures go to a JSON file with hardware and versions.
 """
 
 import argparse
 import ctypes
+import io
 import json
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
+from tempfile import TemporaryDirectory
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from beit3lib.captioner import Captioner
+from beit3lib.checkpoint import load_pretrained
 from beit3lib.data.aspects import ASPECTS, SUBJECTS
+from beit3lib.data.images import open_image
 from beit3lib.dataset import Batch, PackedSequence, collate, pack
-from beit3lib.device import DTYPES, choose_device, choose_precision, inference_weights
+from beit3lib.device import DTYPES, choose_device, choose_precision, inference_precision, inference_weights
+from beit3lib.evaluate import caption_batches, caption_images, choose_batch_size
 from beit3lib.files import write_json
 from beit3lib.loss import LossModel, head_losses
 from beit3lib.model import MODELS, CaptionModel, model_config
+from beit3lib.sample import CHECKPOINT_PATH, MODEL, SPM_PATH
+from beit3lib.tokenizer import load_tokenizer
 from beit3lib.train import keep_freed_memory
+from beit3lib.transforms import to_image, to_tensor
 
-QUANTITIES = ("generate", "ten", "train", "train_ten", "memory")
+QUANTITIES = ("generate", "ten", "train", "train_ten", "memory", "limit", "growth", "job")
+GROWTH = (1, 8, 32, 128)  # images per batch
 SHORT_NAMES = {"tiny": "beit3_tiny_patch8_64", "base": "beit3_base_patch16_224", "large": "beit3_large_patch16_224"}
 CAPTION_TYPES = [(subject, aspect) for subject in SUBJECTS for aspect in ASPECTS]
 MAX_TOKENS = 64  # the recipe pads every caption to this length
@@ -111,7 +127,11 @@ def make_batch(model: CaptionModel, images: int, captions: int, seed: int = 2) -
 
 
 def take_turns(
-    methods: dict[str, Work], repeats: int, device: torch.device, prepare: Callable[[str], AbstractContextManager] | None = None
+    methods: dict[str, Work],
+    repeats: int,
+    device: torch.device,
+    prepare: Callable[[str], AbstractContextManager] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each method in each turn. The order alternates; the first turn is a warm-up that does not count.
 
@@ -122,10 +142,10 @@ def take_turns(
         for name in methods if turn % 2 else reversed(methods):
             with prepare(name) if prepare else nullcontext():
                 _synchronize(device)
-                started = time.perf_counter()
+                started = clock()
                 methods[name]()
                 _synchronize(device)
-                taken = time.perf_counter() - started
+                taken = clock() - started
             if turn:
                 seconds[name].append(taken)
     return seconds
@@ -136,11 +156,11 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def summarize(quantity: str, seconds: dict[str, list[float]], **more: Any) -> list[dict[str, Any]]:
-    """A row per method: median seconds, and the ratio to the recipe (above 1: faster)."""
+def summarize(quantity: str, seconds: dict[str, list[float]], base: str = "recipe", **more: Any) -> list[dict[str, Any]]:
+    """A row per method: median seconds, and the ratio to the method `base` (above 1: faster)."""
     rows = []
     for name, taken in seconds.items():
-        ratio = statistics.median(b / a for a, b in zip(taken, seconds["recipe"], strict=True))
+        ratio = statistics.median(b / a for a, b in zip(taken, seconds[base], strict=True))
         rows.append({"quantity": quantity, "method": name, "seconds": statistics.median(taken), "ratio": ratio, **more})
     return rows
 
@@ -178,6 +198,14 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / min(seconds)
 
 
+def write_images(model: CaptionModel, folder: Path, count: int) -> list[Path]:
+    """Random images as JPEG files of the size of the model, as preparation writes them."""
+    paths = [folder / f"{index:04}.jpg" for index in range(count)]
+    for path, pixels in zip(paths, make_images(model, count), strict=True):
+        to_image(pixels).save(path, quality=95, subsampling=0)
+    return paths
+
+
 def import_reference() -> ModuleType:
     """tests/reference.py, which is not on the path when this file is run as a script."""
     sys.path.append(str(Path(__file__).parents[1]))
@@ -199,6 +227,8 @@ class Benchmark:
         self.tokenizer = FakeTokenizer(self.model.config.vocab_size)
         self.images = make_images(self.model, options.batch)
         self.lower = options.precision or choose_precision("auto", self.device)[0]
+        one_thread = self.device.type == "cpu" and torch.get_num_threads() == 1
+        self.turns = partial(take_turns, clock=time.process_time if one_thread else time.perf_counter)
 
     def run(self) -> dict[str, Any]:
         """Measure the quantities asked for."""
@@ -253,7 +283,7 @@ class Benchmark:
 
         same = ours("fp32") == self._recipe_captions(self.images)
         methods = self.methods(ours, lambda precision: self._recipe_captions(self.images, precision))
-        seconds = take_turns(methods, self.options.repeats, self.device, self.captioning_job)
+        seconds = self.turns(methods, self.options.repeats, self.device, self.captioning_job)
         return summarize(f"generate, {len(self.images)} images", seconds, same_captions=same)
 
     def ten(self) -> list[dict[str, Any]]:
@@ -269,7 +299,7 @@ class Benchmark:
             for _ in CAPTION_TYPES:
                 self._recipe_captions(image, precision)
 
-        seconds = take_turns(self.methods(ours, recipe), self.options.repeats, self.device, self.captioning_job)
+        seconds = self.turns(self.methods(ours, recipe), self.options.repeats, self.device, self.captioning_job)
         return summarize("generate, 10 captions of an image", seconds)
 
     def train(self) -> list[dict[str, Any]]:
@@ -309,7 +339,7 @@ class Benchmark:
             optimizer.zero_grad(set_to_none=True)
 
         methods = self.methods(partial(step, ours, fused), partial(step, recipe, plain))
-        seconds = take_turns(methods, self.options.repeats, self.device)
+        seconds = self.turns(methods, self.options.repeats, self.device)
         with FlopCounterMode(display=False) as counter:
             ours("fp32").backward()
         self.model.zero_grad(set_to_none=True)
@@ -346,6 +376,83 @@ class Benchmark:
         rows = summarize(quantity, take_turns(methods, 1, self.device))
         return [row | {"peak_mb": peak_mb(methods[row["method"]], self.device)} for row in rows]
 
+    def _precisions(self) -> list[str]:
+        return ["fp32", self.lower] if self.lower in DTYPES else ["fp32"]
+
+    def limit(self) -> list[dict[str, Any]]:
+        """`generate`, and its linear layers alone: the same weights and shapes in the same order, from prepared inputs."""
+        captioner, rows = Captioner(self.model, self.tokenizer, [], self.options.tokens), []
+        for precision in self._precisions():
+            calls: list[tuple[nn.Linear, torch.Size]] = []
+
+            def record(module: nn.Module, inputs: tuple[Tensor], calls=calls) -> None:
+                if isinstance(module, nn.Linear):
+                    calls.append((module, inputs[0].shape))
+
+            with self.captioning_job(f"ours {precision}"):
+                hook = nn.modules.module.register_module_forward_pre_hook(record)
+                captioner.generate(self.images)
+                hook.remove()
+                dtype = DTYPES.get(precision, torch.float32)
+                inputs = {shape: torch.randn(shape, device=self.device).to(dtype) for _, shape in calls}
+
+                @torch.inference_mode()
+                def linear_layers(calls=calls, inputs=inputs) -> None:
+                    for layer, shape in calls:
+                        layer(inputs[shape])
+
+                methods = {"linear layers": linear_layers, "generate": partial(captioner.generate, self.images)}
+                seconds = self.turns(methods, self.options.repeats, self.device)
+            found = summarize(f"limit, {len(self.images)} images, {precision}", seconds, "generate")
+            rows += [row | {"share": round(1 / row["ratio"], 3)} for row in found]
+        return rows
+
+    def growth(self) -> list[dict[str, Any]]:
+        """One caption per image for growing batches, and the data loader of a captioning job without a model."""
+        captioner, rows = Captioner(self.model, self.tokenizer, [], self.options.tokens), []
+        for count in GROWTH:
+            images = make_images(self.model, count)
+            methods = {f"ours {name}": partial(self._captions, captioner, images, name) for name in self._precisions()}
+            seconds = self.turns(methods, self.options.repeats, self.device, self.captioning_job)
+            found = summarize(f"growth, batch of {count}", seconds, "ours fp32")
+            rows += [row | {"per_second": round(count / row["seconds"], 2)} for row in found]
+        no_model = SimpleNamespace(model=self.model, generate=lambda pixels, num_beams: [])
+        count, batch = self.options.images, self.options.batch
+        with TemporaryDirectory() as folder:
+            paths = write_images(self.model, Path(folder), count)
+            batches = [range(i, min(i + batch, count)) for i in range(0, count, batch)]
+            load = {"loader": lambda: list(caption_batches(no_model, paths, batches, 3, 10))}
+            found = summarize(f"growth, {count} files", take_turns(load, self.options.repeats, self.device), "loader")
+        return rows + [row | {"per_second": round(count / row["seconds"], 2)} for row in found]
+
+    def _captions(self, captioner: Captioner, images: Tensor, precision: str) -> None:
+        with self.autocast(precision):
+            captioner.generate(images)
+
+    def job(self) -> list[dict[str, Any]]:
+        """A captioning job with its loader workers and its files, and decoding of the same batches in memory."""
+        model = CaptionModel(model_config(MODEL)).eval()
+        load_pretrained(model, CHECKPOINT_PATH)
+        captioner = Captioner(model.to(self.device), load_tokenizer(SPM_PATH), CAPTION_TYPES)
+        size = choose_batch_size(captioner, 3)
+        with TemporaryDirectory() as folder:
+            output, paths = Path(folder, "predictions.json"), write_images(model, Path(folder), self.options.images)
+            table = pd.DataFrame({"image": [path.name for path in paths]})
+            batches = torch.stack([to_tensor(open_image(path), model.config.image_size) for path in paths]).split(size)
+
+            def decode() -> list[str]:
+                with inference_precision(self.device), inference_weights(model):
+                    return [caption.text for pixels in batches for caption in captioner.generate(pixels)]
+
+            def caption_files() -> list[str]:
+                output.unlink(missing_ok=True)  # a complete job would not be repeated
+                with redirect_stdout(io.StringIO()):
+                    return list(caption_images(captioner, table, folder, output, {})["caption"])
+
+            same = decode() == caption_files()
+            seconds = take_turns({"decoding": decode, "job": caption_files}, self.options.repeats, self.device)
+        return summarize(f"job, {len(table)} files", seconds, "decoding", same_captions=same)
+
 
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
@@ -359,6 +466,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="base", help="base, large, tiny, or the full name of a model [base]")
     parser.add_argument("--only", nargs="+", choices=QUANTITIES, help="some quantities [all]")
     parser.add_argument("--batch", type=int, default=8, help="images per batch [8]")
+    parser.add_argument("--images", type=int, default=250, help="image files of `growth` and `job` [250]")
     parser.add_argument("--tokens", type=int, default=MAX_TOKENS, help=f"num_max_bpe_tokens of generation [{MAX_TOKENS}]")
     parser.add_argument("--repeats", type=int, default=3, help="turns that count [3]")
     parser.add_argument("--precision", choices=tuple(DTYPES), help="lower precision, beside fp32 [the device's native one]")
@@ -366,7 +474,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cpu", action="store_true", help="ignore a GPU")
     parser.add_argument("--out", default="speed.json", help="the file for the figures [speed.json]")
     options = parser.parse_args(arguments)
-    for name, least in {"batch": 1, "tokens": 3, "repeats": 1}.items():
+    for name, least in {"batch": 1, "images": 1, "tokens": 3, "repeats": 1}.items():
         if getattr(options, name) < least:
             parser.error(f"--{name}: expected {least} or more, got {getattr(options, name)}")
     if SHORT_NAMES.get(options.model, options.model) not in MODELS:

@@ -24,9 +24,13 @@ def pretrained():
     """The sample's pretrained model, and drawn images."""
     model = CaptionModel(model_config(MODEL)).eval()
     load_pretrained(model, CHECKPOINT_PATH)
+    return model, drawn_images(12), load_tokenizer(SPM_PATH)
+
+
+def drawn_images(count):
     rng = np.random.default_rng(5)
-    images = [draw.draw_blur(draw.Scene(**draw.draw_values(rng)), draw.draw_camera(rng)) for _ in range(12)]
-    return model, torch.stack([to_tensor(image, 64) for image in images]), load_tokenizer(SPM_PATH)
+    images = [draw.draw_blur(draw.Scene(**draw.draw_values(rng)), draw.draw_camera(rng)) for _ in range(count)]
+    return torch.stack([to_tensor(image, 64) for image in images])
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
@@ -48,15 +52,17 @@ def score(model, image, tokenizer, ids):
 
 
 def test_bf16_changes_captions_only_between_equally_likely_ones(pretrained):
-    model, images, tokenizer = pretrained
+    """A single caption may lose more, because bf16 rounds logits from 8 on by up to 0.03."""
+    model, tokenizer = pretrained[0], pretrained[2]
+    images = drawn_images(60)
     exact = generate(model, images, tokenizer, [[]], max_tokens=24)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = generate(model, images, tokenizer, [[]], max_tokens=24)
     changed = [index for index, (a, b) in enumerate(zip(exact, rounded, strict=True)) if a.ids != b.ids]
-    assert len(changed) <= len(exact) // 3
-    for index in changed:
-        scores = [score(model, images[index], tokenizer, captions[index].ids) for captions in (rounded, exact)]
-        assert scores[0] >= scores[1] - 0.05, index
+    assert len(changed) <= len(exact) // 5
+    pairs = [[score(model, images[i], tokenizer, found[i].ids) for found in (exact, rounded)] for i in changed]
+    losses = [best - other for best, other in pairs]
+    assert max(losses, default=0) <= 0.1 and sum(losses) / len(exact) <= 0.005, losses
 
 
 @pytest.mark.parametrize("captions", [1, 4])
@@ -83,11 +89,17 @@ def test_ratios_are_within_turns_and_the_first_turn_does_not_count():
 
 def test_a_run_measures_every_quantity_and_writes_json(tmp_path, capsys):
     out = tmp_path / "speed.json"
-    speed.main(["--model", "tiny", "--batch", "4", "--tokens", "8", "--repeats", "1", "--cpu", "--out", str(out)])
+    options = ["--model", "tiny", "--batch", "4", "--images", "20", "--tokens", "8", "--repeats", "1", "--cpu"]
+    speed.main([*options, "--precision", "bf16", "--out", str(out)])
     result = json.loads(out.read_text())
     checks = [value for row in result["rows"] for name, value in row.items() if name.startswith("same_")]
     assert len(checks) >= 6 and all(checks)
-    assert {row["method"] for row in result["rows"]} >= {"recipe", "ours"} and len({r["quantity"] for r in result["rows"]}) == 6
+    assert {row["method"] for row in result["rows"]} >= {"recipe", "ours"}
+    assert len({row["quantity"] for row in result["rows"]}) == 14
+    shares = [row["share"] for row in result["rows"] if row["method"] == "linear layers"]
+    assert len(shares) == 2 and all(0 < share < 1 for share in shares)
+    rates = {row["quantity"]: row["per_second"] * row["seconds"] for row in result["rows"] if "per_second" in row}
+    assert [round(rate) for rate in rates.values()] == [*speed.GROWTH, 20]
     assert result["machine"]["threads"] > 0 and "training step" in capsys.readouterr().out
 
 
