@@ -731,6 +731,18 @@ def test_two_processes_equal_one_with_the_doubled_batch_and_can_resume_each_othe
 
 
 @pytest.mark.slow
+def test_two_processes_validate_as_one(drawn, tmp_path):
+    """The same captions, scores and shares; the two processes share batches of 2 and 1 images."""
+    config = quick(
+        drawn, tmp_path, subject="all", aspect="all", eval=True, dist_eval=True, finetune=str(sample.CHECKPOINT_PATH),
+        num_beams=2, val_images=3, samples=3, eval_batch_size=2,
+    )  # fmt: skip
+    one, two = train.finetune(config)["validation"], train.launch(config, 2)["validation"]
+    assert one.pop("seconds") > 0 and two.pop("seconds") > 0
+    assert one == two and one["captions"] == len(one["samples"]) == 30 and one["score"] > 0
+
+
+@pytest.mark.slow
 def test_a_child_that_fails_fails_the_caller_with_its_last_lines(drawn, tmp_path):
     with pytest.raises(RuntimeError, match="(?s)exit status.*no_such.pth: expected a"):
         train.launch(quick(drawn, tmp_path, finetune=str(tmp_path / "no_such.pth")), 2)
