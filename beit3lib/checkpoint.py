@@ -2,7 +2,7 @@
 
 Public: `.pth`, the same renamed to `.zip`, without an ending, or unpacked into a folder, as Kaggle does it;
 `{"model": …}`, `{"module": …}`, `{"state_dict": …}` or the bare state dict; also those that the recipe saved while
-fine-tuning. Nothing is unpickled beyond tensors and plain values.
+fine-tuning, and folders in the format of Hugging Face. Nothing is unpickled beyond tensors and plain values.
 
 Ours: `model.safetensors`, `sentencepiece.bpe.model` and a readable `meta.json`, written completely or not at all.
 
@@ -51,6 +51,15 @@ TEXT_EMBEDDINGS = "beit3.text_embed.weight"
 IMAGE_POSITIONS = "beit3.encoder.embed_positions.A.weight"
 EXTRA_POSITIONS = 3  # rows of IMAGE_POSITIONS before the patches: two unused (positions start at 2), and the class token
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # put before names by DistributedDataParallel and by torch.compile
+HUB_NAMES = (WEIGHTS_NAME, "pytorch_model.bin")  # weights in a folder of Hugging Face, or with .index.json: their shards
+# Parameter names of the conversions to Hugging Face transformers, and their original names. The earlier conversion
+# (github.com/huggingface/transformers/pull/22289) has "first" and "second", the later one (pull/39534) "image" and "text".
+HUB_PARAMETERS = {
+    **{"text_embedding.": "text_embed.", "vision_embedding.projection.": "vision_embed.proj."},
+    **{"vision_embedding.": "vision_embed.", "mlm_classifier.": "mlm_head.", "encoder.fc_norm.": "encoder.layer_norm."},
+    **{"query_proj.": "q_proj.", "key_proj.": "k_proj.", "value_proj.": "v_proj.", "beit3.pooler.": "pooler."},
+    **{".image.": ".A.", ".first.": ".A.", ".text.": ".B.", ".second.": ".B."},
+}
 MAX_COMPRESSION = 100  # weights compress by less than 2; a zip bomb reaches 1,000
 
 # Everything that the recipe saves beside tensors: its options, and learning rates as numpy numbers, whose unpickling
@@ -87,15 +96,15 @@ class LoadReport:
 
 
 def read_state(path: str | Path, model_key: str = "model|module", model_prefix: str = "") -> dict[str, Tensor]:
-    """Read the state dict of a public checkpoint or of a folder of ours: {name: tensor} on the CPU.
+    """Read the state dict of a public checkpoint, of a folder of Hugging Face or of ours: {name: tensor} on the CPU.
 
     `model_key`: keys that may hold it, tried in order and before "state_dict"; otherwise the file itself is the state dict.
-    `model_prefix` is removed from the names that have it, and so are the prefixes of wrapper classes.
+    `model_prefix` is removed from the names that have it, and so are the prefixes of wrapper classes. Parameter names of
+    the conversions to Hugging Face transformers become the original ones.
     """
     path = Path(path)
-    if (path / WEIGHTS_NAME).is_file():
-        path = path / WEIGHTS_NAME
-    content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
+    first, *others = [_load_safetensors(f) if f.suffix == ".safetensors" else _load_pickle(f) for f in weight_files(path)]
+    content = {name: value for shard in (first, *others) for name, value in shard.items()} if others else first
     for key in (*model_key.split("|"), "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -110,7 +119,24 @@ def read_state(path: str | Path, model_key: str = "model|module", model_prefix: 
     for prefix in WRAPPER_PREFIXES * 2:  # either order
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
+    if "beit3.text_embedding.weight" in state:
+        for found, original in HUB_PARAMETERS.items():
+            state = {name.replace(found, original): value for name, value in state.items()}
     return state
+
+
+def weight_files(path: str | Path) -> list[Path]:
+    """Return the files with the weights in a folder of Hugging Face or of ours, several if they are sharded; else `path`."""
+    for file in (Path(path, name) for name in HUB_NAMES):
+        index = Path(path, f"{file.name}.index.json")
+        if file.is_file():
+            return [file]
+        if index.is_file():
+            shards = read_json(index, dict).get("weight_map")
+            if not isinstance(shards, dict) or not shards:
+                raise CheckpointError(f"{index}: expected a weight_map with the names of files, found none. Copy it again.")
+            return [Path(path, Path(str(name)).name) for name in sorted(set(map(str, shards.values())))]
+    return [Path(path)]
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -199,7 +225,7 @@ def _check_state(path: Path | str, state: Mapping[str, Tensor], own: Mapping[str
     shared = [name for name in own if name in state]
     if not shared:
         prefix = next((name.removesuffix(TEXT_EMBEDDINGS) for name in state if name.endswith(TEXT_EMBEDDINGS)), "")
-        todo = f"Pass --model_prefix {prefix}" if prefix else "Use a checkpoint of the BEiT-3 release."
+        todo = f"Pass --model_prefix {prefix}" if prefix else "Use a checkpoint of the BEiT-3 release or its conversion."
         raise CheckpointError(f"{path}: expected names such as {TEXT_EMBEDDINGS}, found {', '.join(list(state)[:3])}. {todo}")
     problems = {
         "missing": [name for name in own if name not in state and name not in may_miss],

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -279,6 +280,69 @@ def test_a_missing_file_is_named(tmp_path, target):
     (tmp_path / "folder").mkdir()
     with pytest.raises(CheckpointError, match="folder: expected a checkpoint file"):
         load_pretrained(target, tmp_path / "folder")
+
+
+def converted(name, image, text, projection):
+    """The name that a parameter has in a conversion to Hugging Face transformers."""
+    for pattern, new in [
+        *[
+            (r"\.text_embed\.", ".text_embedding."),
+            (r"\.vision_embed\.", ".vision_embedding."),
+            (r"^mlm_head", "mlm_classifier"),
+        ],
+        *[(r"embedding\.proj\.", f"embedding.{projection}."), (r"encoder\.layer_norm", "encoder.fc_norm")],
+        *[(rf"attn\.{word[0]}_proj", f"attn.{word}_proj") for word in ("key", "query", "value")],
+        *[(r"\.A\.", f".{image}."), (r"\.B\.", f".{text}.")],
+    ]:
+        name = re.sub(pattern, new, name)
+    return name
+
+
+CONVERSIONS = [("A", "B", "proj"), ("first", "second", "proj"), ("image", "text", "projection")]
+KNOWN = {  # of the third one
+    *{"beit3.text_embedding.weight", "beit3.vision_embedding.cls_token", "beit3.vision_embedding.projection.bias"},
+    *{"beit3.encoder.embed_positions.image.weight", "beit3.encoder.layers.0.self_attn.key_proj.text.weight"},
+    *{"beit3.encoder.layers.0.self_attn_layer_norm.image.bias", "beit3.encoder.layers.0.ffn.text.ffn_layernorm.weight"},
+    *{"beit3.encoder.layers.0.final_layer_norm.text.weight", "beit3.encoder.fc_norm.image.weight", "mlm_classifier.bias"},
+}
+
+
+@pytest.mark.parametrize("names", [None, *CONVERSIONS], ids=lambda names: "original" if names is None else names[0])
+@pytest.mark.parametrize("form", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_folder_in_the_format_of_hugging_face_loads(tmp_path, source, target, names, form, shards):
+    state = {converted(name, *names) if names else name: value for name, value in source.state_dict().items()}
+    assert KNOWN <= set(state) or names != CONVERSIONS[-1]
+    stem, suffix = form.split(".")
+    files = [form] if shards == 1 else [f"{stem}-{n + 1:05}-of-{shards:05}.{suffix}" for n in range(shards)]
+    where = {name: files[number % shards] for number, name in enumerate(state)}
+    for file in files:
+        part = {name: value for name, value in state.items() if where[name] == file}
+        (save_file if suffix == "safetensors" else torch.save)(part, tmp_path / file)
+    if shards > 1:
+        (tmp_path / f"{form}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    report = load_pretrained(target, tmp_path)
+    assert same_weights(source, target) and not (report.fresh or report.skipped or report.resized)
+
+
+def test_a_missing_shard_and_an_index_without_shards_are_named(tmp_path, target):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../model-00001-of-00001.safetensors"}}))
+    with pytest.raises(
+        FileNotFoundError, match=rf"^{re.escape(str(tmp_path))}/model-00001-of-00001.safetensors: expected a file"
+    ):
+        load_pretrained(target, tmp_path)
+    index.write_text("{}")
+    with pytest.raises(CheckpointError, match="index.json: expected a weight_map"):
+        load_pretrained(target, tmp_path)
+
+
+def test_names_of_an_image_model_alone_are_refused_in_one_line(tmp_path, target):
+    """timm's beit3_* models have no text branch."""
+    save_file({f"blocks.{n}.attn.qkv.weight": torch.zeros(1) for n in range(9)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"expected names such as beit3.text_embed.weight, found blocks.0.*") as error:
+        load_pretrained(target, tmp_path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
 @pytest.fixture

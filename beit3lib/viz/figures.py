@@ -14,6 +14,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -22,11 +23,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from pandas.io.formats.style import Styler
 from PIL import Image
 
 from beit3lib.data.images import open_image
 from beit3lib.viz.gallery import Html
+
+if TYPE_CHECKING:  # before pandas 3, this module imports matplotlib.pyplot
+    from pandas.io.formats.style import Styler
 
 BLUE, ORANGE, GREEN, SKY, VERMILLION, GREY = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#8a8f98"
 SERIES = (BLUE, ORANGE, GREEN, SKY, VERMILLION, GREY)
@@ -224,7 +227,7 @@ def attention_map(image: Image.Image | str | Path, weights: np.ndarray, word: st
     return chart
 
 
-def confusion(pairs: Iterable[tuple[object, object]], attribute: str) -> Styler:
+def confusion(pairs: Iterable[tuple[object, object]], attribute: str) -> "Styler":
     """Count (drawn value, value in the caption) of one attribute as a table; right ones are bold, None is "not stated"."""
     names = [tuple("not stated" if value is None or value == "" else str(value) for value in pair) for pair in pairs]
     if not names:
@@ -240,7 +243,7 @@ def confusion(pairs: Iterable[tuple[object, object]], attribute: str) -> Styler:
     return _left(styled.set_caption(f"{_spaced(attribute).capitalize()}: {right} of {len(names)} as drawn"))
 
 
-def reading_table(table: pd.DataFrame, empty: str = "No rows.") -> Styler | Html:
+def reading_table(table: pd.DataFrame, empty: str = "No rows.") -> "Styler | Html":
     """Return a table of texts to read: left-aligned, wrapped, HTML shown as text; whole numbers without decimals.
 
     A table without rows becomes the sentence `empty`.
@@ -258,7 +261,7 @@ def reading_table(table: pd.DataFrame, empty: str = "No rows.") -> Styler | Html
     return styled.hide(axis="index") if isinstance(table.index, pd.RangeIndex) else styled
 
 
-def _left(styled: Styler) -> Styler:
+def _left(styled: "Styler") -> "Styler":
     look = "text-align: left; vertical-align: top; white-space: normal; overflow-wrap: break-word; max-width: 40em"
     return styled.set_table_styles([{"selector": "th, td, caption", "props": look}], overwrite=False)
 
