@@ -140,7 +140,10 @@ class CaptionJob:
                         yield number, captions
 
     def results(self) -> tuple[pd.DataFrame, list[dict[str, str]], int]:
-        """The finished captions as a predictions table without scores, the unreadable images, and the count of both."""
+        """The finished captions as a predictions table without scores, the unreadable images, and the count of both.
+
+        This and scoring take about 12 kB of memory per image with ten captions of 20 words: 0.3 GB for 25,000 images.
+        """
         caption_types, finished, rows, skipped = self.header()["caption_types"], dict(self.read({})), [], []
         for number in sorted(finished):
             for index, captions in zip(self.batches[number], finished[number], strict=True):

@@ -40,7 +40,7 @@ from beit3lib.dataset import UNNAMED, CaptionDataset, CaptionType, group_caption
 from beit3lib.decode import Caption, word_probs
 from beit3lib.device import choose_device, choose_precision, inference_precision, inference_weights
 from beit3lib.files import exit_on_error, file_hash, lock_folder, readable_folder
-from beit3lib.launch import run_processes
+from beit3lib.launch import ignore_signals, run_processes
 from beit3lib.track2.metrics import meteor_is_comparable, score_pairs
 from beit3lib.transforms import to_tensor
 
@@ -83,7 +83,9 @@ def caption_batches(
     size = captioner.model.config.image_size
     longest = max(map(len, batches), default=0)
     workers = min(num_workers(workers, longest * 3 * size * size * 4), max(0, len(batches) - 1)) if longest else 0
-    loader = DataLoader(_Images(paths, size), batch_sampler=batches, num_workers=workers, collate_fn=_stack)
+    loader = DataLoader(
+        _Images(paths, size), batch_sampler=batches, num_workers=workers, collate_fn=_stack, worker_init_fn=ignore_signals
+    )
     for indices, pixels, problems in loader:
         captions = [] if pixels is None else _generate(captioner, pixels, num_beams)
         each = len(captions) // max(1, len(indices))

@@ -513,3 +513,40 @@ def test_the_bar_counts_the_images_of_all_processes_also_of_slower_ones(run, tmp
     bars = [(int(count), int(seconds)) for count, seconds in re.findall(r"(\d+)/12 \[00:(\d\d)<", done.stdout)]
     assert bars[-1][0] == 12 and bars[-1][1] >= 4 and any(6 <= count < 12 for count, _ in bars), done.stdout
     assert [count for count, _ in bars] == sorted(count for count, _ in bars)
+
+
+MEASURED = """
+import re, sys
+from pathlib import Path
+from beit3lib import evaluate
+from beit3lib.caption_job import CaptionJob
+
+append, finished = CaptionJob.append, 0
+
+def measured(self, number, captions):
+    global finished
+    append(self, number, captions)
+    finished += len(captions)
+    print("PEAK", finished, re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1], flush=True)
+
+CaptionJob.append = measured
+evaluate.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.long
+def test_captioning_5000_images_takes_no_more_memory_than_500(saved, tmp_path):
+    """The peak of the process without its loader workers; names are links to 50 images. Scoring at the end is not included."""
+    run, lines = tmp_path / "run", []
+    draw_test_images(saved, run, 50)
+    for number in range(5000):
+        name = f"images/link{number:04d}.jpg"
+        os.link(run / f"images/avg{number % 50:04d}phase0.jpg", run / name)
+        lines.append(json.dumps({"image_path": name, "text_segment": None, "image_id": number}) + "\n")
+    (run / "coco_captioning.test.jsonl").write_text("".join(lines))
+    command = [sys.executable, "-c", MEASURED, str(run), "--device", "cpu", "--num_beams", "1", "--batch_size", "10"]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    peaks = {int(count): int(kilobytes) / 1024 for count, kilobytes in re.findall(r"PEAK (\d+) (\d+)", done.stdout)}
+    print({count: round(peaks[count]) for count in (500, 2500, 5000)}, "MB")
+    assert peaks[5000] < peaks[500] + 20, peaks
