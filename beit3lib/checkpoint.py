@@ -7,6 +7,7 @@ fine-tuning, and folders in the format of Hugging Face. Nothing is unpickled bey
 Ours: `model.safetensors`, `sentencepiece.bpe.model` and a readable `meta.json`, written completely or not at all.
 
     python -m beit3lib.checkpoint runs/mine/best mine.pth        export to the public format
+    python -m beit3lib.checkpoint runs/mine/best mine            export a folder with a model card for the Hugging Face Hub
 """
 
 import argparse
@@ -26,6 +27,7 @@ import numpy as np
 import pydantic
 import torch
 import torch.nn.functional as F
+import yaml
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -42,6 +44,7 @@ from beit3lib.files import (
     read_json,
     readable_folder,
     write_json,
+    write_text,
 )
 from beit3lib.model import CaptionModel, ModelConfig, initialize_weights
 from beit3lib.tokenizer import SPM_NAME, load_tokenizer
@@ -337,16 +340,85 @@ def load_captioner(folder: str | Path, device: str | torch.device | None = None)
     return Captioner(model, tokenizer, meta.caption_types, meta.max_tokens, meta.length_penalty, content)
 
 
+PRIVATE_OPTIONS = {"output_dir", "data_path", "log_dir", "sentencepiece_model", "resume"}  # paths on the training machine
+
+
+def export_folder(folder: str | Path, out: str | Path) -> Path:
+    """Copy a checkpoint folder to `out` with a model card (README.md) and without the paths of the training machine.
+
+    `load_captioner` reads the copy. Upload it with `huggingface_hub.upload_folder`. Raises `FileExistsError` if `out` has
+    other content than an earlier export.
+    """
+    captioner, out = load_captioner(folder, "cpu"), Path(out)
+    if out.exists() and not (out.is_dir() and ((out / META_NAME).is_file() or not any(out.iterdir()))):
+        raise FileExistsError(
+            f"{out}: expected a new or empty folder, or an earlier export, found other content. Choose another."
+        )
+    meta = dict(captioner.meta)
+    options = {name: value for name, value in meta.get("options", {}).items() if name not in PRIVATE_OPTIONS}
+    if options:
+        meta["options"] = options | {"finetune": Path(options.get("finetune") or "").name}
+    with atomic_folder(out) as new:
+        spm = readable_folder(folder) / SPM_NAME
+        write_captioner_files(new, captioner.model.state_dict(), captioner.model.config, spm, meta)
+        write_text(new / "README.md", model_card(out.resolve().name, meta))
+    return out
+
+
+def model_card(name: str, meta: Mapping[str, Any]) -> str:
+    """Return a model card in the form that the Hugging Face Hub reads: YAML front matter, then Markdown."""
+    options, score = meta.get("options", {}), meta.get("best_score")
+    front: dict[str, Any] = {"library_name": "beit3lib", "pipeline_tag": "image-to-text", "language": "en", "license": "other"}
+    front["tags"] = ["beit3", "image-captioning", "traffic"]
+    if score is not None:
+        metric = {
+            "type": "aicity-track2",
+            "name": "mean score of single validation captions, 0 to 100",
+            "value": round(score, 2),
+        }
+        dataset = {"type": "validation", "name": "validation images of the run"}
+        result = {"task": {"type": "image-to-text"}, "dataset": dataset, "metrics": [metric]}
+        front["model-index"] = [{"name": name, "results": [result]}]
+    size, step = meta["model"]["image_size"], meta.get("step", "unknown")
+    types = ", ".join(f"{subject} {aspect.replace('_', ' ')}" for subject, aspect in meta["caption_types"])
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False)}---
+# {name}
+
+A BEiT-3 model that captions motion-blur images of traffic scenes, fine-tuned with beit3lib.
+
+| | |
+|---|---|
+| base model | {options.get("model") or "BEiT-3"}, weights: {options.get("finetune") or "random or unknown"} |
+| training data | WTS, the drawn sample, or data of the same form; images of {size} x {size} pixels |
+| caption types | {types} |
+| training steps | {step} |
+| mean official score of single validation captions, 0 to 100 | {"not measured" if score is None else f"{score:.1f}"} |
+
+```python
+from huggingface_hub import snapshot_download
+from beit3lib.checkpoint import load_captioner
+
+captioner = load_captioner(snapshot_download("your-name/{name}"))
+print(captioner.caption("photo.jpg"))
+```
+
+BEiT-3's weights are under Microsoft's MIT license. Weights that were trained on WTS are also subject to the WTS terms of use;
+check them before you publish this folder, and then set `license` above.
+"""
+
+
 @exit_on_error()
 def main() -> None:
-    """Export a checkpoint folder to the public format."""
+    """Export a checkpoint folder to a file in the public format, or to a folder with a model card."""
     parser = argparse.ArgumentParser(prog="python -m beit3lib.checkpoint", description=main.__doc__)
     parser.add_argument("folder", type=Path, help="a checkpoint folder, for example runs/mine/best")
-    parser.add_argument("file", type=Path, help="the file to write, for example mine.pth")
+    parser.add_argument("out", type=Path, help="a file (.pth, .pt or .bin), or with another name a folder with a model card")
     options = parser.parse_args()
-    if options.file.is_dir():
-        raise IsADirectoryError(f"{options.file}: expected the name of a file to write, found a folder")
-    path = save_public(load_captioner(options.folder, "cpu").model, options.file)
+    if options.out.suffix not in (".pth", ".pt", ".bin"):
+        print(f"{export_folder(options.folder, options.out)}: a checkpoint folder with a model card")
+        return
+    path = save_public(load_captioner(options.folder, "cpu").model, options.out)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, in the public format")
 
 

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from test_model import TINY, make_inputs, make_model
 
@@ -22,6 +23,7 @@ from beit3lib.captioner import Captioner
 from beit3lib.checkpoint import (
     IMAGE_POSITIONS,
     CheckpointError,
+    export_folder,
     load_captioner,
     load_pretrained,
     read_state,
@@ -391,6 +393,32 @@ def test_the_export_command_ends_with_one_line_on_an_error(tmp_path):
     command = [sys.executable, "-m", "beit3lib.checkpoint", str(tmp_path / "none"), str(tmp_path / "public.pth")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "none: expected a checkpoint" in done.stderr
+
+
+def test_an_exported_folder_has_a_model_card_and_loads(saved, tmp_path):
+    captioner, folder = saved
+    meta = json.loads((folder / "meta.json").read_text())
+    meta |= {
+        "best_score": 33.126,
+        "options": {"model": "beit3_base_patch16_224", "finetune": "/a/w.pth", "data_path": "/secret/x"},
+    }
+    (folder / "meta.json").write_text(json.dumps(meta))
+    for _ in range(2):  # an earlier export is replaced
+        subprocess.run([sys.executable, "-m", "beit3lib.checkpoint", folder, tmp_path / "mine"], check=True)
+    loaded = load_captioner(tmp_path / "mine", "cpu")
+    assert same_weights(captioner.model, loaded.model) and loaded.caption_types == captioner.caption_types
+    card = ModelCard.load(tmp_path / "mine" / "README.md")
+    assert card.data.pipeline_tag == "image-to-text" and card.data.eval_results[0].metric_value == 33.13
+    assert "vehicle road, pedestrian moving" in card.text and "beit3_base_patch16_224, weights: w.pth" in card.text
+    assert not any("/secret" in path.read_text() or "/a/" in path.read_text() for path in (tmp_path / "mine").glob("*[dn]"))
+
+
+def test_an_export_does_not_replace_a_folder_with_other_content(saved, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    with pytest.raises(FileExistsError, match="photos: expected a new or empty folder"):
+        export_folder(saved[1], tmp_path / "photos")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.jpg"]
 
 
 def test_an_incomplete_folder_is_named(saved):
