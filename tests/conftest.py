@@ -147,6 +147,6 @@ def bare_python(folder, hidden=HIDDEN):
     site = subprocess.run([python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True)
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         name = entry.name.split("-")[0].split(".")[0]
-        if not (name in ("beit3lib", "__editable__", *hidden) or name.startswith(tuple(f"{other}_" for other in hidden))):
+        if not (name in ("beit3lib", *hidden) or name.startswith(("__editable__", *(f"{other}_" for other in hidden)))):
             (Path(site.stdout.strip()) / entry.name).symlink_to(entry)
     return python

@@ -103,7 +103,7 @@ def test_make_gpu_needs_none_of_the_packages_that_a_gpu_machine_may_lack(tmp_pat
     for name in ("Makefile", "pyproject.toml", "constraints.txt", "requirements.txt", "beit3lib", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
     options = "--model tiny --batch 2 --tokens 8 --repeats 1 --only generate train"
-    command = ["make", "gpu", f"PY={python}", f"GPU_OPTIONS={options}"]
+    command = ["make", "gpu", f"PY={python}", f"GPU_OPTIONS={options}", "GPU_SECONDS=3000"]
     done = subprocess.run(command, cwd=tmp_path, env=clean(), capture_output=True, text=True)
     assert done.returncode == 0 and "no CUDA GPU" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
     result = json.loads((tmp_path / "runs" / "gpu.json").read_text())
