@@ -5,7 +5,9 @@
 # make oldest  the quick tests with the lowest versions that requirements.txt allows
 # make latest  install the newest versions instead of those in constraints.txt
 # make docs    renew docs/: the README's images and the executed notebooks, from make demo; needs Chromium
+# make gpu     the GPU tests, and the GPU benchmark in runs/gpu.json, in nine minutes; PY=python3 uses what is installed there
 # make kaggle  stage everything for Kaggle: make kaggle KAGGLE_OWNER=you KAGGLE_DATA="wts tokenizer"
+# make badges  links that open the notebooks in Colab and Kaggle: make badges REPOSITORY=https://github.com/you/name
 PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
@@ -19,7 +21,7 @@ SHELL := /bin/bash
 # In tests idle OpenMP threads sleep: on a busy machine spinning makes a training step of the tiny model ten times as slow.
 TEST := OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest
 
-.PHONY: demo test quick long oldest latest lint docs kaggle
+.PHONY: demo test quick long oldest latest lint docs gpu kaggle badges
 
 $(READY): requirements.txt constraints.txt pyproject.toml beit3lib/pipeline/packages.py
 	$(PYTHON) -m venv .venv
@@ -76,5 +78,17 @@ lint: $(READY)
 docs: demo
 	PYTHONPATH=tests $(PY) -m benchmarks.pictures $(RUN)
 
+# Needs no PyAV, papermill or package index. The benchmark writes its file after every quantity, so a timeout loses only the rest.
+GPU_OPTIONS ?= --model base
+GPU_SECONDS ?= 265# each for the tests and the benchmark
+gpu: export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
+gpu: $(if $(filter .venv/%,$(PY)),$(READY))
+	@mkdir -p runs
+	@status=0; timeout $(GPU_SECONDS) $(PY) -m pytest -m gpu tests/test_gpu.py || status=$$?; \
+	timeout $(GPU_SECONDS) $(PY) tests/benchmarks/speed.py $(GPU_OPTIONS) --out runs/gpu.json || status=$$?; exit $$status
+
 kaggle: $(READY)
 	$(PY) -m beit3lib.pipeline.kaggle runs/kaggle --owner "$(KAGGLE_OWNER)" --attach $(KAGGLE_DATA)
+
+badges: $(READY)
+	$(PY) .ci/badges.py $(REPOSITORY)

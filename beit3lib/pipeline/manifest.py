@@ -10,6 +10,7 @@ in the format of Hugging Face.
 import argparse
 import os
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -156,7 +157,8 @@ def _count(folder: Path, pattern: str, enough: int) -> int:
 
 def load_manifest(path: str | Path | None = None, here: Path | None = None) -> Manifest:
     """Read a manifest; by default `data_manifest.yaml` beside the package, in the working folder, or as installed."""
-    own = [Path(__file__).parents[2] / NAME, Path.cwd() / NAME, Path(sys.prefix) / "share" / "beit3lib" / NAME]
+    share = Path(sysconfig.get_path("data")) / "share" / "beit3lib"  # on Debian below /usr/local, unlike sys.prefix
+    own = [Path(__file__).parents[2] / NAME, Path.cwd() / NAME, share / NAME]
     path = Path(path) if path else next((p for p in own if p.is_file()), own[0])
     try:
         content = yaml.safe_load(read_text(path))
