@@ -5,7 +5,9 @@
 # make oldest  the quick tests with the lowest versions that requirements.txt allows
 # make latest  install the newest versions instead of those in constraints.txt
 # make docs    renew docs/: the README's images and the executed notebooks, from make demo; needs Chromium
+# make gpu     the GPU tests, and the GPU benchmark in runs/gpu.json, in nine minutes; PY=python3 uses what is installed there
 # make kaggle  stage everything for Kaggle: make kaggle KAGGLE_OWNER=you KAGGLE_DATA="wts tokenizer"
+# make badges  links that open the notebooks in Colab and Kaggle: make badges REPOSITORY=https://github.com/you/name
 PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
@@ -19,7 +21,7 @@ SHELL := /bin/bash
 # In tests idle OpenMP threads sleep: on a busy machine spinning makes a training step of the tiny model ten times as slow.
 TEST := OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest
 
-.PHONY: demo test quick long oldest latest lint docs kaggle
+.PHONY: demo test quick long oldest latest lint docs gpu kaggle badges
 
 $(READY): requirements.txt constraints.txt pyproject.toml beit3lib/pipeline/packages.py
 	$(PYTHON) -m venv .venv
@@ -38,8 +40,9 @@ demo: $(READY)
 	done
 	@$(PY) -m beit3lib.pipeline.steps $(RUN)
 
+# Two processes; the tests of a file share one, because they share fixtures. Files start in their order: the demo is early.
 test: $(READY) lint
-	$(TEST)
+	$(TEST) --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 quick: $(READY)
 	$(TEST) -m "not slow and not long"
@@ -51,7 +54,8 @@ latest: $(READY)
 	$(PY) -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[test]"
 
 # PyTorch is the tested version: for Linux its old releases exist only with 3 GB of CUDA libraries.
-# `make oldest OLDEST_TORCH="torch==2.6.0 torchvision==0.21.0"` downloads them.
+# `make oldest OLDEST_TORCH="torch==2.6.0 torchvision==0.21.0"` downloads them. timm 1.0.15 prints the ignored warning with
+# a newer PyTorch, and tests of error messages expect nothing else on stderr.
 OLDEST_TORCH ?= $(shell grep -E '^torch(vision)?==' constraints.txt)
 oldest: $(READY)
 	rm -rf $(OLDEST)
@@ -60,10 +64,12 @@ oldest: $(READY)
 	printf '%s\n' $(OLDEST_TORCH) >>$(OLDEST)/requirements.in
 	.venv/bin/uv pip compile --quiet --resolution lowest-direct --python $(OLDEST)/bin/python \
 		$(OLDEST)/requirements.in --output-file $(OLDEST)/requirements.txt
-	$(OLDEST)/bin/python -m pip install --quiet --requirement $(OLDEST)/requirements.txt pytest hypothesis
+	$(OLDEST)/bin/python -m pip install --quiet --requirement $(OLDEST)/requirements.txt \
+		pytest hypothesis ruff nbstripout
 	$(OLDEST)/bin/python -m pip install --quiet --no-deps $(ORACLE)
 	$(OLDEST)/bin/python -m beit3lib.pipeline.packages
-	PYTHONPATH=$(CURDIR) OMP_WAIT_POLICY=PASSIVE $(OLDEST)/bin/python -m pytest -m "not slow and not long"
+	PYTHONPATH=$(CURDIR) PYTHONWARNINGS='ignore:`torch.jit.interface`:FutureWarning' OMP_WAIT_POLICY=PASSIVE \
+		$(OLDEST)/bin/python -m pytest -m "not slow and not long"
 
 lint: $(READY)
 	.venv/bin/ruff check .
@@ -72,5 +78,17 @@ lint: $(READY)
 docs: demo
 	PYTHONPATH=tests $(PY) -m benchmarks.pictures $(RUN)
 
+# Needs no PyAV, papermill or package index. The benchmark writes its file after every quantity, so a timeout loses only the rest.
+GPU_OPTIONS ?= --model base
+GPU_SECONDS ?= 265# each for the tests and the benchmark
+gpu: export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
+gpu: $(if $(filter .venv/%,$(PY)),$(READY))
+	@mkdir -p runs
+	@status=0; timeout $(GPU_SECONDS) $(PY) -m pytest -m gpu tests/test_gpu.py || status=$$?; \
+	timeout $(GPU_SECONDS) $(PY) tests/benchmarks/speed.py $(GPU_OPTIONS) --out runs/gpu.json || status=$$?; exit $$status
+
 kaggle: $(READY)
 	$(PY) -m beit3lib.pipeline.kaggle runs/kaggle --owner "$(KAGGLE_OWNER)" --attach $(KAGGLE_DATA)
+
+badges: $(READY)
+	$(PY) .ci/badges.py $(REPOSITORY)

@@ -19,11 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import filelock
 import pandas as pd
 
 from beit3lib.data.predictions import predictions_table, read_meta
-from beit3lib.files import FileError, FolderInUse, write_text
+from beit3lib.files import FileError, write_text
 
 IMAGE_COLUMNS = ("image", "scenario", "split", "source", "view", "video", "label", "phase")
 SYNC_SECONDS = 30  # a power cut loses at most this much work
@@ -39,7 +38,8 @@ class CaptionJob:
     """The images of a job, their batches, and the partial files beside `output`; `rank` is the number of this process.
 
     `records`: the index columns of each image, and its references as [[subject, aspect, text], …]. `batches`: indices into
-    `records`, available after `start` in process 0 and `divide` in each process.
+    `records`, available after `start` in process 0 and `divide` in each process. `finished`: {batch number: its size}, as of
+    the last call of `count_finished`.
     """
 
     def __init__(self, images: pd.DataFrame, root: Path, output: Path, rank: int) -> None:
@@ -52,36 +52,45 @@ class CaptionJob:
         self.paths = [root / record["image"] for record in self.records]
         self.sizes = [path.stat().st_size if path.is_file() else -1 for path in self.paths]
         self.identity = {"images": len(self.records), "images_sha256": _hash([self.records, self.sizes])}
+        self.finished: dict[int, int] = {}
+        self.offsets: dict[Path, int] = {}  # how far `count_finished` has read each partial file
         self.file, self.synced = None, -math.inf
 
     def is_complete(self, options: dict[str, Any]) -> bool:
-        """Whether `output` has the captions of these images with these options, and no job for it is unfinished."""
+        """Whether `output` has the captions of these images with these options, and no job for it is unfinished.
+
+        Process 0 prints why an `output` with other images or options will be replaced.
+        """
         if not self.output.is_file() or partial_path(self.output).exists():
             return False
         try:
             meta = read_meta(self.output)
         except FileError:  # a damaged output is replaced
             return False
-        wanted = options | self.identity
-        return {name: meta.get(name) for name in wanted} == wanted
+        changed = _changes(meta, options | self.identity)
+        if changed and self.rank == 0:
+            print(f"{self.output}: will be replaced, because {changed}.")
+        return not changed
 
     def start(self, options: dict[str, Any], batch_size: int | None, choose_batch_size: Callable[[], int]) -> None:
         """Continue the partial files if they have these options, else rename them and start new ones; called by process 0.
 
         Without a `batch_size` an unfinished job keeps its own, and a new one calls `choose_batch_size`.
         """
-        main, old = partial_path(self.output), self.header()
+        main, old, files = partial_path(self.output), self.header(), self.files()
         new = options | {"batch_size": batch_size or old.get("batch_size")}
-        changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        changed = _changes(old, dict.fromkeys(old) | new)
         if not changed:
-            for path in self.files():  # a kill or a full disk may have cut the last line
-                os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+            for path in files:  # a kill or a full disk may have cut the last line
+                with path.open("rb+") as file:
+                    file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))
             return
-        for path in self.files():  # `main` is the last of them, so that a kill here leaves no file without its header
+        for path in files:  # `main` is the last of them, so that a kill here leaves no file without its header
             os.replace(path, path.with_name(f"{path.stem}.old.jsonl"))
-        if old:
-            reasons = "; ".join(f"{name} was {old.get(name)}, is {new.get(name)}" for name in changed)
-            print(f"{main}: starts from scratch, because {reasons}. The file is kept as {main.stem}.old.jsonl.")
+        if files:
+            reason = changed if old else "its first line is damaged"
+            kept = ", ".join(f"{path.stem}.old.jsonl" for path in files)
+            print(f"{main}: starts from scratch, because {reason}. Finished captions are kept in {kept}.")
         header = options | {"batch_size": batch_size or choose_batch_size()}
         write_text(main, json.dumps(header, ensure_ascii=False) + "\n")
 
@@ -105,23 +114,37 @@ class CaptionJob:
         names = self.output.parent.glob(f"{self.output.stem}.partial*.jsonl")
         return sorted(path for path in names if not path.name.endswith(".old.jsonl"))
 
-    def finished(self) -> dict[int, list]:
-        """{batch number: captions of its images}. A damaged line, or a changed image, means that a batch is not finished."""
-        found = {}
+    def count_finished(self) -> int:
+        """Read the batches that any process has appended since the last call, and return the number of finished images."""
+        self.finished.update((number, len(captions)) for number, captions in self.read(self.offsets))
+        return sum(self.finished.values())
+
+    def read(self, offsets: dict[Path, int]) -> Iterator[tuple[int, list]]:
+        """Yield the number and the captions of each finished batch after `offsets`, which are moved to the ends of the files.
+
+        A damaged line, or a changed image, means that a batch is not finished.
+        """
         for path in self.files():
             with path.open("rb") as file:
+                file.seek(offsets.setdefault(path, 0))
                 for line in file:
+                    if not line.endswith(b"\n"):  # another process is writing it
+                        break
+                    offsets[path] += len(line)
                     try:
                         batch = json.loads(line)
-                        if batch["key"] == self.keys[batch["batch"]]:
-                            found[batch["batch"]] = batch["captions"]
+                        number, captions, same = batch["batch"], batch["captions"], batch["key"] == self.keys[batch["batch"]]
                     except (ValueError, LookupError, TypeError, RecursionError):  # also the header, which has no key
                         continue
-        return found
+                    if same:
+                        yield number, captions
 
     def results(self) -> tuple[pd.DataFrame, list[dict[str, str]], int]:
-        """The finished captions as a predictions table without scores, the unreadable images, and the count of both."""
-        caption_types, finished, rows, skipped = self.header()["caption_types"], self.finished(), [], []
+        """The finished captions as a predictions table without scores, the unreadable images, and the count of both.
+
+        This and scoring take about 12 kB of memory per image with ten captions of 20 words: 0.3 GB for 25,000 images.
+        """
+        caption_types, finished, rows, skipped = self.header()["caption_types"], dict(self.read({})), [], []
         for number in sorted(finished):
             for index, captions in zip(self.batches[number], finished[number], strict=True):
                 record = self.records[index]
@@ -160,16 +183,9 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, ensure_ascii=True).encode()).hexdigest()
 
 
-@contextmanager
-def only_job(output: Path) -> Iterator[None]:
-    """Refuse a second job that writes `output`. The operating system releases the lock when this process ends."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(output.with_name(f".{output.stem}.lock"), timeout=0)
-    try:
-        with lock:
-            yield
-    except filelock.Timeout:
-        raise FolderInUse(f"{output}: another process is writing it. Wait until it ends, or stop it.") from None
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The options of `new` that `old` does not have with the same value, as a phrase."""
+    return "; ".join(f"{name} was {old.get(name)}, is {value}" for name, value in new.items() if old.get(name) != value)
 
 
 @contextmanager

@@ -2,11 +2,12 @@
 
 Public: `.pth`, the same renamed to `.zip`, without an ending, or unpacked into a folder, as Kaggle does it;
 `{"model": …}`, `{"module": …}`, `{"state_dict": …}` or the bare state dict; also those that the recipe saved while
-fine-tuning. Nothing is unpickled beyond tensors and plain values.
+fine-tuning, and folders in the format of Hugging Face. Nothing is unpickled beyond tensors and plain values.
 
 Ours: `model.safetensors`, `sentencepiece.bpe.model` and a readable `meta.json`, written completely or not at all.
 
     python -m beit3lib.checkpoint runs/mine/best mine.pth        export to the public format
+    python -m beit3lib.checkpoint runs/mine/best mine            export a folder with a model card for the Hugging Face Hub
 """
 
 import argparse
@@ -26,6 +27,7 @@ import numpy as np
 import pydantic
 import torch
 import torch.nn.functional as F
+import yaml
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -42,6 +44,7 @@ from beit3lib.files import (
     read_json,
     readable_folder,
     write_json,
+    write_text,
 )
 from beit3lib.model import CaptionModel, ModelConfig, initialize_weights
 from beit3lib.tokenizer import SPM_NAME, load_tokenizer
@@ -51,6 +54,15 @@ TEXT_EMBEDDINGS = "beit3.text_embed.weight"
 IMAGE_POSITIONS = "beit3.encoder.embed_positions.A.weight"
 EXTRA_POSITIONS = 3  # rows of IMAGE_POSITIONS before the patches: two unused (positions start at 2), and the class token
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # put before names by DistributedDataParallel and by torch.compile
+HUB_NAMES = (WEIGHTS_NAME, "pytorch_model.bin")  # weights in a folder of Hugging Face, or with .index.json: their shards
+# Parameter names of the conversions to Hugging Face transformers, and their original names. The earlier conversion
+# (github.com/huggingface/transformers/pull/22289) has "first" and "second", the later one (pull/39534) "image" and "text".
+HUB_PARAMETERS = {
+    **{"text_embedding.": "text_embed.", "vision_embedding.projection.": "vision_embed.proj."},
+    **{"vision_embedding.": "vision_embed.", "mlm_classifier.": "mlm_head.", "encoder.fc_norm.": "encoder.layer_norm."},
+    **{"query_proj.": "q_proj.", "key_proj.": "k_proj.", "value_proj.": "v_proj.", "beit3.pooler.": "pooler."},
+    **{".image.": ".A.", ".first.": ".A.", ".text.": ".B.", ".second.": ".B."},
+}
 MAX_COMPRESSION = 100  # weights compress by less than 2; a zip bomb reaches 1,000
 
 # Everything that the recipe saves beside tensors: its options, and learning rates as numpy numbers, whose unpickling
@@ -87,15 +99,15 @@ class LoadReport:
 
 
 def read_state(path: str | Path, model_key: str = "model|module", model_prefix: str = "") -> dict[str, Tensor]:
-    """Read the state dict of a public checkpoint or of a folder of ours: {name: tensor} on the CPU.
+    """Read the state dict of a public checkpoint, of a folder of Hugging Face or of ours: {name: tensor} on the CPU.
 
     `model_key`: keys that may hold it, tried in order and before "state_dict"; otherwise the file itself is the state dict.
-    `model_prefix` is removed from the names that have it, and so are the prefixes of wrapper classes.
+    `model_prefix` is removed from the names that have it, and so are the prefixes of wrapper classes. Parameter names of
+    the conversions to Hugging Face transformers become the original ones.
     """
     path = Path(path)
-    if (path / WEIGHTS_NAME).is_file():
-        path = path / WEIGHTS_NAME
-    content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
+    first, *others = [_load_safetensors(f) if f.suffix == ".safetensors" else _load_pickle(f) for f in weight_files(path)]
+    content = {name: value for shard in (first, *others) for name, value in shard.items()} if others else first
     for key in (*model_key.split("|"), "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -110,7 +122,24 @@ def read_state(path: str | Path, model_key: str = "model|module", model_prefix: 
     for prefix in WRAPPER_PREFIXES * 2:  # either order
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
+    if "beit3.text_embedding.weight" in state:
+        for found, original in HUB_PARAMETERS.items():
+            state = {name.replace(found, original): value for name, value in state.items()}
     return state
+
+
+def weight_files(path: str | Path) -> list[Path]:
+    """Return the files with the weights in a folder of Hugging Face or of ours, several if they are sharded; else `path`."""
+    for file in (Path(path, name) for name in HUB_NAMES):
+        index = Path(path, f"{file.name}.index.json")
+        if file.is_file():
+            return [file]
+        if index.is_file():
+            shards = read_json(index, dict).get("weight_map")
+            if not isinstance(shards, dict) or not shards:
+                raise CheckpointError(f"{index}: expected a weight_map with the names of files, found none. Copy it again.")
+            return [Path(path, Path(str(name)).name) for name in sorted(set(map(str, shards.values())))]
+    return [Path(path)]
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -199,7 +228,7 @@ def _check_state(path: Path | str, state: Mapping[str, Tensor], own: Mapping[str
     shared = [name for name in own if name in state]
     if not shared:
         prefix = next((name.removesuffix(TEXT_EMBEDDINGS) for name in state if name.endswith(TEXT_EMBEDDINGS)), "")
-        todo = f"Pass --model_prefix {prefix}" if prefix else "Use a checkpoint of the BEiT-3 release."
+        todo = f"Pass --model_prefix {prefix}" if prefix else "Use a checkpoint of the BEiT-3 release or its conversion."
         raise CheckpointError(f"{path}: expected names such as {TEXT_EMBEDDINGS}, found {', '.join(list(state)[:3])}. {todo}")
     problems = {
         "missing": [name for name in own if name not in state and name not in may_miss],
@@ -311,16 +340,85 @@ def load_captioner(folder: str | Path, device: str | torch.device | None = None)
     return Captioner(model, tokenizer, meta.caption_types, meta.max_tokens, meta.length_penalty, content)
 
 
+PRIVATE_OPTIONS = {"output_dir", "data_path", "log_dir", "sentencepiece_model", "resume"}  # paths on the training machine
+
+
+def export_folder(folder: str | Path, out: str | Path) -> Path:
+    """Copy a checkpoint folder to `out` with a model card (README.md) and without the paths of the training machine.
+
+    `load_captioner` reads the copy. Upload it with `huggingface_hub.upload_folder`. Raises `FileExistsError` if `out` has
+    other content than an earlier export.
+    """
+    captioner, out = load_captioner(folder, "cpu"), Path(out)
+    if out.exists() and not (out.is_dir() and ((out / META_NAME).is_file() or not any(out.iterdir()))):
+        raise FileExistsError(
+            f"{out}: expected a new or empty folder, or an earlier export, found other content. Choose another."
+        )
+    meta = dict(captioner.meta)
+    options = {name: value for name, value in meta.get("options", {}).items() if name not in PRIVATE_OPTIONS}
+    if options:
+        meta["options"] = options | {"finetune": Path(options.get("finetune") or "").name}
+    with atomic_folder(out) as new:
+        spm = readable_folder(folder) / SPM_NAME
+        write_captioner_files(new, captioner.model.state_dict(), captioner.model.config, spm, meta)
+        write_text(new / "README.md", model_card(out.resolve().name, meta))
+    return out
+
+
+def model_card(name: str, meta: Mapping[str, Any]) -> str:
+    """Return a model card in the form that the Hugging Face Hub reads: YAML front matter, then Markdown."""
+    options, score = meta.get("options", {}), meta.get("best_score")
+    front: dict[str, Any] = {"library_name": "beit3lib", "pipeline_tag": "image-to-text", "language": "en", "license": "other"}
+    front["tags"] = ["beit3", "image-captioning", "traffic"]
+    if score is not None:
+        metric = {
+            "type": "aicity-track2",
+            "name": "mean score of single validation captions, 0 to 100",
+            "value": round(score, 2),
+        }
+        dataset = {"type": "validation", "name": "validation images of the run"}
+        result = {"task": {"type": "image-to-text"}, "dataset": dataset, "metrics": [metric]}
+        front["model-index"] = [{"name": name, "results": [result]}]
+    size, step = meta["model"]["image_size"], meta.get("step", "unknown")
+    types = ", ".join(f"{subject} {aspect.replace('_', ' ')}" for subject, aspect in meta["caption_types"])
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False)}---
+# {name}
+
+A BEiT-3 model that captions motion-blur images of traffic scenes, fine-tuned with beit3lib.
+
+| | |
+|---|---|
+| base model | {options.get("model") or "BEiT-3"}, weights: {options.get("finetune") or "random or unknown"} |
+| training data | WTS, the drawn sample, or data of the same form; images of {size} x {size} pixels |
+| caption types | {types} |
+| training steps | {step} |
+| mean official score of single validation captions, 0 to 100 | {"not measured" if score is None else f"{score:.1f}"} |
+
+```python
+from huggingface_hub import snapshot_download
+from beit3lib.checkpoint import load_captioner
+
+captioner = load_captioner(snapshot_download("your-name/{name}"))
+print(captioner.caption("photo.jpg"))
+```
+
+BEiT-3's weights are under Microsoft's MIT license. Weights that were trained on WTS are also subject to the WTS terms of use;
+check them before you publish this folder, and then set `license` above.
+"""
+
+
 @exit_on_error()
 def main() -> None:
-    """Export a checkpoint folder to the public format."""
+    """Export a checkpoint folder to a file in the public format, or to a folder with a model card."""
     parser = argparse.ArgumentParser(prog="python -m beit3lib.checkpoint", description=main.__doc__)
     parser.add_argument("folder", type=Path, help="a checkpoint folder, for example runs/mine/best")
-    parser.add_argument("file", type=Path, help="the file to write, for example mine.pth")
+    parser.add_argument("out", type=Path, help="a file (.pth, .pt or .bin), or with another name a folder with a model card")
     options = parser.parse_args()
-    if options.file.is_dir():
-        raise IsADirectoryError(f"{options.file}: expected the name of a file to write, found a folder")
-    path = save_public(load_captioner(options.folder, "cpu").model, options.file)
+    if options.out.suffix not in (".pth", ".pt", ".bin"):
+        print(f"{export_folder(options.folder, options.out)}: a checkpoint folder with a model card")
+        return
+    path = save_public(load_captioner(options.folder, "cpu").model, options.out)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, in the public format")
 
 

@@ -62,7 +62,7 @@ class TrainConfig:
     save_ckpt_freq: Count = option(5, "epochs between the checkpoint-N folders that are kept beside best/ and last/")
     randaug: bool = option(False, "RandAugment")
     train_interpolation: Literal["bicubic", "bilinear"] = option("bicubic", "interpolation of the random crop")
-    finetune: str = option("", "checkpoint to start from, a public file or a folder of ours; empty: random weights")
+    finetune: str = option("", "checkpoint to start from, a public file or a folder; empty: random weights")
     model_key: str = option("model|module", "keys under which a checkpoint file may hold its weights")
     model_prefix: str = option("", "prefix of parameter names in the checkpoint")
     data_path: str = option("", "folder of the index files; image paths are relative to it")

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from beit3lib.caption_job import IMAGE_COLUMNS, CaptionJob, captions_are_kept, only_job, partial_path
+from beit3lib.caption_job import IMAGE_COLUMNS, CaptionJob, captions_are_kept, partial_path
 from beit3lib.captioner import Captioner
 from beit3lib.checkpoint import WEIGHTS_NAME, load_captioner
 from beit3lib.data.images import ImageError, open_image
@@ -39,8 +39,8 @@ from beit3lib.data.predictions import PREDICTIONS_NAME, QUICK_NAME, predictions_
 from beit3lib.dataset import UNNAMED, CaptionDataset, CaptionType, group_captions, num_workers
 from beit3lib.decode import Caption, word_probs
 from beit3lib.device import choose_device, choose_precision, inference_precision, inference_weights
-from beit3lib.files import exit_on_error, file_hash, readable_folder
-from beit3lib.launch import run_processes
+from beit3lib.files import exit_on_error, file_hash, lock_folder, readable_folder
+from beit3lib.launch import ignore_signals, run_processes
 from beit3lib.track2.metrics import meteor_is_comparable, score_pairs
 from beit3lib.transforms import to_tensor
 
@@ -83,7 +83,9 @@ def caption_batches(
     size = captioner.model.config.image_size
     longest = max(map(len, batches), default=0)
     workers = min(num_workers(workers, longest * 3 * size * size * 4), max(0, len(batches) - 1)) if longest else 0
-    loader = DataLoader(_Images(paths, size), batch_sampler=batches, num_workers=workers, collate_fn=_stack)
+    loader = DataLoader(
+        _Images(paths, size), batch_sampler=batches, num_workers=workers, collate_fn=_stack, worker_init_fn=ignore_signals
+    )
     for indices, pixels, problems in loader:
         captions = [] if pixels is None else _generate(captioner, pixels, num_beams)
         each = len(captions) // max(1, len(indices))
@@ -252,35 +254,37 @@ def caption_images(
     if job.is_complete(options):
         print(f"{output}: complete. Delete it to caption these images again.")
         return read_predictions(output).drop(columns="outside")
-    with only_job(output) if rank == 0 else nullcontext():
+    with lock_folder(output.parent, "captioning", output.name) if rank == 0 else nullcontext():
         if rank == 0:
             job.start(options, batch_size, partial(choose_batch_size, captioner, num_beams))
         wait()
         job.divide()
-        finished = job.finished()
+        initial = job.count_finished()
         wait()  # until every process has read the files, before one of them appends
-        todo = [number for number in range(len(job.batches)) if number not in finished][rank::processes]
-        initial = sum(len(captions) for captions in finished.values())
+        todo = [number for number in range(len(job.batches)) if number not in job.finished][rank::processes]
         bar = {"desc": output.name, "unit": "image", "file": sys.stdout, "mininterval": 1, "ncols": 100, "disable": rank > 0}
         with tqdm(total=len(job.records), initial=initial, **bar) as progress:
             with inference_precision(captioner.device), inference_weights(captioner.model):
-                for count in _caption(captioner, job, todo, num_beams, num_workers, deadline):
-                    # The other processes are assumed to be as fast as this one, which has the largest share.
-                    progress.update(min(count * processes, progress.total - progress.n))
+                for _ in _caption(captioner, job, todo, num_beams, num_workers, deadline):
+                    if rank == 0:
+                        progress.update(job.count_finished() - progress.n)
+            while rank == 0 < processes - 1 and job.count_finished() < len(job.records) and time.monotonic() < deadline:
+                time.sleep(1)  # other processes are slower
+                progress.update(job.count_finished() - progress.n)
         wait()  # until the batches of all processes are in the files
         table = _finish(job) if rank == 0 else predictions_table([])
         wait()
     return table
 
 
-def _caption(captioner, job: CaptionJob, todo: list[int], num_beams: int, workers: int, deadline: float) -> Iterator[int]:
-    """Caption the batches `todo` and append each; yields its size, and stops if the next one may end after `deadline`."""
+def _caption(captioner, job: CaptionJob, todo: list[int], num_beams: int, workers: int, deadline: float) -> Iterator[None]:
+    """Caption the batches `todo`, yielding after each is appended; stops if the next one may end after `deadline`."""
     before, slowest = time.monotonic(), 0.0
     stream = caption_batches(captioner, job.paths, [job.batches[number] for number in todo], num_beams, workers)
     for number, (captions, problems) in zip(todo, stream, strict=True):
         items = [problems.get(i) or [_as_json(captioner, caption) for caption in captions[i]] for i in job.batches[number]]
         job.append(number, items)
-        yield len(items)
+        yield
         now = time.monotonic()
         slowest, before = max(slowest, now - before), now
         if now + slowest > deadline:

@@ -137,6 +137,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     The temporary name is always the same, so what a killed process left is overwritten by the next write, and it keeps
     the suffix of `path`, by which Pillow and PyAV choose the format. The content is synced to disk before the rename.
+    An error of the disk, such as a full one, names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,8 +146,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # writing and syncing do not set it
+            error.filename = str(path)
         raise
 
 
@@ -225,24 +228,24 @@ class FolderInUse(RuntimeError):
 
 
 @contextmanager
-def lock_folder(folder: str | Path, purpose: str) -> Iterator[None]:
-    """Hold the only lock of `folder` while the block runs, for example `lock_folder(run, "training")`.
+def lock_folder(folder: str | Path, purpose: str, name: str = "") -> Iterator[None]:
+    """Hold the only lock of `folder`, or of its file `name`, while the block runs: `lock_folder(run, "training")`.
 
     Raises `FolderInUse` at once, naming purpose, process, host and start time of the holder, if another process has it.
     The lock is released by the operating system when its process ends, however it ends.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    owner = folder / ".lock.owner"
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    path = folder / (f".{name}.lock" if name else ".lock")
+    owner, lock = path.with_name(f"{path.name}.owner"), filelock.FileLock(path, timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout:
         holder = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
-        raise FolderInUse(f"{folder}: in use by {holder}. Wait until it ends, or use another folder.") from None
+        raise FolderInUse(f"{folder / name}: in use by {holder}. Wait until it ends, stop it, or use another folder.") from None
     try:
         started = time.strftime("%Y-%m-%d %H:%M:%S")
-        owner.write_text(f"{purpose} (process {os.getpid()} on {socket.gethostname()}, since {started})", encoding="utf-8")
+        write_text(owner, f"{purpose} (process {os.getpid()} on {socket.gethostname()}, since {started})")
         yield
     finally:
         owner.unlink(missing_ok=True)

@@ -1,10 +1,12 @@
 """Run a module of this package in several processes of this machine, and react to SIGTERM and SIGINT."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,8 @@ import torch
 import beit3lib
 
 TAIL_LINES = 20  # of the output, in the error about a failed process
+# The launcher ends with this traceback when a signal stops it as it should.
+STOPPED_LAUNCHER = re.compile(r"Traceback \(most recent call last\):\n(?: .*\n)+torch\S*SignalException: .*\n")
 
 
 @contextmanager
@@ -32,7 +36,10 @@ def on_signals(handle: Callable[[int], None]) -> Iterator[None]:
 
 
 def ignore_signals(_: int) -> None:
-    """Let a loader worker outlive Ctrl-C, which reaches the whole process group: the current step still needs its images."""
+    """Let a loader worker outlive Ctrl-C, which reaches the whole process group: its process decides when to stop.
+
+    A step still needs the images of its workers, and a worker that ends by itself is reported as an error.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -57,24 +64,29 @@ def run_processes(module: str, arguments: Sequence[str], num_processes: int, dev
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))},
         start_new_session=True,  # so that Ctrl-C reaches the child only once, through `pass_on`
     )
-    received, output = [], ""
+    received, output, rest, decoder = [], "", "", getincrementaldecoder("utf-8")("replace")
 
     def pass_on(number: int) -> None:
+        if not received:  # at a second signal the launcher would kill processes that are saving
+            child.send_signal(number)
         received.append(number)
-        child.send_signal(number)
 
     with on_signals(pass_on):
         try:
             # Not line by line: a progress bar returns to the start of its line and does not end it.
             while chunk := child.stdout.read1(65536):
-                text = chunk.decode("utf-8", "replace")
-                print(text, end="", flush=True)
+                text = decoder.decode(chunk)
                 output = (output + text)[-100_000:]
+                if received:
+                    rest += text
+                else:
+                    print(text, end="", flush=True)
             child.wait()
         except BaseException:
             child.terminate()
             raise
     if received:
+        print(STOPPED_LAUNCHER.sub("", rest), end="", flush=True)
         sys.exit(128 + received[0])
     if child.returncode:
         # The launcher prints its own traceback after that of the failed process. Cut the output there, so that the message

@@ -13,11 +13,11 @@ from torch.utils.checkpoint import checkpoint
 from beit3lib.dataset import Batch
 from beit3lib.model import CaptionModel
 
-# Tokens whose logits exist at once. Cross-entropy holds up to five float32 copies of them: 0.33 GB for V = 64,010.
-CHUNK = 256
-# Up to this many tokens, their log-probabilities are kept for the backward pass: 0.26 GB for V = 64,010. Recomputing the
-# logits is 6 % of the operations of a step with 2 images x 10 captions of the base model (322 tokens).
-RECOMPUTE_ABOVE = 1024
+# Logits that exist at once, those of 262 tokens for V = 64,010. Cross-entropy holds up to five float32 copies: 0.34 GB.
+CHUNK_LOGITS = 2**24
+# Up to this many logits, log-probabilities are kept for the backward pass: 0.27 GB. Recomputing the logits is 6 % of the
+# operations of a step with 2 images x 10 captions of the base model (322 tokens).
+KEPT_LOGITS = 2**26
 
 
 def label_smoothed_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
@@ -34,16 +34,17 @@ def label_smoothed_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Te
 
 
 def head_losses(head: nn.Linear, states: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Return the losses (n,) of states (n, D), `CHUNK` tokens at a time.
+    """Return the losses (n,) of states (n, D), computed in chunks of `CHUNK_LOGITS` logits.
 
-    For more than `RECOMPUTE_ABOVE` tokens, logits are recomputed in the backward pass.
+    If there are more than `KEPT_LOGITS`, they are recomputed in the backward pass.
     """
 
     def chunk_losses(some_states: Tensor, some_targets: Tensor) -> Tensor:
         return label_smoothed_loss(head(some_states), some_targets, smoothing)
 
-    chunks = zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
-    if not torch.is_grad_enabled() or len(states) <= RECOMPUTE_ABOVE:
+    size = max(1, CHUNK_LOGITS // head.out_features)  # tokens per chunk
+    chunks = zip(states.split(size), targets.split(size), strict=True)
+    if not torch.is_grad_enabled() or len(states) * head.out_features <= KEPT_LOGITS:
         return torch.cat([chunk_losses(*chunk) for chunk in chunks])
     return torch.cat([checkpoint(chunk_losses, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks])
 

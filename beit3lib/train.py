@@ -539,9 +539,9 @@ def finetune(config: TrainConfig) -> dict[str, Any]:
 
 
 def launch(config: TrainConfig, num_gpus: int) -> dict[str, Any]:
-    """Fine-tune in `num_gpus` processes and return the results; see `run_processes` for signals and errors."""
+    """Fine-tune, or with --eval validate, in `num_gpus` processes; returns the results. For errors see `run_processes`."""
     run_processes("beit3lib.train", config.arguments(), num_gpus, config.device)
-    return read_json(Path(config.output_dir).expanduser() / RESULTS_NAME, dict)
+    return read_json(Path(config.output_dir).expanduser() / (VALIDATION_NAME if config.eval else RESULTS_NAME), dict)
 
 
 def main(argv: list[str] | None = None) -> None:

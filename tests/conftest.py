@@ -7,7 +7,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,19 +22,19 @@ for name in [name for name in os.environ if name.startswith("BEIT3LIB_")]:
 os.environ["BEIT3LIB_KAGGLE_INPUT"] = os.path.join(os.devnull, "kaggle")
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = os.path.join(tempfile.gettempdir(), "beit3lib-hypothesis")
 
-from hypothesis import settings  # noqa: E402
-
 from beit3lib.data.aspects import SUBJECTS, write_caption_files  # noqa: E402
 from beit3lib.data.index import build_index  # noqa: E402
 from beit3lib.files import write_json  # noqa: E402
-from beit3lib.pipeline import kaggle  # noqa: E402
 from beit3lib.sample import DRAWN_NAME, SPM_PATH, draw  # noqa: E402
 from beit3lib.tokenizer import load_tokenizer  # noqa: E402
 
-settings.register_profile("no deadline", deadline=None)  # 0.2 s per example is too little on a busy machine
-settings.load_profile("no deadline")
+with suppress(ImportError):  # a GPU machine may lack it
+    from hypothesis import settings
+
+    settings.register_profile("no deadline", deadline=None)  # 0.2 s per example is too little on a busy machine
+    settings.load_profile("no deadline")
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-HIDDEN = ("beit3lib", "__editable__", "torchscale", "fairscale", "av", "rouge_score", "sentencepiece")  # missing on Kaggle
+HIDDEN = ("torchscale", "fairscale", "av", "rouge_score", "sentencepiece")  # missing on Kaggle
 
 
 def draw_run(folder, train=8, val=4, phases=1, seed=0, spm=SPM_PATH):
@@ -80,6 +80,8 @@ class Demo(NamedTuple):
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
     """Notebooks 1 to 5 without parameters, executed as on Kaggle, or in one folder if the wheels cannot be fetched."""
+    from beit3lib.pipeline import kaggle  # imports PyAV, which a GPU machine may lack
+
     folder = tmp_path_factory.mktemp("demo")
     try:
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -138,13 +140,13 @@ def read_only(folder, on):
             path.chmod(path.stat().st_mode & ~0o222 if on else path.stat().st_mode | 0o200)
 
 
-def bare_python(folder):
-    """Make a Python like Kaggle's: with all packages of this one except this project and those that Kaggle's image lacks."""
+def bare_python(folder, hidden=HIDDEN):
+    """Make a Python with the packages of this one except this project and `hidden`: by default those missing on Kaggle."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
     site = subprocess.run([python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True)
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         name = entry.name.split("-")[0].split(".")[0]
-        if not (name in HIDDEN or entry.name.startswith("__editable__") or name.startswith(("av_", "sentencepiece"))):
+        if not (name in ("beit3lib", *hidden) or name.startswith(("__editable__", *(f"{other}_" for other in hidden)))):
             (Path(site.stdout.strip()) / entry.name).symlink_to(entry)
     return python

@@ -1,5 +1,6 @@
 """A Captioner conditions each caption on its prompt and captions one image in three lines."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -31,7 +32,9 @@ def photo(tmp_path):
     return tmp_path / "photo.jpg"
 
 
-def test_an_image_is_captioned_in_three_lines(make, photo):
+def test_an_image_is_captioned_in_three_lines(make, photo, monkeypatch):
+    # In bf16 the number of captions that are generated together decides between the nearly equal tokens of random weights.
+    monkeypatch.setattr("beit3lib.captioner.inference_precision", lambda device: nullcontext())
     captioner = make(TYPES)
     captions = captioner.caption(photo)
     assert list(captions) == TYPES

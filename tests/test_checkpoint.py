@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from test_model import TINY, make_inputs, make_model
 
@@ -21,6 +23,7 @@ from beit3lib.captioner import Captioner
 from beit3lib.checkpoint import (
     IMAGE_POSITIONS,
     CheckpointError,
+    export_folder,
     load_captioner,
     load_pretrained,
     read_state,
@@ -281,6 +284,69 @@ def test_a_missing_file_is_named(tmp_path, target):
         load_pretrained(target, tmp_path / "folder")
 
 
+def converted(name, image, text, projection):
+    """The name that a parameter has in a conversion to Hugging Face transformers."""
+    for pattern, new in [
+        *[
+            (r"\.text_embed\.", ".text_embedding."),
+            (r"\.vision_embed\.", ".vision_embedding."),
+            (r"^mlm_head", "mlm_classifier"),
+        ],
+        *[(r"embedding\.proj\.", f"embedding.{projection}."), (r"encoder\.layer_norm", "encoder.fc_norm")],
+        *[(rf"attn\.{word[0]}_proj", f"attn.{word}_proj") for word in ("key", "query", "value")],
+        *[(r"\.A\.", f".{image}."), (r"\.B\.", f".{text}.")],
+    ]:
+        name = re.sub(pattern, new, name)
+    return name
+
+
+CONVERSIONS = [("A", "B", "proj"), ("first", "second", "proj"), ("image", "text", "projection")]
+KNOWN = {  # of the third one
+    *{"beit3.text_embedding.weight", "beit3.vision_embedding.cls_token", "beit3.vision_embedding.projection.bias"},
+    *{"beit3.encoder.embed_positions.image.weight", "beit3.encoder.layers.0.self_attn.key_proj.text.weight"},
+    *{"beit3.encoder.layers.0.self_attn_layer_norm.image.bias", "beit3.encoder.layers.0.ffn.text.ffn_layernorm.weight"},
+    *{"beit3.encoder.layers.0.final_layer_norm.text.weight", "beit3.encoder.fc_norm.image.weight", "mlm_classifier.bias"},
+}
+
+
+@pytest.mark.parametrize("names", [None, *CONVERSIONS], ids=lambda names: "original" if names is None else names[0])
+@pytest.mark.parametrize("form", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_folder_in_the_format_of_hugging_face_loads(tmp_path, source, target, names, form, shards):
+    state = {converted(name, *names) if names else name: value for name, value in source.state_dict().items()}
+    assert KNOWN <= set(state) or names != CONVERSIONS[-1]
+    stem, suffix = form.split(".")
+    files = [form] if shards == 1 else [f"{stem}-{n + 1:05}-of-{shards:05}.{suffix}" for n in range(shards)]
+    where = {name: files[number % shards] for number, name in enumerate(state)}
+    for file in files:
+        part = {name: value for name, value in state.items() if where[name] == file}
+        (save_file if suffix == "safetensors" else torch.save)(part, tmp_path / file)
+    if shards > 1:
+        (tmp_path / f"{form}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    report = load_pretrained(target, tmp_path)
+    assert same_weights(source, target) and not (report.fresh or report.skipped or report.resized)
+
+
+def test_a_missing_shard_and_an_index_without_shards_are_named(tmp_path, target):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../model-00001-of-00001.safetensors"}}))
+    with pytest.raises(
+        FileNotFoundError, match=rf"^{re.escape(str(tmp_path))}/model-00001-of-00001.safetensors: expected a file"
+    ):
+        load_pretrained(target, tmp_path)
+    index.write_text("{}")
+    with pytest.raises(CheckpointError, match="index.json: expected a weight_map"):
+        load_pretrained(target, tmp_path)
+
+
+def test_names_of_an_image_model_alone_are_refused_in_one_line(tmp_path, target):
+    """timm's beit3_* models have no text branch."""
+    save_file({f"blocks.{n}.attn.qkv.weight": torch.zeros(1) for n in range(9)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"expected names such as beit3.text_embed.weight, found blocks.0.*") as error:
+        load_pretrained(target, tmp_path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
 @pytest.fixture
 def saved(tmp_path):
     tokenizer = load_tokenizer(SPM_PATH)
@@ -327,6 +393,32 @@ def test_the_export_command_ends_with_one_line_on_an_error(tmp_path):
     command = [sys.executable, "-m", "beit3lib.checkpoint", str(tmp_path / "none"), str(tmp_path / "public.pth")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "none: expected a checkpoint" in done.stderr
+
+
+def test_an_exported_folder_has_a_model_card_and_loads(saved, tmp_path):
+    captioner, folder = saved
+    meta = json.loads((folder / "meta.json").read_text())
+    meta |= {
+        "best_score": 33.126,
+        "options": {"model": "beit3_base_patch16_224", "finetune": "/a/w.pth", "data_path": "/secret/x"},
+    }
+    (folder / "meta.json").write_text(json.dumps(meta))
+    for _ in range(2):  # an earlier export is replaced
+        subprocess.run([sys.executable, "-m", "beit3lib.checkpoint", folder, tmp_path / "mine"], check=True)
+    loaded = load_captioner(tmp_path / "mine", "cpu")
+    assert same_weights(captioner.model, loaded.model) and loaded.caption_types == captioner.caption_types
+    card = ModelCard.load(tmp_path / "mine" / "README.md")
+    assert card.data.pipeline_tag == "image-to-text" and card.data.eval_results[0].metric_value == 33.13
+    assert "vehicle road, pedestrian moving" in card.text and "beit3_base_patch16_224, weights: w.pth" in card.text
+    assert not any("/secret" in path.read_text() or "/a/" in path.read_text() for path in (tmp_path / "mine").glob("*[dn]"))
+
+
+def test_an_export_does_not_replace_a_folder_with_other_content(saved, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    with pytest.raises(FileExistsError, match="photos: expected a new or empty folder"):
+        export_folder(saved[1], tmp_path / "photos")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.jpg"]
 
 
 def test_an_incomplete_folder_is_named(saved):

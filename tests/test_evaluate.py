@@ -2,13 +2,13 @@
 
 import json
 import os
+import re
+import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
 
-import filelock
 import numpy as np
 import pandas as pd
 import psutil
@@ -26,7 +26,7 @@ from beit3lib.data.index import read_index
 from beit3lib.data.predictions import COLUMNS, read_meta, read_predictions
 from beit3lib.dataset import CaptionDataset
 from beit3lib.evaluate import caption_images, caption_run, choose_batch_size, images_to_caption, score_predictions, validate
-from beit3lib.files import FolderInUse
+from beit3lib.files import FolderInUse, lock_folder
 from beit3lib.model import CaptionModel, model_config
 from beit3lib.sample import draw as sample
 from beit3lib.tokenizer import load_tokenizer
@@ -198,10 +198,16 @@ def empty(path):
 
 
 @pytest.mark.parametrize("change", [cut, damage, spread_over_two_files, empty])
-def test_a_damaged_partial_file_changes_nothing_in_the_result(run, captioner, stop_after, monkeypatch, uninterrupted, change):
+def test_a_damaged_partial_file_changes_nothing_in_the_result(
+    run, captioner, stop_after, monkeypatch, capsys, uninterrupted, change
+):
     stopped(captioner, run, stop_after, monkeypatch)
     change(partial_path(run / "predictions.json"))
     caption(captioner, run)
+    scratch = (
+        "starts from scratch, because its first line is damaged. Finished captions are kept in predictions.partial.old.jsonl"
+    )
+    assert (scratch in capsys.readouterr().out) == (change == empty)
     assert (run / "predictions.json").read_bytes() == uninterrupted
     left = {path.name for path in run.glob("predictions*")} - {"predictions.json", "predictions.partial.old.jsonl"}
     assert not left
@@ -243,6 +249,14 @@ def test_only_the_batch_of_a_changed_image_is_captioned_again(run, captioner, st
     assert calls == [2, 2] and table["caption"][:10].tolist() == table["caption"][30:40].tolist()
 
 
+def test_complete_captions_of_another_checkpoint_are_replaced_and_the_difference_is_named(run, captioner, capsys):
+    caption(captioner, run)
+    caption(captioner, run, meta={"checkpoint": "last"}, num_beams=1)
+    assert "predictions.json: will be replaced, because checkpoint was best, is last; num_beams" in capsys.readouterr().out
+    meta = read_meta(run / "predictions.json")
+    assert meta["checkpoint"] == "last" and meta["num_beams"] == 1
+
+
 def test_a_complete_file_is_not_captioned_again(run, captioner, monkeypatch, capsys):
     table = caption(captioner, run)
     monkeypatch.setattr(Captioner, "generate", None)
@@ -263,9 +277,9 @@ def test_max_minutes_stops_between_batches_and_the_next_start_continues(run, cap
     assert len(caption(captioner, run)) == 12 * 10 and (run / "predictions.json").read_bytes() == uninterrupted
 
 
-@pytest.mark.parametrize("syncs, file", [(1, "predictions.partial.jsonl"), (2, "predictions.json")])
+@pytest.mark.parametrize("syncs, file", [(2, "predictions.partial.jsonl"), (3, "predictions.json")])
 def test_a_full_disk_keeps_finished_batches(run, captioner, monkeypatch, uninterrupted, syncs, file):
-    """The disk is full after the header is written, or when the result is written."""
+    """The disk is full after the lock and the header are written, or when the result is written."""
     sync, calls = os.fsync, []
 
     def full(handle):
@@ -282,8 +296,24 @@ def test_a_full_disk_keeps_finished_batches(run, captioner, monkeypatch, uninter
     assert (run / "predictions.json").read_bytes() == uninterrupted
 
 
+def test_a_disk_that_is_full_within_a_batch_keeps_the_batches_before(run, captioner, capsys, uninterrupted):
+    """A file may not grow past the header and two and a half batches: what writing meets on a full disk."""
+    caption(captioner, run, max_minutes=1e-6)
+    header, batch = map(len, partial_path(run / "predictions.json").read_bytes().splitlines())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(header + 2.5 * batch), limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"predictions\.partial\.jsonl: File too large. Finished captions are kept"):
+            caption(captioner, run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not partial_path(run / "predictions.json").read_bytes().endswith(b"\n")
+    caption(captioner, run)
+    assert "4/12" in capsys.readouterr().out and (run / "predictions.json").read_bytes() == uninterrupted
+
+
 def test_a_second_job_for_the_same_file_is_refused(run, captioner):
-    with filelock.FileLock(run / ".predictions.lock"), pytest.raises(FolderInUse, match="another process is writing it"):
+    with lock_folder(run, "captioning", "predictions.json"), pytest.raises(FolderInUse, match="json: in use by captioning"):
         caption(captioner, run)
 
 
@@ -399,48 +429,124 @@ def start(run, *arguments):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def complete(run):
+    """Caption until `run` is complete; returns the output of the command."""
+    process = start(run)
+    out = process.communicate()[0]
+    assert process.returncode == 0, out
+    return out
+
+
 def kill_after(process, run, batches, seconds):
     """SIGKILL the process and its children once `batches` more batches are on disk, and `seconds` later."""
 
     def count():
         return sum(path.read_bytes().count(b"\n") for path in run.glob("predictions.partial*.jsonl"))
 
-    before, limit = count(), time.monotonic() + 120
+    before, limit = count(), time.monotonic() + 300
     while count() < before + batches and process.poll() is None:
         assert time.monotonic() < limit, process.kill() or process.stdout.read()
         time.sleep(0.02)
     time.sleep(seconds)
-    tree = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
-    for pid in tree:
+    for each in [*psutil.Process(process.pid).children(recursive=True), process]:
         try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
+            each.kill()
+        except psutil.NoSuchProcess:
             pass
     process.wait()
 
 
-@pytest.mark.slow
-def test_captioning_killed_at_random_moments_ends_with_the_bytes_of_an_uninterrupted_run(saved, tmp_path):
-    """240 images, 10 caption types: killed in one process, in two, and continued by one."""
-    rng, run = np.random.default_rng(0), tmp_path / "run"
+def draw_test_images(saved, run, count):
+    """A run folder with a checkpoint and an index of `count` different images without captions."""
+    rng, lines = np.random.default_rng(0), []
     (run / "images").mkdir(parents=True)
     shutil.copytree(saved, run / "best")
-    lines = []
-    for number in range(240):
-        name = f"images/avg{number:03d}phase0.jpg"
+    for number in range(count):
+        name = f"images/avg{number:04d}phase0.jpg"
         scene = sample.Scene(**sample.draw_values(rng))
         sample.draw_blur(scene, sample.draw_camera(rng)).save(run / name)
         lines.append(json.dumps({"image_path": name, "text_segment": None, "image_id": number}) + "\n")
     (run / "coco_captioning.test.jsonl").write_text("".join(lines))
+
+
+@pytest.mark.parametrize(
+    "images, kills",
+    [
+        pytest.param(80, (2, 1), marks=pytest.mark.slow),
+        pytest.param(3000, (1, 1, 2, 1, 1, 2, 2, 1), marks=pytest.mark.long),
+    ],
+)
+def test_captioning_killed_at_random_moments_ends_with_the_bytes_of_an_uninterrupted_run(saved, tmp_path, images, kills):
+    """10 caption types per image; one kill for each number of processes in `kills`. The last start has one process."""
+    rng, run, batches = np.random.default_rng(0), tmp_path / "run", images // 4
+    draw_test_images(saved, run, images)
     shutil.copytree(run, tmp_path / "whole")
-    process = start(tmp_path / "whole")
-    out = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, out
-    for processes in (1, 2, 2, 1):
-        kill_after(start(run, "--num_gpus", str(processes)), run, int(rng.integers(2, 9)), float(rng.random() / 4))
+    complete(tmp_path / "whole")
+    for processes in kills:
+        number = int(rng.integers(0, batches // (len(kills) + 1)))
+        kill_after(start(run, "--num_gpus", str(processes)), run, number, float(rng.random()))
         assert not (run / "predictions.json").exists()
-    process = start(run)
-    out = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, out
+    complete(run)
     assert (run / "predictions.json").read_bytes() == (tmp_path / "whole" / "predictions.json").read_bytes()
-    assert len(read_predictions(run / "predictions.json")) == 2400 and not list(run.glob("*.partial*"))
+    assert len(read_predictions(run / "predictions.json")) == 10 * images and not list(run.glob("*.partial*"))
+
+
+DELAYED = """
+import sys, time
+from beit3lib import evaluate
+from beit3lib.caption_job import CaptionJob
+
+append = CaptionJob.append
+CaptionJob.append = lambda self, *batch: (time.sleep(1.5 * self.rank), append(self, *batch))
+evaluate.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_the_bar_counts_the_images_of_all_processes_also_of_slower_ones(run, tmp_path):
+    """Each of two processes captions 6 of 12 images; the second one takes at least 4.5 s."""
+    (tmp_path / "delayed.py").write_text(DELAYED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", tmp_path / "delayed.py"]
+    options = ["--device", "cpu", "--batch_size", "2", "--num_beams", "1", "--splits", "train", "val"]
+    done = subprocess.run([*command, run, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    bars = [(int(count), int(seconds)) for count, seconds in re.findall(r"(\d+)/12 \[00:(\d\d)<", done.stdout)]
+    assert bars[-1][0] == 12 and bars[-1][1] >= 4 and any(6 <= count < 12 for count, _ in bars), done.stdout
+    assert [count for count, _ in bars] == sorted(count for count, _ in bars)
+
+
+MEASURED = """
+import re, sys
+from pathlib import Path
+from beit3lib import evaluate
+from beit3lib.caption_job import CaptionJob
+
+append, finished = CaptionJob.append, 0
+
+def measured(self, number, captions):
+    global finished
+    append(self, number, captions)
+    finished += len(captions)
+    print("PEAK", finished, re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1], flush=True)
+
+CaptionJob.append = measured
+evaluate.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.long
+def test_captioning_5000_images_takes_no_more_memory_than_500(saved, tmp_path):
+    """The peak of the process without its loader workers; names are links to 50 images. Scoring at the end is not included."""
+    run, lines = tmp_path / "run", []
+    draw_test_images(saved, run, 50)
+    for number in range(5000):
+        name = f"images/link{number:04d}.jpg"
+        os.link(run / f"images/avg{number % 50:04d}phase0.jpg", run / name)
+        lines.append(json.dumps({"image_path": name, "text_segment": None, "image_id": number}) + "\n")
+    (run / "coco_captioning.test.jsonl").write_text("".join(lines))
+    command = [sys.executable, "-c", MEASURED, str(run), "--device", "cpu", "--num_beams", "1", "--batch_size", "10"]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    peaks = {int(count): int(kilobytes) / 1024 for count, kilobytes in re.findall(r"PEAK (\d+) (\d+)", done.stdout)}
+    print({count: round(peaks[count]) for count in (500, 2500, 5000)}, "MB")
+    assert peaks[5000] < peaks[500] + 20, peaks

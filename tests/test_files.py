@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from beit3lib.files import (
     FileError,
+    FolderInUse,
     Problem,
     atomic_folder,
     atomic_path,
@@ -187,6 +188,23 @@ def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path):
         second = subprocess.run([sys.executable, "-c", code, tmp_path / "run"], capture_output=True, text=True)
         assert f"in use by training (process {os.getpid()} on " in second.stderr
     assert subprocess.run([sys.executable, "-c", code, tmp_path / "run"]).returncode == 0
+
+
+def test_the_lock_of_a_file_leaves_the_folder_and_other_files_free(tmp_path):
+    with lock_folder(tmp_path, "captioning", "a.json"), lock_folder(tmp_path, "captioning", "b.json"):
+        with lock_folder(tmp_path, "training"), pytest.raises(FolderInUse, match=r"a\.json: in use by captioning \(process"):
+            with lock_folder(tmp_path, "captioning", "a.json"):
+                pass
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.txt'"):
+        write_text(tmp_path / "a.txt", "text")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path):

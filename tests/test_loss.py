@@ -67,9 +67,9 @@ def test_chunks_and_recomputation_change_neither_losses_nor_gradients(monkeypatc
     head, states = nn.Linear(8, 30), torch.randn(count, 8, requires_grad=True)
     targets = torch.randint(0, 30, (count,))
     results = []
-    for chunk, recompute_above in ((4, 0), (4, 100), (100, 100)):
-        monkeypatch.setattr(loss, "CHUNK", chunk)
-        monkeypatch.setattr(loss, "RECOMPUTE_ABOVE", recompute_above)
+    for chunk, kept in ((4 * 30, 0), (4 * 30, 3000), (3000, 3000)):
+        monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk)
+        monkeypatch.setattr(loss, "KEPT_LOGITS", kept)
         losses = head_losses(head, states, targets, 0.1)
         results.append([losses, *torch.autograd.grad(losses.mean(), [states, *head.parameters()])])
     for parts in zip(*results, strict=True):

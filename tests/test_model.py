@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from beit3lib.model import MODELS, CaptionModel, ModelConfig, model_config
+from beit3lib.model import MODELS, CaptionModel, ModelConfig, attention, model_config
 
 TINY = ModelConfig(width=32, layers=3, heads=4, image_size=16, patch_size=8, vocab_size=60)
 
@@ -124,6 +124,25 @@ def test_gradients_of_packed_captions_equal_those_of_separate_captions():
     for name, parameter in model.named_parameters():
         if name in packed:
             assert torch.allclose(parameter.grad, packed[name], rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bf16_equals_fused_attention_in_fp32(masked):
+    """Outputs and gradients differ by the rounding of bf16 only; the mask is shared by all heads, as in a model."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 3, length, 8).bfloat16().requires_grad_() for length in (7, 12, 12)]
+    mask = torch.rand(2, 1, 7, 12) < 0.5 if masked else None
+    if masked:
+        mask[..., 0] = True  # every token attends to something
+    weights = torch.randn(2, 3, 7, 8)
+    found = attention(*inputs, mask)
+    assert found.dtype == torch.bfloat16
+    exact = [x.detach().float().requires_grad_() for x in inputs]
+    expected = torch.nn.functional.scaled_dot_product_attention(*exact, attn_mask=mask)
+    found_gradients = torch.autograd.grad((found.float() * weights).sum(), inputs)
+    expected_gradients = torch.autograd.grad((expected * weights).sum(), exact)
+    for a, b in zip((found, *found_gradients), (expected, *expected_gradients), strict=True):
+        assert (a.float() - b).norm() < 0.01 * b.norm()
 
 
 def test_padding_does_not_change_logits():

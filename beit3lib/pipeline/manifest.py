@@ -3,12 +3,14 @@
     python -m beit3lib.pipeline.manifest            a table of all inputs, found or missing
     python -m beit3lib.pipeline.manifest wts        the same for one input; exit code 1 if it is missing
 
-Weights are found as `.pth`, `.zip`, `.pt`, `.safetensors`, without a suffix, or as the folder that Kaggle unpacks.
+Weights are found as `.pth`, `.zip`, `.pt`, `.safetensors`, without a suffix, as the folder that Kaggle unpacks, or as a folder
+in the format of Hugging Face.
 """
 
 import argparse
 import os
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -24,6 +26,8 @@ from beit3lib.pipeline.mounts import folders_in, kaggle_inputs, kaggle_root
 
 NAME = "data_manifest.yaml"
 WEIGHT_SUFFIXES = (".pth", ".zip", ".pt", "", ".safetensors")
+# Files of a folder with weights: Kaggle unpacks a .pth file, which is a zip archive; the others are those of Hugging Face.
+WEIGHT_FILES = ("**/data.pkl", "model*.safetensors", "pytorch_model*.bin")
 
 
 def _find_download(folder: Path) -> Path | None:
@@ -80,8 +84,7 @@ class Entry(BaseModel):
             return [] if READERS[self.reader](path) else [f"what the reader of {self.reader} data expects"]
         if self.contains is not None:
             return [pattern for pattern, least in self.contains.items() if _count(path, pattern, least) < least]
-        # Kaggle unpacks a .pth file, which is a zip archive, into a folder with data.pkl.
-        is_there = path.is_file() or (self.checkpoints and path.is_dir() and any(path.rglob("data.pkl")))
+        is_there = path.is_file() or (self.checkpoints and any(_count(path, pattern, 1) for pattern in WEIGHT_FILES))
         return [] if is_there else [path.name]
 
     def paths_in(self, folder: Path) -> list[Path]:
@@ -154,7 +157,8 @@ def _count(folder: Path, pattern: str, enough: int) -> int:
 
 def load_manifest(path: str | Path | None = None, here: Path | None = None) -> Manifest:
     """Read a manifest; by default `data_manifest.yaml` beside the package, in the working folder, or as installed."""
-    own = [Path(__file__).parents[2] / NAME, Path.cwd() / NAME, Path(sys.prefix) / "share" / "beit3lib" / NAME]
+    share = Path(sysconfig.get_path("data")) / "share" / "beit3lib"  # on Debian below /usr/local, unlike sys.prefix
+    own = [Path(__file__).parents[2] / NAME, Path.cwd() / NAME, share / NAME]
     path = Path(path) if path else next((p for p in own if p.is_file()), own[0])
     try:
         content = yaml.safe_load(read_text(path))

@@ -497,7 +497,7 @@ def main() -> None:
     if not summary:
         raise FileNotFoundError(f"{run / SUMMARY_NAME}: expected the summary of a run, found none. Run `make demo` first.")
     for name, values in summary.items():
-        shares = ("own", "shuffled", "chance")  # of captions whose attributes are correct
+        shares = ("own", "shuffled")  # of captions whose attributes are correct
         shown = [f"{key} {value}" for key, value in values.items() if isinstance(value, (int, float, str)) or key in shares]
         print(f"{name}: {', '.join(shown)}")
     print(f"open {(run / 'gallery.html').resolve()}")

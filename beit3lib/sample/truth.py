@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from beit3lib.data.aspects import SUBJECTS
 from beit3lib.files import FileError, read_json
 from beit3lib.sample import DRAWN_NAME
 from beit3lib.sample.draw import (
@@ -96,8 +95,8 @@ def attribute_shares(predictions: pd.DataFrame, drawn: Truth, seed: int = 0) -> 
     """Return per aspect the share of captions that state the drawn values.
 
     Columns: `own`, compared with the image of the caption; `plain` and `hard`, the same for scenes of good and of low
-    visibility (NaN if there are none); `shuffled`, compared with the image of another scenario; `chance`, the expected share
-    when guessing by frequency; `captions`, their number. `predictions` as in `attribute_table`.
+    visibility (NaN if there are none); `shuffled`, compared with the image of another scenario; `captions`, their number.
+    `predictions` as in `attribute_table`.
     """
     keys = list(zip(predictions["scenario"], predictions["phase"], strict=True))
     table = predictions.assign(scene=[drawn.get(key) for key in keys]).dropna(subset=["scene"])
@@ -113,7 +112,6 @@ def attribute_shares(predictions: pd.DataFrame, drawn: Truth, seed: int = 0) -> 
             "plain": _mean(correct[~hard]),
             "hard": _mean(correct[hard]),
             "shuffled": _mean(_are_correct(group, shuffled)),
-            "chance": _chance(group["subject"], scenes, aspect),
             "captions": len(group),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("aspect")
@@ -126,19 +124,6 @@ def _are_correct(captions: pd.DataFrame, scenes: list[Scene]) -> np.ndarray:
 
 def _mean(correct: np.ndarray) -> float:
     return float(correct.mean()) if len(correct) else float("nan")
-
-
-def _chance(subjects: pd.Series, scenes: list[Scene], aspect: str) -> float:
-    """Return the probability that two random scenes have equal attributes: the sum of squared frequencies."""
-    shares = []
-    for subject in SUBJECTS:
-        attributes = stated_attributes(subject, aspect)
-        of_subject = [scene for scene, s in zip(scenes, subjects, strict=True) if s == subject]
-        values = [tuple(getattr(s, name) for name in attributes if aspect in describe(s, subject)) for s in of_subject]
-        if values:
-            counts = np.array([values.count(value) for value in set(values)])
-            shares.append(((counts / counts.sum()) ** 2).sum())
-    return float(np.mean(shares))
 
 
 def share_in_box(weights: np.ndarray, box_xywh: tuple[float, float, float, float], size: tuple[float, float]) -> float:

@@ -14,6 +14,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -22,11 +23,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from pandas.io.formats.style import Styler
 from PIL import Image
 
 from beit3lib.data.images import open_image
 from beit3lib.viz.gallery import Html
+
+if TYPE_CHECKING:  # before pandas 3, this module imports matplotlib.pyplot
+    from pandas.io.formats.style import Styler
 
 BLUE, ORANGE, GREEN, SKY, VERMILLION, GREY = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#8a8f98"
 SERIES = (BLUE, ORANGE, GREEN, SKY, VERMILLION, GREY)
@@ -118,10 +121,10 @@ def learning_curve(log: Sequence[Mapping], score_name: str = "validation score")
 
 
 @rc_context(STYLE)
-def attribute_bars(own: Mapping[str, float], shuffled: Mapping[str, float], chance: Mapping[str, float]) -> Chart:
+def attribute_bars(own: Mapping[str, float], shuffled: Mapping[str, float]) -> Chart:
     """Draw the share (0 to 1) of captions with every attribute right, by aspect.
 
-    `own`: captions of the image itself; `shuffled`: of an image of another scenario; `chance`: of a guess.
+    `own`: captions of the image itself; `shuffled`: of an image of another scenario.
     """
     aspects = list(own)
     shares = [np.array([values.get(aspect, np.nan) for aspect in aspects], float) for values in map(dict, (own, shuffled))]
@@ -129,17 +132,14 @@ def attribute_bars(own: Mapping[str, float], shuffled: Mapping[str, float], chan
     chart = Chart(f"Every attribute right: {means[0]} of captions, {means[1]} with another scenario's image", 4)
     axes, positions = chart.panels[0, 0], np.arange(len(aspects))
     looks = (("own image", -0.2, {"color": BLUE}), ("image of another scenario", 0.2, {"color": ORANGE, "hatch": "///"}))
-    inside = {"label_type": "center", "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}  # below the line of chance
-    for values, (name, offset, look), label in zip(shares, looks, ({"padding": 4}, inside), strict=True):
+    for values, (name, offset, look) in zip(shares, looks, strict=True):
         bars = axes.bar(positions + offset, values, 0.38, label=name, edgecolor="white", **look)
-        axes.bar_label(bars, ["" if np.isnan(v) else f"{100 * v:.0f} %" for v in values], **label)
-    levels = [dict(chance).get(aspect, np.nan) for aspect in aspects]
-    axes.hlines(levels, positions + 0.01, positions + 0.39, color="black", linewidth=2.2, label="chance")
+        axes.bar_label(bars, ["" if np.isnan(v) else f"{100 * v:.0f} %" for v in values], padding=4)
     axes.set_xticks(positions, [_spaced(aspect) for aspect in aspects])
     axes.set(ylim=(0, 1.15), yticks=np.linspace(0, 1, 6), ylabel="share of captions")
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(axis="x", visible=False)
-    chart.legend(loc="outside lower center", ncols=3)
+    chart.legend(loc="outside lower center", ncols=2)
     return chart
 
 
@@ -227,7 +227,7 @@ def attention_map(image: Image.Image | str | Path, weights: np.ndarray, word: st
     return chart
 
 
-def confusion(pairs: Iterable[tuple[object, object]], attribute: str) -> Styler:
+def confusion(pairs: Iterable[tuple[object, object]], attribute: str) -> "Styler":
     """Count (drawn value, value in the caption) of one attribute as a table; right ones are bold, None is "not stated"."""
     names = [tuple("not stated" if value is None or value == "" else str(value) for value in pair) for pair in pairs]
     if not names:
@@ -243,7 +243,7 @@ def confusion(pairs: Iterable[tuple[object, object]], attribute: str) -> Styler:
     return _left(styled.set_caption(f"{_spaced(attribute).capitalize()}: {right} of {len(names)} as drawn"))
 
 
-def reading_table(table: pd.DataFrame, empty: str = "No rows.") -> Styler | Html:
+def reading_table(table: pd.DataFrame, empty: str = "No rows.") -> "Styler | Html":
     """Return a table of texts to read: left-aligned, wrapped, HTML shown as text; whole numbers without decimals.
 
     A table without rows becomes the sentence `empty`.
@@ -261,7 +261,7 @@ def reading_table(table: pd.DataFrame, empty: str = "No rows.") -> Styler | Html
     return styled.hide(axis="index") if isinstance(table.index, pd.RangeIndex) else styled
 
 
-def _left(styled: Styler) -> Styler:
+def _left(styled: "Styler") -> "Styler":
     look = "text-align: left; vertical-align: top; white-space: normal; overflow-wrap: break-word; max-width: 40em"
     return styled.set_table_styles([{"selector": "th, td, caption", "props": look}], overwrite=False)
 

@@ -113,7 +113,7 @@ def smaller_png(encoded: str) -> str:
 def shrink(output: nbformat.NotebookNode) -> None:
     """Shrink the images of an output in place, and keep the last state of a progress bar alone."""
     if output.output_type == "stream":
-        output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
+        output.text = re.sub(r"(?m)^.*\r(?!\n)", "", output.text)
     data = output.get("data", {})
     if "image/png" in data:
         data["image/png"] = smaller_png(data["image/png"])

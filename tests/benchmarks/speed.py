@@ -238,12 +238,20 @@ class Benchmark:
                 extra = "  ".join(f"{k} {v}" for k, v in row.items() if k not in ("quantity", "method", "seconds", "ratio"))
                 times = f"{row['seconds']:9.3f} s {row['ratio']:7.2f}x"
                 print(f"{row['quantity']:34}{row['method']:12}{times}  {extra}", flush=True)
-        on_gpu = self.device.type == "cuda"
-        versions = {name: metadata.version(name) for name in ("torch", "transformers", "beit3-gml")}
+            write_json(self.options.out, self.result())
+        return self.result()
+
+    def result(self) -> dict[str, Any]:
+        """The figures so far, with hardware and versions."""
+        gpu = torch.cuda.get_device_properties(self.device) if self.device.type == "cuda" else None
+        found = {package.metadata["Name"]: package.version for package in metadata.distributions()}
+        packages = ("torch", "transformers", "accelerate", "timm", "torchscale", "beit3-gml")
         machine = {
-            "device": torch.cuda.get_device_name() if on_gpu else _cpu_name(),
+            "device": gpu.name if gpu else _cpu_name(),
+            "gpu_memory_mb": gpu and round(gpu.total_memory / 1e6),
             "threads": torch.get_num_threads(),
-            "versions": versions,
+            "versions": {name: found.get(name) for name in packages} | {"python": platform.python_version()},
+            "cuda": torch.version.cuda if gpu else None,
         }
         return {"machine": machine, "options": vars(self.options), "rows": self.rows}
 
@@ -488,7 +496,6 @@ def main(arguments: list[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     result = Benchmark(options).run()
-    write_json(options.out, result)
     print(json.dumps(result["machine"]))
 
 

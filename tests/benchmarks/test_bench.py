@@ -1,6 +1,8 @@
 """The benchmark runs, compares equal things, and its trained and packed inputs give the recipe's captions and losses."""
 
 import json
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 pytest.importorskip("beit3")
 import reference
+from conftest import bare_python, clean
 
 from beit3lib.checkpoint import load_pretrained
 from beit3lib.decode import generate
@@ -17,6 +20,8 @@ from beit3lib.sample import CHECKPOINT_PATH, MODEL, SPM_PATH, draw
 from beit3lib.tokenizer import load_tokenizer
 from beit3lib.transforms import to_tensor
 from benchmarks import speed
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +106,22 @@ def test_a_run_measures_every_quantity_and_writes_json(tmp_path, capsys):
     rates = {row["quantity"]: row["per_second"] * row["seconds"] for row in result["rows"] if "per_second" in row}
     assert [round(rate) for rate in rates.values()] == [*speed.GROWTH, 20]
     assert result["machine"]["threads"] > 0 and "training step" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="test_gpu.py runs the GPU tests")
+def test_make_gpu_needs_none_of_the_packages_that_a_gpu_machine_may_lack(tmp_path):
+    python = bare_python(tmp_path / "python", hidden=("av", "papermill", "hypothesis", "jupyter", "selenium"))
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "requirements.txt", "beit3lib", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    options = "--model tiny --batch 2 --tokens 8 --repeats 1 --only generate train"
+    command = ["make", "gpu", f"PY={python}", f"GPU_OPTIONS={options}", "GPU_SECONDS=3000"]
+    done = subprocess.run(command, cwd=tmp_path, env=clean(), capture_output=True, text=True)
+    assert done.returncode == 0 and "no CUDA GPU" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
+    result = json.loads((tmp_path / "runs" / "gpu.json").read_text())
+    assert result["machine"]["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert {row["method"] for row in result["rows"]} >= {"recipe", "ours"} and len(result["rows"]) >= 4
+    assert not (tmp_path / ".venv").exists()
 
 
 def test_an_unknown_model_is_answered_with_those_that_exist(capsys):

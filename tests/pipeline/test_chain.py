@@ -1,4 +1,4 @@
-"""Notebooks 1 to 5 through papermill: without parameters, on a real WTS scenario, and with wrong parameters."""
+"""Notebooks 1 to 5 through papermill: without parameters as on Kaggle, on a real WTS scenario, and with wrong parameters."""
 
 import json
 import os
@@ -51,8 +51,7 @@ def test_the_captions_of_the_demo_are_correct(demo):
     assert set(shares["own"]) == set(truth.ATTRIBUTES)
     for aspect, share in shares["own"].items():
         assert share >= 0.65, shares  # a fifth of the scenes is hard to see
-        # Captions that leave out optional attributes match more images than `chance` expects.
-        assert shares["shuffled"][aspect] < min(share, shares["chance"][aspect] + 0.35), shares
+        assert shares["shuffled"][aspect] < min(share, 0.55), shares
     predictions = read_predictions(run / "predictions.json")
     values = truth.attribute_table(predictions[predictions["split"] == "val"], truth.read_drawn(run))
     correct = (values["drawn"] == values["stated"]).groupby(values["condition"] == "plain").mean()
@@ -68,6 +67,19 @@ def test_the_captions_of_the_demo_are_correct(demo):
         assert summary["index"][split]["cut"] == 0
     command = [sys.executable, "-m", "beit3lib.pipeline.steps", run]
     assert subprocess.run(command, capture_output=True, text=True).stdout.strip().endswith(f"open {run / 'gallery.html'}")
+
+
+@pytest.mark.slow
+def test_the_notebooks_run_under_kaggles_conditions(demo):
+    """Read-only mounts in both shapes, an empty working folder each, no internet, and missing packages from wheels.
+
+    Each notebook finds the output of the one before it as a mount, and nothing else (`conftest.demo`).
+    """
+    if demo.not_as_kaggle:
+        pytest.skip(demo.not_as_kaggle)
+    summary = json.loads((demo.run / "summary.json").read_text())
+    assert {"prepare", "index", "finetune", "caption", "score", "attributes"} <= set(summary)
+    assert (demo.run / "submission.json").is_file() and (demo.run / "gallery.html").is_file()
 
 
 @pytest.mark.slow

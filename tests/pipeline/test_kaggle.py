@@ -103,16 +103,3 @@ def test_the_help_is_printed_on_a_terminal_without_unicode():
     environment = {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT), "PYTHONUTF8": "0"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and "python -m beit3lib.pipeline.kaggle" in done.stdout, done.stderr
-
-
-@pytest.mark.slow
-def test_the_notebooks_run_under_kaggles_conditions(demo):
-    """Read-only mounts in both shapes, an empty working folder each, no internet, and missing packages from wheels.
-
-    Each notebook finds the output of the one before it as a mount, and nothing else (`conftest.demo`).
-    """
-    if demo.not_as_kaggle:
-        pytest.skip(demo.not_as_kaggle)
-    summary = json.loads((demo.run / "summary.json").read_text())
-    assert {"prepare", "index", "finetune", "caption", "score", "attributes"} <= set(summary)
-    assert (demo.run / "submission.json").is_file() and (demo.run / "gallery.html").is_file()

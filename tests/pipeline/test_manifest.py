@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from beit3lib.model import MODELS
@@ -120,10 +119,10 @@ def test_weights_are_found_in_every_form(empty, tmp_path, folder, suffix):
     assert empty().find("beit3_base_patch16_480") == path and empty().find("beit3_large_patch16_224") is None
 
 
-def test_weights_that_kaggle_unpacked_are_a_folder(empty, tmp_path):
-    torch.save({"a": torch.zeros(1)}, tmp_path / "c.pth")
+@pytest.mark.parametrize("file", ["archive/data.pkl", "model.safetensors", "pytorch_model-00001-of-00002.bin"])
+def test_weights_may_be_a_folder_that_kaggle_unpacked_or_one_of_hugging_face(empty, tmp_path, file):
     path = tmp_path / "kaggle/weights/beit3_base_patch16_224"
-    write(path / "archive" / "data.pkl")
+    write(path / file)
     assert empty().locate("beit3_base_patch16_224") == path
 
 

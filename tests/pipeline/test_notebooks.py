@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from conftest import bare_python, clean
 
 PROJECT = Path(__file__).parents[2]
 FOLDER = PROJECT / "notebooks"
@@ -141,10 +143,81 @@ def test_notebooks_use_the_words_of_the_field(name):
         assert not PRIVATE_WORDS.search(text), PRIVATE_WORDS.findall(text) + [cell.source]
 
 
-def test_the_cell_that_finds_beit3lib_is_the_same_everywhere():
-    finders = {name: [cell.source for cell in code_cells(read(name)) if "sys.path" in cell.source] for name in NAMES}
+@pytest.mark.parametrize(("contains", "lines"), [("sys.path", 8), ("BEIT3LIB_SOURCE", 15)])
+def test_the_cells_that_find_and_install_beit3lib_are_the_same_everywhere(contains, lines):
+    finders = {name: [cell.source for cell in code_cells(read(name)) if contains in cell.source] for name in NAMES}
     assert len({tuple(found) for found in finders.values()}) == 1
-    assert all(len(found) == 1 and len(found[0].splitlines()) <= 8 for found in finders.values())
+    assert all(len(found) == 1 and len(found[0].splitlines()) <= lines for found in finders.values())
+
+
+@pytest.fixture(scope="module")
+def lone_python(tmp_path_factory):
+    """A Python with all dependencies and without this project."""
+    return bare_python(tmp_path_factory.mktemp("lone") / "python", hidden=())
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """A git repository with the files of the working tree that git does not ignore, and its revision."""
+    folder = tmp_path_factory.mktemp("repository")
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    tracked = subprocess.run(listing, cwd=PROJECT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("git does not list the files of this project")
+    for name in filter(None, tracked.stdout.split("\0")):
+        if (PROJECT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(PROJECT / name, folder / name)
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for command in (["init", "--quiet"], ["add", "--all"], [*identity, "commit", "--quiet", "--message", "all"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, check=True, capture_output=True, text=True)
+    return folder, revision.stdout.strip()
+
+
+def run_lone(python, folder, source):
+    """Execute notebook 1 alone in an empty folder."""
+    folder.mkdir()
+    notebook = shutil.copy(FOLDER / "01_prepare_data.ipynb", folder)
+    command = [python, "-m", "papermill", "--no-progress-bar", "--kernel", "python3", notebook, folder / "out.ipynb"]
+    environment = clean(BEIT3LIB_SOURCE=source, PIP_NO_BUILD_ISOLATION="0")
+    return subprocess.run([*command, "-p", "max_scenarios", "1"], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["git repository", "wheel", "folder of wheels"])
+def test_a_lone_notebook_in_an_empty_folder_installs_the_package(kind, lone_python, repository, tmp_path):
+    folder, revision = repository
+    source = f"git+{folder.as_uri()}@{revision}"
+    if kind != "git repository":
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--no-deps",
+            "--no-build-isolation",
+            "--wheel-dir",
+            tmp_path,
+            repository,
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+        (wheel,) = tmp_path.glob("beit3lib-*.whl")
+        source = str(wheel if kind == "wheel" else tmp_path)
+    subprocess.run([lone_python, "-m", "pip", "uninstall", "--yes", "--quiet", "beit3lib"], check=True, capture_output=True)
+    done = run_lone(lone_python, tmp_path / "empty", source)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "empty" / "runs" / "demo" / "phases.csv").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["", "git+https://127.0.0.1:9/nobody/nothing@main"], ids=["no source", "no internet"])
+def test_a_lone_notebook_without_the_package_ends_with_one_sentence(source, lone_python, tmp_path):
+    subprocess.run([lone_python, "-m", "pip", "uninstall", "--yes", "--quiet", "beit3lib"], check=True, capture_output=True)
+    done = run_lone(lone_python, tmp_path / "empty", source)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("SystemExit: ")]
+    assert done.returncode and f"expected to install beit3lib from {source!r}" in line and "`make kaggle`" in line
+    assert len(line) < 400
 
 
 @pytest.mark.parametrize(
@@ -167,6 +240,22 @@ def test_an_unknown_or_invalid_parameter_ends_the_run(name, parameters, expected
         )
     assert all(word in failure.value.evalue for word in expected)
     assert list(tmp_path.iterdir()) == [output]
+
+
+def test_make_badges_writes_address_and_links_once(repository):
+    folder, revision = repository
+    for name in ("old", "name"):
+        command = [sys.executable, folder / ".ci" / "badges.py", f"https://github.com/you/{name}"]
+        subprocess.run(command, check=True)
+    for name in NAMES:
+        cells = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4).cells
+        assert sum(f'"git+https://github.com/you/name@{revision}"' in cell.source for cell in cells) == 1
+        assert cells[0].source.split("\n")[0].count(f"/notebooks/{name}.ipynb)") == 2 and "/old/" not in cells[0].source
+        assert [cell.id for cell in cells] == [cell.id for cell in read(name).cells]
+    text = (folder / "README.md").read_text()
+    assert text.count("[![Open in ") == 10 and len(text.splitlines()) == len((PROJECT / "README.md").read_text().splitlines())
+    wrong = subprocess.run([*command[:2], "gitlab"], capture_output=True, text=True)
+    assert wrong.returncode == 1 and "REPOSITORY: expected https://github.com/you/name, got 'gitlab'" in wrong.stderr
 
 
 @every_notebook

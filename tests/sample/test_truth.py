@@ -68,7 +68,6 @@ def test_attribute_shares_differ_between_own_and_shuffled_images():
     drawn = {(f"s{i}", 0): scene for i, scene in enumerate(scenes(60, seed=3))}
     shares = truth.attribute_shares(perfect_predictions(drawn), drawn)
     assert (shares["own"] == 1).all() and (shares["shuffled"] < 0.6).all()
-    assert ((shares["shuffled"] - shares["chance"]).abs() < 0.15).all()
 
 
 def test_attribute_shares_skip_scenarios_that_were_not_drawn():

@@ -85,14 +85,14 @@ def test_a_log_without_loss_is_refused():
 def test_attribute_bars_show_the_given_shares():
     own = dict(zip(ASPECTS, (0.94, 0.99, 0.97, 1.0, 0.98), strict=True))
     other = dict(zip(ASPECTS, (0.31, 0.08, 0.26, 0.13, 0.17), strict=True))
-    figure = attribute_bars(own, other, dict(zip(ASPECTS, (0.33, 0.08, 0.25, 0.12, 0.17), strict=True)))
+    figure = attribute_bars(own, other)
     assert_legible(figure)
     assert [bar.get_height() for bar in figure.axes[0].patches] == pytest.approx([*own.values(), *other.values()])
     assert "98 % of captions, 19 % with another scenario's image" in shown(figure)
 
 
 def test_attribute_bars_skip_an_aspect_that_was_not_measured():
-    assert_legible(attribute_bars(pd.Series({"road": 0.5, "weather": 0.7}), {"road": 0.1}, {}))
+    assert_legible(attribute_bars(pd.Series({"road": 0.5, "weather": 0.7}), {"road": 0.1}))
 
 
 def test_score_bars_draw_each_score_once():
