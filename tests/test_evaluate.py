@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
@@ -123,7 +124,11 @@ def test_loader_workers_change_nothing(run, captioner, uninterrupted):
     assert (run / "predictions.json").read_bytes() == uninterrupted
 
 
-def test_running_out_of_memory_halves_the_batch(run, captioner, monkeypatch, uninterrupted):
+def test_running_out_of_memory_halves_the_batch(run, captioner, monkeypatch):
+    # In bf16 the size of the batch decides between the nearly equal tokens of random weights.
+    monkeypatch.setattr(evaluate, "inference_precision", lambda device: nullcontext())
+    expected = caption(captioner, run)["caption"].tolist()
+    (run / "predictions.json").unlink()
     generate, sizes = Captioner.generate, []
 
     def limited(self, pixels, *args, **options):
@@ -135,7 +140,7 @@ def test_running_out_of_memory_halves_the_batch(run, captioner, monkeypatch, uni
     monkeypatch.setattr(Captioner, "generate", limited)
     table = caption(captioner, run)
     assert sizes == [1] * 12
-    assert table["caption"].tolist() == [record["caption"] for record in json.loads(uninterrupted)["predictions"]]
+    assert table["caption"].tolist() == expected
 
 
 def test_scores_need_a_reference_and_an_absent_aspect_needs_an_empty_caption():

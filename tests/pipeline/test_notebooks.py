@@ -190,17 +190,7 @@ def test_a_lone_notebook_in_an_empty_folder_installs_the_package(kind, lone_pyth
     folder, revision = repository
     source = f"git+{folder.as_uri()}@{revision}"
     if kind != "git repository":
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "--no-deps",
-            "--no-build-isolation",
-            "--wheel-dir",
-            tmp_path,
-            repository,
-        ]
+        command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, folder]
         subprocess.run(command, check=True, capture_output=True)
         (wheel,) = tmp_path.glob("beit3lib-*.whl")
         source = str(wheel if kind == "wheel" else tmp_path)
