@@ -194,7 +194,7 @@ def test_a_lone_notebook_in_an_empty_folder_installs_the_package(kind, lone_pyth
         subprocess.run(command, check=True, capture_output=True)
         (wheel,) = tmp_path.glob("beit3lib-*.whl")
         source = str(wheel if kind == "wheel" else tmp_path)
-    subprocess.run([lone_python, "-m", "pip", "uninstall", "--yes", "--quiet", "beit3lib"], check=True, capture_output=True)
+    subprocess.run([lone_python, "-m", "pip", "uninstall", "--yes", "--quiet", "beit3lib"], check=True, env=clean())
     done = run_lone(lone_python, tmp_path / "empty", source)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "empty" / "runs" / "demo" / "phases.csv").is_file()
@@ -203,7 +203,7 @@ def test_a_lone_notebook_in_an_empty_folder_installs_the_package(kind, lone_pyth
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["", "git+https://127.0.0.1:9/nobody/nothing@main"], ids=["no source", "no internet"])
 def test_a_lone_notebook_without_the_package_ends_with_one_sentence(source, lone_python, tmp_path):
-    subprocess.run([lone_python, "-m", "pip", "uninstall", "--yes", "--quiet", "beit3lib"], check=True, capture_output=True)
+    subprocess.run([lone_python, "-m", "pip", "uninstall", "--yes", "--quiet", "beit3lib"], check=True, env=clean())
     done = run_lone(lone_python, tmp_path / "empty", source)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("SystemExit: ")]
     assert done.returncode and f"expected to install beit3lib from {source!r}" in line and "`make kaggle`" in line
