@@ -19,9 +19,13 @@ LOG_NAME = "log.jsonl"
 
 
 def append_event(path: Path, event: dict[str, Any]) -> None:
-    """Append one event to a log.jsonl."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(_line(event))
+    """Append one event to a log.jsonl. An error of the disk, such as a full one, names the file."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(_line(event))
+    except OSError as error:
+        error.filename = str(path)  # writing does not set it
+        raise
 
 
 def write_log(path: Path, events: list[dict[str, Any]]) -> None:
@@ -82,5 +86,5 @@ def track_event(accelerator, event: dict[str, Any], image_root: Path, image_size
 def summary(result: dict[str, Any]) -> str:
     """One line about a validation."""
     score = "no score" if result["score"] is None else f"score {result['score']:.1f}"
-    distinct = f"{result['distinct']:.0%} distinct ({result['references']['distinct']:.0%} of the references)"
+    distinct = f"{result['distinct']:.0%} distinct (references: {result['references']['distinct']:.0%})"
     return f"{score} on {result['captions']} captions, {distinct}, {result['copied']:.0%} equal to a training caption"

@@ -399,7 +399,7 @@ class Trainer:
             "steps": self.step,
             "stopped": stopped,
             "first_loss": losses[0] if losses else None,
-            "last_loss": float(np.mean(losses[-10:])) if losses else None,
+            "last_loss": losses[-1] if losses else None,
             "best_score": self.best_score,
             "train_seconds": round(time.monotonic() - self.started, 1),
             "precision": self.precision,

@@ -345,6 +345,9 @@ def test_batch_size_is_a_power_of_two_that_fits_memory(captioner, monkeypatch):
         return choose_batch_size(captioner, 3)
 
     assert free(0) == 1 and free(1000) == 16 and free(0.02) in (1, 2, 4, 8)
+    one_type = Captioner(captioner.model, captioner.tokenizer, captioner.caption_types[:1])
+    free(1000)
+    assert choose_batch_size(one_type, 3) == 32
 
 
 def test_the_command_writes_the_file_of_a_run(run, capsys):

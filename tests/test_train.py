@@ -643,6 +643,12 @@ def test_a_log_keeps_unicode_line_ends_and_reports_damaged_lines(tmp_path, capsy
     assert log.read_log(tmp_path / "none.jsonl") == []
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, where every write finds a full disk")
+def test_a_full_disk_names_the_log():
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        log.append_event(Path("/dev/full"), {"event": "step"})
+
+
 def test_a_damaged_log_does_not_stop_a_resumed_run(stopped, whole, capsys):
     folder, config = stopped
     with (folder / "log.jsonl").open("ab") as file:

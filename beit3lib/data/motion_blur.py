@@ -18,6 +18,7 @@ the folder of images under the same paths:
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -287,7 +288,7 @@ def blur_table(
     options = (folder, image_size, weights, 1 if processes > 1 else 0)
     work = [(rows, str(Path(path).resolve()) if path else "", *options) for (*_, path), rows in videos]
     existing, made = set(), 0
-    with tqdm(total=len(work), desc="motion blur", unit=" video") as bar:
+    with tqdm(total=len(work), desc="motion blur", unit=" video", mininterval=1, file=sys.stdout) as bar:
         for done in _run(work, processes):
             existing.update(done.images)
             made += done.made

@@ -41,7 +41,7 @@ from beit3lib.tokenizer import UNUSED_ROWS, load_tokenizer
 from beit3lib.transforms import to_tensor
 
 LEARNING_RATE, WEIGHT_DECAY, BETAS = 1e-3, 0.02, (0.9, 0.98)
-MASK_PROBABILITY, SMOOTHING = 0.6, 0.05
+SMOOTHING = 0.05
 SPEEDS = {"stopped": ("stopped", 0), "slow": ("going slowly", 10), "fast": ("going fast", 30)}
 WALKS = {"standing": "standing still", "walking": "walking slowly", "rushing": "rushing out"}
 PAVING = {"both": "sidewalks on both sides", "no": "no sidewalk"}
@@ -136,8 +136,12 @@ def _batches(tokenizer, image_size: int, batch_size: int, steps: int, seed: int)
             scene, camera = Scene(**draw_values(rng)), draw_camera(rng, bool(rng.integers(2)))
             image = to_tensor(draw_blur(scene, camera, size=image_size), image_size)
             labels.append(patch_labels(scene, camera))
-            texts = [tokenizer.encode(text) for text in short_captions(scene, rng)]  # with <s> and </s>
-            sequence = pack([(ids, 0) for ids in texts], MASK_PROBABILITY, tokenizer.mask_token_id, rng)
+            # Joined at random, so that a word follows from the words before it and not from its position, and masked little
+            # or much, so that the model also learns from captions that are almost whole, as they are in generation.
+            parts, cuts = short_captions(scene, rng), np.sort(rng.choice(np.arange(1, 6), 2, replace=False))
+            texts = [". ".join(group) for group in np.split(parts, cuts)]
+            tokens = [(tokenizer.encode(text), 0) for text in texts]  # with <s> and </s>
+            sequence = pack(tokens, rng.uniform(0.2, 0.9), tokenizer.mask_token_id, rng)
             samples.append((image, sequence, ""))
         yield collate(samples), torch.from_numpy(np.stack(labels))
 

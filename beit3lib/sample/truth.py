@@ -9,10 +9,12 @@ import pandas as pd
 from beit3lib.files import FileError, read_json
 from beit3lib.sample import DRAWN_NAME
 from beit3lib.sample.draw import (
+    FACTS,
     GAPS,
     UNITS,
     UPPER,
     VALUES,
+    WORDINGS,
     Scene,
     boxes_at,
     describe,
@@ -73,6 +75,24 @@ def states_correctly(caption: str, scene: Scene, subject: str, aspect: str) -> b
         return not caption.strip()
     stated = read_attributes(caption, subject, aspect)
     return all(value == getattr(scene, name) or (value is None and name in OPTIONAL) for name, value in stated.items())
+
+
+def has_sample_wording(caption: str, subject: str, aspect: str) -> bool:
+    """Return whether every sentence of a caption is a wording of the sample, with any values; an empty caption has none."""
+    values = {name: "|".join(choices) for name, choices in VALUES.items()}
+    values |= {"gap": "|".join(GAPS.values()), "surface": "an asphalt|a gravel"}
+    forms = [form for fact in FACTS[subject, aspect] for forms in WORDINGS[fact].values() for form in forms]
+    forms = "|".join(form.replace(".", r"\.").replace("{", "(?:{").replace("}", "})") for form in forms)
+    return bool(re.fullmatch(f"(?:(?:{forms.format(**values)})(?: |$))*", caption))
+
+
+def omitted_facts(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return per optional attribute the share of `captions` and of `references` that do not state it."""
+    rows = []
+    for row in predictions[predictions["reference"].fillna("") != ""].itertuples(index=False):
+        caption, reference = (read_attributes(text, row.subject, row.aspect) for text in (row.caption, row.reference))
+        rows += [(name, caption[name] is None, reference[name] is None) for name in caption if name in OPTIONAL]
+    return pd.DataFrame(rows, columns=["attribute", "captions", "references"]).groupby("attribute").mean()
 
 
 def attribute_table(predictions: pd.DataFrame, drawn: Truth) -> pd.DataFrame:

@@ -32,7 +32,8 @@ from beit3lib.files import Problem, exit_on_error, printable, read_json, write_j
 from beit3lib.track2.wordnet import find_synonyms, warn_without_wordnet
 
 METRICS = ("bleu", "meteor", "rouge-l", "cider")
-RANGES = {**dict.fromkeys(METRICS, "0 to 1"), "cider": "0 to 10"}
+TITLES = dict(zip(METRICS, ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr"), strict=True))
+LIMITS = {"BLEU-4": 1, "METEOR": 1, "ROUGE-L": 1, "CIDEr": 10}  # the largest values
 Segment = tuple[str, str]  # (scenario or BDD video, label as `segment_label` writes it)
 PAIRS_PER_PROCESS = 2_500  # scoring them takes 3 s, as long as a new process needs to load WordNet
 

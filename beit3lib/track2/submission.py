@@ -143,7 +143,7 @@ def choose_by_validation(
     for choose in CHOICES:
         for fitted in (False, True):
             built = build_submission(predictions, choose, lengths if fitted else None)
-            table.loc[len(table)] = choose, fitted, score_segments(built, dict(references)).segments["score"].mean()
+            table.loc[len(table)] = choose, fitted, score_segments(built, dict(references)).final
     best = table.loc[table["score"].astype(float).idxmax()]
     return {"choose": best["choose"], "most_words": dict(lengths) if best["fitted"] else None}, table
 

@@ -122,14 +122,14 @@ def learning_curve(log: Sequence[Mapping], score_name: str = "validation score")
 
 @rc_context(STYLE)
 def attribute_bars(own: Mapping[str, float], shuffled: Mapping[str, float]) -> Chart:
-    """Draw the share (0 to 1) of captions with every attribute right, by aspect.
+    """Draw the share (0 to 1) of captions without a wrong attribute, by aspect.
 
     `own`: captions of the image itself; `shuffled`: of an image of another scenario.
     """
     aspects = list(own)
     shares = [np.array([values.get(aspect, np.nan) for aspect in aspects], float) for values in map(dict, (own, shuffled))]
     means = [f"{100 * np.nanmean(values):.0f} %" if np.isfinite(values).any() else "none" for values in shares]
-    chart = Chart(f"Every attribute right: {means[0]} of captions, {means[1]} with another scenario's image", 4)
+    chart = Chart(f"Captions without a wrong attribute: {means[0]}; for another scenario's image {means[1]}", 4)
     axes, positions = chart.panels[0, 0], np.arange(len(aspects))
     looks = (("own image", -0.2, {"color": BLUE}), ("image of another scenario", 0.2, {"color": ORANGE, "hatch": "///"}))
     for values, (name, offset, look) in zip(shares, looks, strict=True):
@@ -149,11 +149,12 @@ def score_bars(
     groups: str = "aspect",
     bars: str = "subject",
     title: str = "Scores by aspect and subject",
-    units: Mapping[str, str] | None = None,
+    limits: Mapping[str, float] | None = None,
 ) -> Chart:
     """Draw a long table with the columns `metric`, `value`, `groups` and `bars`: a panel per metric, a row per group.
 
-    `bars`, at most six, differ by color; `units` labels a metric's axis ("0 to 100"). Raises ValueError for a missing column.
+    `bars`, at most six, differ by color; `limits` has the largest possible value of a metric, just before the end of its axis. Raises
+    ValueError for a missing column.
     """
     missing = [name for name in ("metric", "value", groups, bars) if name not in scores]
     if missing:
@@ -173,7 +174,8 @@ def score_bars(
             digits = 1 if top >= 20 else 2
             axes.bar_label(drawn, ["" if np.isnan(v) else f"{v:.{digits}f}" for v in means[name]], padding=3, size=10)
         axes.set_yticks(np.arange(len(rows)), [_spaced(row) for row in rows])
-        axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0, 1.2 * top), title=_spaced(metric), xlabel=(units or {}).get(metric, ""))
+        limit = (limits or {}).get(metric)
+        axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0, 1.08 * limit if limit else 1.2 * top), title=_spaced(metric))
         axes.grid(axis="y", visible=False)
     for axes in chart.panels.ravel()[len(metrics) :]:
         axes.set_visible(False)

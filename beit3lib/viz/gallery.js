@@ -123,8 +123,8 @@ function addFacets() {
   addFacet("view", "View", ofImage("view"));
   addFacet("split", "Split", ofImage("split"));
   addFacet("source", "Source", ofImage("source"));
-  const result = i => (rows.reference[i] < 0 ? "no reference" : isExact(i) ? "exactly right" : "differs from it");
-  if (isScored) addFacet("result", "Reference", result, spaced, ["exactly right", "differs from it", "no reference"]);
+  const result = i => (rows.reference[i] < 0 ? "no reference" : isExact(i) ? "equal to the reference" : "differs from it");
+  if (isScored) addFacet("result", "Reference", result, spaced, ["equal to the reference", "differs from it", "no reference"]);
   const outcomes = ["better", "even", "worse", "same caption", "only one run"];
   if (runs.length > 1) addFacet("outcome", "Compared with the other run", outcome, spaced, outcomes);
   const contradicts = i => (contradictionOf(i) ? "contradicts another" : "");
@@ -138,7 +138,7 @@ function addFacets() {
 
 // Often most captions have such a value: the histogram skips them, because their bar would leave the others without height.
 const commonValues = {
-  official_score: { isOne: isExact, text: "that are exactly right" },
+  official_score: { isOne: isExact, text: "that are equal to the reference" },
   change: { isOne: i => changes[i] === 0, text: "with the same score in both runs" },
 };
 
@@ -203,7 +203,7 @@ function statistics(list, measured = values()) {
   return { mean: scored ? sum / scored : null, scored, exact, referenced };
 }
 
-const rightText = ({ exact, referenced }) => (referenced ? `${grouped(exact)} of ${grouped(referenced)} exactly right` : "");
+const rightText = ({ exact, referenced }) => (referenced ? `${grouped(exact)} of ${grouped(referenced)} equal to the reference` : "");
 
 /* --- pieces: names, images, words, captions */
 
@@ -341,7 +341,7 @@ function card(group) {
   const list = node.querySelector(".list");
   list.append(...group.rows.filter(i => !isFolded(i)).map(i => captionNode(i)));
   if (folded.length) {
-    const details = el("details", {}, el("summary", {}, other() ? `${folded.length} exactly right in both` : rightText(group)));
+    const details = el("details", {}, el("summary", {}, other() ? `${folded.length} equal to the reference in both` : rightText(group)));
     details.addEventListener("toggle", () => details.append(...folded.splice(0).map(i => captionNode(i))));
     list.append(details);
   }
@@ -494,7 +494,7 @@ function boardCell(image, type) {
 
 function boardCaption(i) {
   const node = captionNode(i);
-  if (isExact(i) && !other()) node.querySelector(".ref").replaceChildren(el("span", { class: "right" }, "exactly right"));
+  if (isExact(i) && !other()) node.querySelector(".ref").replaceChildren(el("span", { class: "right" }, "equal to the reference"));
   return node;
 }
 

@@ -17,13 +17,14 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 from PIL import Image, ImageChops, ImageStat
 
 from beit3lib.data.predictions import read_predictions
-from beit3lib.viz.gallery import caption_cards, storyboard
+from beit3lib.viz.gallery import caption_cards
 
 DOCS = Path(__file__).parents[2] / "docs"
-CHARTS = {"learning_curve": "learning_curve", "attributes": "attributes", "attention": "attention-vehicle"}
+CHARTS = ("learning_curve", "attributes")
 WIDTH_PX = 1280  # GitHub shows a README about 900 px wide
 COLORS = 200  # a palette of 200 colors looks the same as true color and takes a third of the bytes
 CHROMIUM = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars --virtual-time-budget=8000"
@@ -73,23 +74,11 @@ def brightest_first(predictions: pd.DataFrame, run: Path) -> list[str]:
     return sorted(images, key=lambda name: -ImageStat.Stat(Image.open(run / name).convert("L")).mean[0])
 
 
-def captions_as_storyboard(predictions: pd.DataFrame, run: Path) -> Image.Image:
-    """Return the brightest scenario with most phases: one camera, motion and position of the vehicle."""
-    phases = predictions.groupby("scenario")["phase"].nunique()
-    longest = predictions[predictions["scenario"].isin(phases.index[phases == phases.max()])]
-    image = brightest_first(longest.drop_duplicates("scenario"), run)[0]
-    first = longest[longest["image"] == image].iloc[0]
-    shown = (longest["video"] == first["video"]) & (longest["subject"] == "vehicle")
-    shown &= longest["aspect"].isin(["moving", "position"])
-    return screenshot_of_html(storyboard(longest[shown], first["scenario"], run), 1100, 2000)
-
-
-def captions_as_cards(predictions: pd.DataFrame, run: Path) -> Image.Image:
-    """Return two bright images of different scenarios that have mistakes, with all their captions."""
+def captions_as_card(predictions: pd.DataFrame, run: Path) -> Image.Image:
+    """Return the brightest image that has mistakes, with all its captions."""
     wrong = predictions[predictions["official_score"] < 90]
-    wrong = (wrong if len(wrong) else predictions).drop_duplicates("scenario")
-    images = brightest_first(wrong, run)[:2]
-    return screenshot_of_html(caption_cards(predictions[predictions["image"].isin(images)], run, 2), 1100, 2400)
+    image = brightest_first(wrong if len(wrong) else predictions, run)[0]
+    return screenshot_of_html(caption_cards(predictions[predictions["image"] == image], run, 1), 1100, 2400)
 
 
 def smaller_jpeg(match: re.Match) -> str:
@@ -111,14 +100,17 @@ def smaller_png(encoded: str) -> str:
 
 
 def shrink(output: nbformat.NotebookNode) -> None:
-    """Shrink the images of an output in place, and keep the last state of a progress bar alone."""
-    if output.output_type == "stream":
-        output.text = re.sub(r"(?m)^.*\r(?!\n)", "", output.text)
+    """Shrink the images of an output in place."""
     data = output.get("data", {})
     if "image/png" in data:
         data["image/png"] = smaller_png(data["image/png"])
     if "text/html" in data:
         data["text/html"] = re.sub(r"data:image/jpeg;base64,([\w+/=]+)", smaller_jpeg, data["text/html"])
+
+
+def is_shown(output: nbformat.NotebookNode) -> bool:
+    """Leave out empty lines, and the frame with the gallery, which is not in the repository."""
+    return "<iframe" not in output.get("data", {}).get("text/html", "") and bool(output.get("text", "shown").strip())
 
 
 def copy_notebooks(run: Path) -> None:
@@ -129,10 +121,11 @@ def copy_notebooks(run: Path) -> None:
         notebook.metadata.pop("papermill", None)
         for cell in notebook.cells:
             cell.metadata = {"tags": ["parameters"]} if "parameters" in cell.metadata.get("tags", []) else {}
+            CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, 0)  # of a progress bar only the last state is left
             for output in cell.get("outputs", []):
                 shrink(output)
             if "outputs" in cell:
-                cell.outputs = [output for output in cell.outputs if output.output_type != "stream" or output.text.strip()]
+                cell.outputs = [output for output in cell.outputs if is_shown(output)]
         target = DOCS / "executed" / path.name
         target.write_text(nbformat.writes(notebook).replace(f"{DOCS.parent}/", "") + "\n", encoding="utf-8")
         if target.stat().st_size > MAX_NOTEBOOK_BYTES:
@@ -146,9 +139,8 @@ def main() -> None:
     run = parser.parse_args().run
     predictions = read_predictions(run / "predictions.json")
     predictions = predictions[predictions["reference"].notna()]
-    images = {name: Image.open(run / f"{file}.png") for name, file in CHARTS.items()}
-    images |= {"storyboard": captions_as_storyboard(predictions, run), "captions": captions_as_cards(predictions, run)}
-    images["gallery"] = screenshot(run / "gallery.html", 1280, 900)
+    images = {name: Image.open(run / f"{name}.png") for name in CHARTS}
+    images |= {"captions": captions_as_card(predictions, run), "gallery": screenshot(run / "gallery.html", 1280, 900)}
     size = sum(save(image, name) for name, image in images.items())
     if size > MAX_BYTES:
         raise SystemExit(f"{DOCS}: expected at most {MAX_BYTES} bytes of images, got {size}. Show less in them.")

@@ -388,7 +388,7 @@ def test_every_readable_video_gets_its_images_and_the_broken_one_is_reported(tmp
     with Image.open(images / "avgvideo7phase2.jpg") as image:
         (expected,) = blur(table["video_path"].iloc[-1], [(1.6, 2.6)]).images
         assert difference(image, expected) < 2
-    bar = capsys.readouterr().err
+    bar = capsys.readouterr().out
     assert "motion blur: 100%" in bar and "3/3" in bar and "6 images made, 0 found, 1 problems" in bar
 
 

@@ -51,6 +51,27 @@ def test_an_optional_attribute_may_be_left_out_but_not_stated_twice():
         assert truth.states_correctly(caption, scene, "vehicle", "weather") == expected, caption
 
 
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_captions_of_the_sample_have_its_wording(subject):
+    for scene in [*scenes(50), *worded(200)]:
+        for aspect, text in describe(scene, subject).items():
+            assert truth.has_sample_wording(text, subject, aspect), text
+            assert not truth.has_sample_wording(text.replace("The ", "There ", 1) + " And", subject, aspect)
+
+
+def test_a_caption_with_a_missing_word_does_not_have_the_wording_of_the_sample():
+    assert truth.has_sample_wording("There is a two-way residential road with a gravel surface.", "vehicle", "road")
+    for broken in ("The is a two-way residential road with a gravel surface.", "The road has no sidewalk", "The road has no "):
+        assert not truth.has_sample_wording(broken, "vehicle", "road")
+    assert truth.has_sample_wording("", "vehicle", "road")
+
+
+def test_omitted_facts_are_shares_of_captions_and_references():
+    rows = [("The weather is rainy.", "It is dark with rainy weather."), ("", "The weather is rainy."), ("It is dark.", "")]
+    table = pd.DataFrame(rows, columns=["caption", "reference"]).assign(subject="vehicle", aspect="weather")
+    assert truth.omitted_facts(table).to_dict("index") == {"light": {"captions": 1.0, "references": 0.5}}
+
+
 def test_attribute_shares_of_plain_and_hard_scenes_are_separate():
     drawn = {("a", 0): Scene(), ("b", 0): Scene(condition="distant", weather="rainy")}
     table = perfect_predictions(drawn).assign(caption=lambda t: t["caption"].str.replace("rainy", "clear"))

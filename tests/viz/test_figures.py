@@ -88,7 +88,7 @@ def test_attribute_bars_show_the_given_shares():
     figure = attribute_bars(own, other)
     assert_legible(figure)
     assert [bar.get_height() for bar in figure.axes[0].patches] == pytest.approx([*own.values(), *other.values()])
-    assert "98 % of captions, 19 % with another scenario's image" in shown(figure)
+    assert "98 %; for another scenario's image 19 %" in shown(figure)
 
 
 def test_attribute_bars_skip_an_aspect_that_was_not_measured():
@@ -99,11 +99,11 @@ def test_score_bars_draw_each_score_once():
     rows = [("bleu", a, s, 0.1 + 0.01 * i) for i, a in enumerate(ASPECTS) for s in ("vehicle", "pedestrian")]
     rows += [("mean score", a, s, 40.0 + i) for i, a in enumerate(ASPECTS) for s in ("vehicle", "pedestrian")]
     scores = pd.DataFrame(rows, columns=["metric", "aspect", "subject", "value"])
-    figure = score_bars(scores, units={"mean score": "0 to 100"})
+    figure = score_bars(scores, limits={"mean score": 100})
     assert_legible(figure)
     widths = [bar.get_width() for axes in figure.axes for bar in axes.patches]
     assert sorted(widths) == pytest.approx(sorted(scores["value"]))
-    assert "0 to 100" in shown(figure)
+    assert [axes.get_xlim()[1] for axes in figure.axes] == [pytest.approx(1.2 * scores["value"][:10].max()), 108]
     with pytest.raises(ValueError, match="Add phase."):
         score_bars(scores, groups="phase")
 

@@ -276,7 +276,7 @@ def test_cards_hold_their_captions_and_fold_exact_ones(tmp_path):
     assert all(" ".join(text.split()) in " ".join(page.text.split()) for text in predictions["caption"][:20])
     assert len(page.addresses) == 2 and not page.scripts
     exact = (predictions["caption"] == predictions["reference"])[:10].sum()
-    assert f"{exact} of 10 exactly right" in page.text
+    assert f"{exact} of 10 equal to the reference" in page.text
     assert html.count("<mark") - 1 == (predictions["caption"] != predictions["reference"])[:20].sum()  # one is in the key
 
 
@@ -388,11 +388,11 @@ def test_the_page_opens_with_an_overview_of_the_lowest_scores(browser, page):
     shown = [text.text for text in browser.find_elements("css selector", ".tile strong")]
     assert shown == [f"{mean:.1f}" for mean in means]
     exact = one["caption"] == one["reference"]
-    assert f"without {exact.sum()} that are exactly right" in browser.find_element("id", "histogram-title").text
+    assert f"without {exact.sum()} that are equal to the reference" in browser.find_element("id", "histogram-title").text
     drawn = browser.execute_script("return [...select().bins].reduce((a, b) => a + b)")
     assert drawn == (~exact).sum()
     first = exact[one["image"] == means.index[0]].sum()
-    assert browser.find_element("css selector", ".tile .right").text == f"{first} of 10 exactly right"
+    assert browser.find_element("css selector", ".tile .right").text == f"{first} of 10 equal to the reference"
     line = browser.find_elements("css selector", "#means tr")[0].text
     own = one[(one["subject"] == "vehicle") & (one["aspect"] == "moving")]
     assert line.startswith("vehicle · moving") and f"{own['official_score'].mean():.1f}" in line
@@ -415,7 +415,7 @@ def test_facets_take_several_values_and_exclude_others(browser, page):
     assert browser.execute_script(counts) == [48] * 5  # of the images that match the other facets
     browser.find_element("id", "clear").click()
     assert counted(browser) == (60, 600)
-    tick(browser, "result", "exactly right")
+    tick(browser, "result", "equal to the reference")
     assert counted(browser)[1] == (one["caption"] == one["reference"]).sum()
     assert console(browser) == []
 
