@@ -153,8 +153,8 @@ def score_bars(
 ) -> Chart:
     """Draw a long table with the columns `metric`, `value`, `groups` and `bars`: a panel per metric, a row per group.
 
-    `bars`, at most six, differ by color; `limits` has the largest possible value of a metric, just before the end of its axis. Raises
-    ValueError for a missing column.
+    `bars`, at most six, differ by color; `limits` has the largest possible value of a metric, near the end of its axis.
+    Raises ValueError for a missing column.
     """
     missing = [name for name in ("metric", "value", groups, bars) if name not in scores]
     if missing:
@@ -175,7 +175,8 @@ def score_bars(
             axes.bar_label(drawn, ["" if np.isnan(v) else f"{v:.{digits}f}" for v in means[name]], padding=3, size=10)
         axes.set_yticks(np.arange(len(rows)), [_spaced(row) for row in rows])
         limit = (limits or {}).get(metric)
-        axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0, 1.08 * limit if limit else 1.2 * top), title=_spaced(metric))
+        right = 1.08 * limit if limit else 1.2 * top
+        axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0, right), title=_spaced(metric))
         axes.grid(axis="y", visible=False)
     for axes in chart.panels.ravel()[len(metrics) :]:
         axes.set_visible(False)

@@ -68,16 +68,11 @@ def screenshot_of_html(html: str, width: int, height: int) -> Image.Image:
         return screenshot(page, width, height)
 
 
-def brightest_first(predictions: pd.DataFrame, run: Path) -> list[str]:
-    """Return the images of a table, the brightest first: sunny scenes are easiest to see in a small image."""
-    images = predictions["image"].unique()
-    return sorted(images, key=lambda name: -ImageStat.Stat(Image.open(run / name).convert("L")).mean[0])
-
-
 def captions_as_card(predictions: pd.DataFrame, run: Path) -> Image.Image:
-    """Return the brightest image that has mistakes, with all its captions."""
+    """Return the brightest image of those with mistakes, with all its captions: it is easiest to see in a small picture."""
     wrong = predictions[predictions["official_score"] < 90]
-    image = brightest_first(wrong if len(wrong) else predictions, run)[0]
+    images = (wrong if len(wrong) else predictions)["image"].unique()
+    image = max(images, key=lambda name: ImageStat.Stat(Image.open(run / name).convert("L")).mean[0])
     return screenshot_of_html(caption_cards(predictions[predictions["image"] == image], run, 1), 1100, 2400)
 
 

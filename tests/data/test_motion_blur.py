@@ -399,7 +399,7 @@ def test_existing_images_are_kept(tmp_path, table, capsys):
     second = blur_table(table, images, SIZE, jobs=1)
     assert snapshot(images) == before and second.problems == first.problems
     pd.testing.assert_frame_equal(first.phases, second.phases)
-    assert "0 images made, 6 found" in capsys.readouterr().err
+    assert "0 images made, 6 found" in capsys.readouterr().out
     (images / "avgvideo7phase1.jpg").unlink()
     blur_table(table, images, SIZE, jobs=1)
     after = snapshot(images)
