@@ -18,7 +18,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
-from PIL import Image, ImageChops, ImageStat
+from PIL import Image, ImageChops
 
 from beit3lib.data.predictions import read_predictions
 from beit3lib.viz.gallery import caption_cards
@@ -69,10 +69,10 @@ def screenshot_of_html(html: str, width: int, height: int) -> Image.Image:
 
 
 def captions_as_card(predictions: pd.DataFrame, run: Path) -> Image.Image:
-    """Return the brightest image of those with mistakes, with all its captions: it is easiest to see in a small picture."""
-    wrong = predictions[predictions["official_score"] < 90]
-    images = (wrong if len(wrong) else predictions)["image"].unique()
-    image = max(images, key=lambda name: ImageStat.Stat(Image.open(run / name).convert("L")).mean[0])
+    """Return a typical bright image, the one with the median score, with all its captions."""
+    bright = predictions.loc[predictions["reference"].str.contains(r"\bbright\b"), "image"]
+    scores = predictions[predictions["image"].isin(bright)].groupby("image")["official_score"].mean().sort_values()
+    image = scores.index[len(scores) // 2]
     return screenshot_of_html(caption_cards(predictions[predictions["image"] == image], run, 1), 1100, 2400)
 
 
