@@ -14,7 +14,7 @@ from beit3lib.data.index import read_index, read_table
 from beit3lib.data.predictions import write_predictions
 from beit3lib.files import write_json
 from beit3lib.pipeline import steps
-from beit3lib.pipeline.manifest import MissingInput
+from beit3lib.pipeline.manifest import MissingInput, load_manifest
 from beit3lib.pipeline.run_folder import read_record, read_summary, stale
 from beit3lib.sample import MODEL, SPM_PATH, draw
 from beit3lib.track2.submission import SubmissionError, check_submission
@@ -162,6 +162,8 @@ def test_two_runs_draw_the_sample_once(tmp_path, monkeypatch):
         return folder
 
     monkeypatch.setattr(draw, "write_sample", write_slowly)
+    manifest = shutil.copy(Path(__file__).parents[2] / "data_manifest.yaml", tmp_path)  # a sample may lie beside the project's
+    monkeypatch.setattr(steps, "load_manifest", lambda: load_manifest(manifest))
     threads = [threading.Thread(target=lambda: roots.append(steps.find_data("sample")[1].resolve())) for _ in range(2)]
     for thread in threads:
         thread.start()
