@@ -78,7 +78,7 @@ def states_correctly(caption: str, scene: Scene, subject: str, aspect: str) -> b
 
 
 def has_sample_wording(caption: str, subject: str, aspect: str) -> bool:
-    """Return whether every sentence of a caption is a wording of the sample, with any values; an empty caption has none."""
+    """Return whether a caption consists of wordings of the sample, with any values; an empty caption does."""
     values = {name: "|".join(choices) for name, choices in VALUES.items()}
     values |= {"gap": "|".join(GAPS.values()), "surface": "an asphalt|a gravel"}
     forms = [form for fact in FACTS[subject, aspect] for forms in WORDINGS[fact].values() for form in forms]
