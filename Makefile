@@ -75,7 +75,9 @@ lint: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-docs: demo
+docs: $(READY)
+	rm -rf $(RUN)
+	$(MAKE) demo RUN=$(RUN)
 	PYTHONPATH=tests $(PY) -m benchmarks.pictures $(RUN)
 
 # Needs no PyAV, papermill or package index. The benchmark writes its file after every quantity, so a timeout loses only the rest.

@@ -316,7 +316,9 @@ def load_captioner(folder: str | Path, device: str | torch.device | None = None)
     folder = readable_folder(folder)
     missing = [name for name in (WEIGHTS_NAME, META_NAME, SPM_NAME) if not (folder / name).is_file()]
     if missing:
-        raise FileNotFoundError(f"{folder}: expected a checkpoint, found no {', '.join(missing)}. Run notebook 3.")
+        todo = f"Give {folder / 'best'}." if (folder / "best").is_dir() else "Give a folder such as runs/demo/best."
+        found = "a file" if folder.is_file() else f"no {', '.join(missing)}"
+        raise FileNotFoundError(f"{folder}: expected a checkpoint folder, found {found}. {todo}")
     content = read_json(folder / META_NAME, dict)
     try:
         meta = _Meta.model_validate(content)
@@ -376,7 +378,7 @@ def model_card(name: str, meta: Mapping[str, Any]) -> str:
             "name": "mean score of single validation captions, 0 to 100",
             "value": round(score, 2),
         }
-        dataset = {"type": "validation", "name": "validation images of the run"}
+        dataset = {"type": "validation", "name": "validation images; the best epoch"}
         result = {"task": {"type": "image-to-text"}, "dataset": dataset, "metrics": [metric]}
         front["model-index"] = [{"name": name, "results": [result]}]
     size, step = meta["model"]["image_size"], meta.get("step", "unknown")
@@ -393,7 +395,7 @@ A BEiT-3 model that captions motion-blur images of traffic scenes, fine-tuned wi
 | training data | WTS, the drawn sample, or data of the same form; images of {size} x {size} pixels |
 | caption types | {types} |
 | training steps | {step} |
-| mean official score of single validation captions, 0 to 100 | {"not measured" if score is None else f"{score:.1f}"} |
+| mean score of validation captions, best epoch, 0 to 100 | {"not measured" if score is None else f"{score:.1f}"} |
 
 ```python
 from huggingface_hub import snapshot_download

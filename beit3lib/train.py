@@ -165,9 +165,10 @@ class Trainer:
     """Model, data and optimizer of a run; `run` trains until it is finished, out of time, out of patience or interrupted."""
 
     def __init__(self, config: TrainConfig) -> None:
-        for name in ("sentencepiece_model", "data_path", "output_dir"):
+        needed = {"sentencepiece_model": "data/beit3.spm", "data_path": "runs/mine", "output_dir": "runs/mine"}
+        for name, example in needed.items():
             if not getattr(config, name):
-                raise OptionError(f"--{name}: expected a path, found nothing")
+                raise OptionError(f"--{name}: expected a path, found nothing. Add --{name} {example}.")
         self.config, self.output, self.started = config, Path(config.output_dir).expanduser(), time.monotonic()
         self.step, self.validated, self.best_score, self.stale, self.skipped = 0, 0, None, 0, 0  # see `State`
         self.signal, self.ema = 0, None

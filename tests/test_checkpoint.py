@@ -423,7 +423,7 @@ def test_an_export_does_not_replace_a_folder_with_other_content(saved, tmp_path)
 
 def test_an_incomplete_folder_is_named(saved):
     (saved[1] / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"best: expected a checkpoint, found no model\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"best: expected a checkpoint folder, found no model\.safetensors"):
         load_captioner(saved[1])
     shutil.rmtree(saved[1])
     with pytest.raises(FileNotFoundError, match="best: expected a checkpoint"):

@@ -55,6 +55,8 @@ def clone(tmp_path_factory):
     write_json(run / "submission.val.json", {"20230707_1_SN1_T1": [entry]})
     truth = folder / "data" / "wts" / "annotations" / "caption" / "val" / "20230707_1_SN1_T1" / "overhead_view"
     write_json(truth / "20230707_1_SN1_T1_caption.json", {"event_phase": [entry]})
+    truth = folder / "data" / "wts" / "external" / "BDD_PC_5K" / "annotations" / "caption" / "val"
+    write_json(truth / "video1_caption.json", {"event_phase": [entry]})
     return folder
 
 

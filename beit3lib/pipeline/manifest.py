@@ -196,7 +196,8 @@ def main() -> int:
     parser.add_argument("entries", nargs="*", help="inputs to look for; exit code 1 if one is missing [all, exit code 0]")
     names = parser.parse_args().entries
     table = load_manifest().table(names or None)
-    print(table.to_string(max_colwidth=70))
+    for name, row in table.iterrows():
+        print(f"{name}: {row.pop('what')}", *(f"  {key}: {value}" for key, value in row.items() if value), sep="\n")
     return int(bool(names) and (table["found"] == "no").any())
 
 

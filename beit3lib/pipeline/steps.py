@@ -109,7 +109,10 @@ def find_data(dataset: str = "auto", root: str | Path = "") -> tuple[str, Path]:
         manifest.locate(dataset)  # raises MissingInput
     if dataset != "sample" and given is not None:
         wanted = " or ".join(manifest.entries[kind].what for kind in READERS if dataset in ("auto", kind))
-        raise FileNotFoundError(f"{given}: expected {wanted}, found {'something else' if given.exists() else 'nothing'}.")
+        raise FileNotFoundError(
+            f"{given}: expected {wanted}, found {'something else' if given.exists() else 'nothing'}. "
+            "Change data_root, or leave it empty to search the folders of data_manifest.yaml."
+        )
     found = given if given and given.is_dir() else manifest.find("sample") or _draw_sample(project_folder() / "data" / "sample")
     print(f"data: {manifest.entries['sample'].what}, in {found}")
     return "sample", found
@@ -316,8 +319,8 @@ def changed_options(config) -> pd.DataFrame:
 def finetune(run: Path, num_gpus: int = 1, resume: bool | None = None, **options: Any) -> dict[str, Any]:
     """Stage 3: train and write best/, last/, log.jsonl and results.json; return the results.
 
-    `options` are those of `training_config`. By default (`resume` None) an unfinished training with the same options and data
-    resumes; otherwise training starts from scratch and prints the reason.
+    `options` are those of `training_config`. By default (`resume` None) a training with the same options and data resumes,
+    and a finished one is kept; otherwise training starts from scratch and prints the reason.
     """
     from beit3lib import train
 
@@ -340,9 +343,6 @@ def _why_from_scratch(run: Path, config) -> str:
     """Return the reason why a training with `config` cannot resume from last/, or "" if it can."""
     from beit3lib.run_state import differences, read_run_state
 
-    record, results = read_record(run, "finetune"), read_summary(run).get("finetune", {})
-    if record and "outputs" in record and results.get("stopped") != "out of time":
-        return "the last training is finished"
     if not readable_folder(run / "last").exists():
         return "there is no last/"
     try:
@@ -410,8 +410,8 @@ class Scored(NamedTuple):
 def score(run: Path, split: str = "val", fill_missing: bool = False) -> Scored:
     """Stage 5: combine captions of aspects and views per segment, and score them and baselines that need no model.
 
-    Writes scores.json and submission.<split>.json. Segments without a caption would count 0, so they are an error, unless
-    `fill_missing` is set.
+    Writes scores.json and submission.<split>.json. A missing caption is an error; with `fill_missing` the most frequent
+    training caption replaces it.
     """
     ensure(run, "caption")
     predictions, phases = read_predictions(run / PREDICTIONS_NAME), read_table(run / PHASES_NAME)
@@ -427,12 +427,18 @@ def score(run: Path, split: str = "val", fill_missing: bool = False) -> Scored:
         return Scored(None, {}, options, variants, {})
     with record_stage(run, "score", {"split": split, "fill_missing": fill_missing}) as section:
         built = submission.build_submission(chosen, **options)
+        if fill_missing:
+            expected: dict[str, list[str]] = {}
+            for scenario, label in truth:
+                expected.setdefault(scenario, []).append(label)
+            built, _ = submission.fill(built, expected, submission.usual_captions(train))
         scores = {"model": score_segments(built, truth)}
-        if scores["model"].missing and not fill_missing:
-            missing = scores["model"].missing
+        if missing := scores["model"].missing:
+            types = ", ".join((predictions["subject"] + " " + predictions["aspect"]).unique())
             raise submission.SubmissionError(
-                f"{run / PREDICTIONS_NAME}: expected captions of all {len(truth)} segments of split {split}, found "
-                f"{len(missing)} missing: {'; '.join(missing[:5])}. Run notebook 4, or set fill_missing to score them as 0."
+                f"{run / PREDICTIONS_NAME}: expected both captions of all {len(truth)} segments of split {split}, found "
+                f"{len(missing)} missing: {'; '.join(missing[:5])}. The captions are of the types {types}; a submission needs "
+                "both subjects. Run notebook 4 with all images, or set fill_missing to use the most frequent training caption."
             )
         segments = phases[phases["split"] == split]
         scores["shuffled"] = score_segments(_shuffled(built), truth)
@@ -498,6 +504,7 @@ def main() -> None:
         raise FileNotFoundError(f"{run / SUMMARY_NAME}: expected the summary of a run, found none. Run `make demo` first.")
     for name, values in summary.items():
         shares = ("own", "shuffled")  # of captions whose attributes are correct
+        values = {key: round(value, 2) if isinstance(value, float) else value for key, value in values.items()}
         shown = [f"{key} {value}" for key, value in values.items() if isinstance(value, (int, float, str)) or key in shares]
         print(f"{name}: {', '.join(shown)}")
     print(f"open {(run / 'gallery.html').resolve()}")

@@ -1,6 +1,7 @@
 """The official caption score of AI City Challenge Track 2, offline.
 
-    python -m beit3lib.track2.metrics --predictions_file submission.json --ground_truth data/wts/annotations/caption/val
+    python -m beit3lib.track2.metrics --predictions_file submission.json --ground_truth \
+        data/wts/annotations/caption/val data/wts/external/BDD_PC_5K/annotations/caption/val
 
 Per segment and subject: BLEU-4 (nltk, smoothing method 3) and METEOR (nltk) on Treebank tokens, ROUGE-L (rouge-score with
 its stemmer) on the text, and CIDEr-D of the single pair. For speed, stems and synonyms are cached per word, and the longest
@@ -166,8 +167,8 @@ class Scores:
         }
 
 
-def score_submission(submission: dict | str | Path, ground_truth: str | Path) -> Scores:
-    """Score a submission (a dict or its file) against every `*_caption.json` with captions in a folder.
+def score_submission(submission: dict | str | Path, *ground_truth: str | Path) -> Scores:
+    """Score a submission (a dict or its file) against every `*_caption.json` with captions in the folders of `ground_truth`.
 
     A segment that only the ground truth has counts 0. Segments that only the submission has, and other JSON files, are skipped
     and listed in `problems`. Raises ValueError if the two share no scenario, because they are then of different splits.
@@ -176,11 +177,14 @@ def score_submission(submission: dict | str | Path, ground_truth: str | Path) ->
     if not isinstance(submission, dict):
         submission = read_json(submission, dict)
     problems: list[Problem] = []
-    truth = read_ground_truth(ground_truth, problems)
+    truth: dict[Segment, dict[str, str]] = {}
+    for folder in ground_truth:
+        truth |= read_ground_truth(folder, problems)
     if not {scenario for scenario, _ in truth} & submission.keys():
         found = ", ".join(list(map(str, submission))[:3]) or "no scenario"
+        folders = ", ".join(map(str, ground_truth))
         raise ValueError(
-            f"{path}: expected {{scenario: [segments]}} with scenarios of {ground_truth}, such as {next(iter(truth))[0]}, "
+            f"{path}: expected {{scenario: [segments]}} with scenarios of {folders}, such as {next(iter(truth))[0]}, "
             f"got {found}. Give a submission and captions of the same split, for example submission.val.json and val."
         )
     return score_segments(submission, truth, problems)
@@ -331,10 +335,10 @@ def main() -> None:
     """`python -m beit3lib.track2.metrics`, with the flags of the official script."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--predictions_file", required=True, help="submission.json")
-    parser.add_argument("--ground_truth", required=True, help="folder of caption files")
+    parser.add_argument("--ground_truth", required=True, nargs="+", help="folders of caption files, of WTS and of BDD_PC_5K")
     parser.add_argument("--json", help="also write the scores to this file")
     options = parser.parse_args()
-    scores = score_submission(options.predictions_file, options.ground_truth)
+    scores = score_submission(options.predictions_file, *options.ground_truth)
     print(report(scores))
     if options.json:
         write_json(options.json, scores.as_dict())

@@ -228,7 +228,7 @@ def write_submission(
     """
     filled: list[str] = []
     if fill_missing:
-        submission, filled = _fill(submission, expected, usual or {})
+        submission, filled = fill(submission, expected, usual or {})
     problems = check_submission(submission, expected)
     if problems:
         listed = "\n  ".join(problems[:50]) + (f"\n  … {len(problems) - 50} more" if len(problems) > 50 else "")
@@ -237,7 +237,7 @@ def write_submission(
     return Written(write_json(path, submission), submission, filled)
 
 
-def _fill(
+def fill(
     submission: Submission, expected: Mapping[str, Sequence[str]], usual: Mapping[str, str]
 ) -> tuple[Submission, list[str]]:
     """Return the expected segments with `usual` in place of missing captions, and a list of the replaced captions."""

@@ -328,7 +328,7 @@ def storyboard(predictions: pd.DataFrame, scenario: str, image_root: str | Path 
     records = [record for record in caption_records(predictions) if record["scenario"] == scenario]
     if not records:
         known = ", ".join(sorted({record["scenario"] for record in caption_records(predictions)})[:12])
-        raise ValueError(f"scenario: expected one of {known}, found {scenario!r}. Choose a scenario of the table.")
+        raise ValueError(f"scenario: expected one of {known}, found {scenario!r}. Choose one of these, or caption more images.")
     cards = _by_image(sorted(records, key=lambda record: (len(record["phase"]), record["phase"], record["label"])), image_root)
     heads = list(dict.fromkeys(card["image"]["about"] for card in cards))
     cameras: dict[str, dict[str, list]] = {}

@@ -12,7 +12,7 @@ from conftest import draw_run
 
 from beit3lib.data.index import read_index, read_table
 from beit3lib.data.predictions import write_predictions
-from beit3lib.files import write_json
+from beit3lib.files import file_hash, write_json
 from beit3lib.pipeline import steps
 from beit3lib.pipeline.manifest import MissingInput, load_manifest
 from beit3lib.pipeline.run_folder import read_record, read_summary, stale
@@ -309,10 +309,18 @@ def unfinish(run):
     write_json(run / "records" / "finetune.json", record)
 
 
-def test_a_finished_training_starts_from_scratch(started, capsys):
+def test_a_finished_training_is_kept(trained, tmp_path):
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    before, log = file_hash(run / "best" / "model.safetensors"), (run / "log.jsonl").read_text()
+    results = steps.finetune(run, subject="vehicle", **QUICK)
+    assert results["stopped"] == "finished" and results["steps"] == len(log.splitlines()) - log.count('"validation"')
+    assert file_hash(run / "best" / "model.safetensors") == before and (run / "log.jsonl").read_text() == log
+
+
+def test_a_finished_training_with_other_options_starts_from_scratch(started, capsys):
     run, configs = started
-    steps.finetune(run, subject="vehicle", **QUICK)
-    assert not configs[0].auto_resume and "from scratch, because the last training is finished" in capsys.readouterr().out
+    steps.finetune(run, subject="vehicle", **QUICK | {"num_max_bpe_tokens": 20})
+    assert not configs[0].auto_resume and "from scratch, because num_max_bpe_tokens" in capsys.readouterr().out
 
 
 def test_an_unfinished_training_with_the_same_options_resumes(started):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -354,6 +355,18 @@ def test_a_ground_truth_without_captions_is_an_error(tmp_path):
 def call(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["metrics", *map(str, arguments)])
     metrics.main()
+
+
+def test_several_folders_of_captions_are_one_ground_truth(tree, tmp_path, monkeypatch, capsys):
+    folders = [tmp_path / "internal", tmp_path / "external"]
+    shutil.copytree(tree, folders[0], ignore=shutil.ignore_patterns("video*"))
+    shutil.copytree(tree, folders[1], ignore=shutil.ignore_patterns("2023*"))
+    write(tmp_path / "submission.json", perfect(tree))
+    expected = metrics.score_submission(tmp_path / "submission.json", tree)
+    found = metrics.score_submission(tmp_path / "submission.json", *folders)
+    assert found.final == expected.final and len(found.segments) == len(expected.segments) and found.external
+    call(monkeypatch, "--predictions_file", tmp_path / "submission.json", "--ground_truth", *folders)
+    assert "over 11 segments" in capsys.readouterr().out
 
 
 def test_the_command_takes_the_official_flags(tree, tmp_path, monkeypatch, capsys):
