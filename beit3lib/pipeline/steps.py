@@ -9,7 +9,7 @@ changed. Training and captioning start automatically for the drawn sample only.
 import argparse
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +57,8 @@ def ensure(run: Path, stage: str) -> None:
     """Bring `stage` and the stages before it up to date.
 
     Outdated checkpoints and captions are kept and reported in one line. Files without a record, such as an index or a
-    checkpoint made elsewhere, are used as they are. Raises `StageError` if real data have no checkpoint or captions yet.
+    checkpoint made elsewhere, are used as they are. Raises `StageError` if real data have no checkpoint or captions yet, or if
+    the run is new but others are there.
     """
     record, there = read_record(run, stage), has_outputs(run, stage)
     if record is None and there:
@@ -73,6 +74,9 @@ def ensure(run: Path, stage: str) -> None:
     if stage in NOTEBOOKS and not is_sample(run):
         wanted = " and ".join(STAGES[stage].outputs)
         raise StageError(f"{run}: expected {wanted}, found none: {reason}. Run {NOTEBOOKS[stage]} first.")
+    others = sorted(path.parent.parent.name for path in run.parent.glob("*/records/prepare.json"))
+    if stage == "prepare" and record is None and others:  # a misspelled name must not start hours of preparation
+        raise StageError(f"{run}: expected a prepared run, one of {', '.join(others)}. Correct `run`, or run notebook 1 first.")
     print(f"{run}: stage '{stage}' runs now: {reason}.")
     stages: dict[str, Callable[..., Any]] = {"prepare": prepare, "index": index, "finetune": finetune, "caption": caption}
     stages[stage](run, **(record["options"] if record else {}))
@@ -407,14 +411,21 @@ class Scored(NamedTuple):
     submission: dict[str, list[dict]]
 
 
-def score(run: Path, split: str = "val", fill_missing: bool = False) -> Scored:
+def read_captions(run: Path, other_runs: Sequence[str] = ()) -> pd.DataFrame:
+    """Read the captions of a run and of other runs beside it, such as one per caption type; the first run counts."""
+    runs = [run, *(run.parent / name for name in other_runs)]
+    table = pd.concat([read_predictions(folder / PREDICTIONS_NAME) for folder in runs], ignore_index=True)
+    return table.drop_duplicates(["image", "subject", "aspect"])
+
+
+def score(run: Path, split: str = "val", fill_missing: bool = False, other_runs: Sequence[str] = ()) -> Scored:
     """Stage 5: combine captions of aspects and views per segment, and score them and baselines that need no model.
 
     Writes scores.json and submission.<split>.json. A missing caption is an error; with `fill_missing` the most frequent
-    training caption replaces it.
+    training caption replaces it. The captions are those of `read_captions`.
     """
     ensure(run, "caption")
-    predictions, phases = read_predictions(run / PREDICTIONS_NAME), read_table(run / PHASES_NAME)
+    predictions, phases = read_captions(run, other_runs), read_table(run / PHASES_NAME)
     known = predictions[predictions["reference"].notna()]
     if split not in set(known["split"]):
         others = sorted(set(known["split"]))
@@ -425,7 +436,7 @@ def score(run: Path, split: str = "val", fill_missing: bool = False) -> Scored:
     options, variants = submission.choose_by_validation(chosen, truth, submission.usual_lengths(train))
     if not truth:
         return Scored(None, {}, options, variants, {})
-    with record_stage(run, "score", {"split": split, "fill_missing": fill_missing}) as section:
+    with record_stage(run, "score", {"split": split, "fill_missing": fill_missing, "other_runs": list(other_runs)}) as section:
         built = submission.build_submission(chosen, **options)
         if fill_missing:
             expected: dict[str, list[str]] = {}
@@ -438,7 +449,8 @@ def score(run: Path, split: str = "val", fill_missing: bool = False) -> Scored:
             raise submission.SubmissionError(
                 f"{run / PREDICTIONS_NAME}: expected both captions of all {len(truth)} segments of split {split}, found "
                 f"{len(missing)} missing: {'; '.join(missing[:5])}. The captions are of the types {types}; a submission needs "
-                "both subjects. Run notebook 4 with all images, or set fill_missing to use the most frequent training caption."
+                "both subjects. Run notebook 4 with all images, add the runs of other caption types (combine_with), or set "
+                "fill_missing to use the most frequent training caption."
             )
         segments = phases[phases["split"] == split]
         scores["shuffled"] = score_segments(_shuffled(built), truth)
@@ -473,16 +485,18 @@ def _shuffled(built: dict[str, list[dict]]) -> dict[str, list[dict]]:
     return exchanged
 
 
-def submit(run: Path, options: dict[str, Any], fill_missing: bool = False) -> submission.Written:
+def submit(
+    run: Path, options: dict[str, Any], fill_missing: bool = False, other_runs: Sequence[str] = ()
+) -> submission.Written:
     """Write a checked submission.json for the test split, or for val or train if the data have no test split.
 
     Missing captions are an error that lists them; with `fill_missing` the most frequent training caption replaces them.
     """
     ensure(run, "caption")
-    predictions, phases = read_predictions(run / PREDICTIONS_NAME), read_table(run / PHASES_NAME)
+    predictions, phases = read_captions(run, other_runs), read_table(run / PHASES_NAME)
     segments = read_table(run / SEGMENTS_NAME)
     split = next(name for name in ("test", "val", "train") if name in set(segments["split"]))
-    with record_stage(run, "submit", {"fill_missing": fill_missing}) as section:
+    with record_stage(run, "submit", {"fill_missing": fill_missing, "other_runs": list(other_runs)}) as section:
         expected = submission.expected_segments(segments, split)
         built = submission.build_submission(predictions[predictions["split"] == split], **options)
         usual = submission.usual_captions(phases[phases["split"] == "train"])

@@ -212,9 +212,17 @@ def test_folders_of_the_original_repository_give_a_submission(tmp_path, monkeypa
 
 
 def test_a_new_run_is_prepared_and_indexed(tmp_path, made, capsys):
-    steps.ensure(tmp_path, "index")
+    steps.ensure(tmp_path / "new", "index")
     assert made == [("prepare", {}), ("index", {})]
     assert "stage 'prepare' runs now: it was not run yet" in capsys.readouterr().out
+
+
+def test_a_misspelled_run_is_not_prepared_beside_others(run, made):
+    with pytest.raises(
+        steps.StageError, match=f"tpyo: expected a prepared run, one of {run.name}. Correct `run`, or run notebook 1"
+    ):
+        steps.ensure(run.parent / "tpyo", "index")
+    assert made == []
 
 
 def test_an_interrupted_stage_runs_again_with_its_options(run, made):
@@ -379,6 +387,18 @@ def test_missing_captions_are_an_error_unless_fill_missing_is_set(trained):
     expected = {str(name): part["label"].tolist() for name, part in segments[segments["split"] == "test"].groupby("scenario")}
     assert check_submission(written.submission, expected) == []
     assert len(written.filled) == len(segments[segments["split"] == "test"]) == read_summary(trained)["submit"]["filled_count"]
+
+
+def test_runs_of_other_caption_types_are_joined_to_one_submission(trained, tmp_path):
+    run, other = (Path(shutil.copytree(trained, tmp_path / name)) for name in ("run", "other"))
+    predictions = json.loads((other / "predictions.json").read_text())
+    rows = [{**row, "subject": "pedestrian"} for row in predictions["predictions"]]
+    write_json(other / "predictions.json", {**predictions, "predictions": rows})
+    scored = steps.score(run, other_runs=["other"])
+    assert scored.split == "val" and scored.scores["model"].missing == []
+    assert steps.submit(run, scored.options, other_runs=["other"]).filled == []
+    with pytest.raises(FileNotFoundError, match="typo/predictions.json: expected a file here"):
+        steps.score(run, other_runs=["typo"])
 
 
 def test_data_without_a_val_split_are_scored_on_train_or_not_at_all(trained, tmp_path, capsys):
