@@ -218,9 +218,7 @@ def test_a_new_run_is_prepared_and_indexed(tmp_path, made, capsys):
 
 
 def test_a_misspelled_run_is_not_prepared_beside_others(run, made):
-    with pytest.raises(
-        steps.StageError, match=f"tpyo: expected a prepared run, one of {run.name}. Correct `run`, or run notebook 1"
-    ):
+    with pytest.raises(steps.StageError, match=f"tpyo: expected a prepared run, one of {run.name}. Correct `run`"):
         steps.ensure(run.parent / "tpyo", "index")
     assert made == []
 
