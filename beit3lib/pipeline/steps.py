@@ -439,9 +439,7 @@ def score(run: Path, split: str = "val", fill_missing: bool = False, other_runs:
     with record_stage(run, "score", {"split": split, "fill_missing": fill_missing, "other_runs": list(other_runs)}) as section:
         built = submission.build_submission(chosen, **options)
         if fill_missing:
-            expected: dict[str, list[str]] = {}
-            for scenario, label in truth:
-                expected.setdefault(scenario, []).append(label)
+            expected = submission.expected_segments(read_table(run / SEGMENTS_NAME), split)
             built, _ = submission.fill(built, expected, submission.usual_captions(train))
         scores = {"model": score_segments(built, truth)}
         if missing := scores["model"].missing:
