@@ -236,7 +236,7 @@ def test_each_kind_of_flip_changes_image_and_caption_as_documented(drawn, tokeni
     assert seen == ({False} if flip == "none" else {True, False})
 
 
-def recipe_table(drawn, folder, split, null):
+def index_without_names(drawn, folder, split, null):
     """The vehicle road lines with the recipe's three keys alone, `text_segment` null where `null` says so."""
     lines = [json.loads(line) for line in (drawn / f"coco_captioning.{split}.jsonl").read_text().splitlines()]
     kept = [line for line in lines if line["aspect"] == "road" and line["subject"] == "vehicle"]
@@ -249,19 +249,19 @@ def recipe_table(drawn, folder, split, null):
 
 
 def test_the_recipes_index_is_one_caption_type_without_a_name(drawn, tmp_path, tokenizer):
-    table = recipe_table(drawn, tmp_path, "train", null=lambda number: False)
+    table = index_without_names(drawn, tmp_path, "train", null=lambda number: False)
     captions = make(drawn, tokenizer, table=table, flip="none")
     assert captions.caption_types == [("", "")] and len(captions) == 8
     assert tokenizer.decode(captions[0][1].labels, skip_special_tokens=True) == captions.reference(0)["", ""]
 
 
 def test_validation_keeps_images_without_reference_and_training_does_not(drawn, tmp_path, tokenizer):
-    table = recipe_table(drawn, tmp_path, "val", null=lambda number: True)
+    table = index_without_names(drawn, tmp_path, "val", null=lambda number: True)
     captions = make(drawn, tokenizer, table=table, train=False)
     assert len(captions) == 4 and captions.reference(0) == {}
     with pytest.raises(ValueError, match="expected captions of type all all in the index, found none"):
         make(drawn, tokenizer, table=table, train=True)
-    some = recipe_table(drawn, tmp_path, "val", null=lambda number: number == 1)
+    some = index_without_names(drawn, tmp_path, "val", null=lambda number: number == 1)
     assert (
         len(make(drawn, tokenizer, table=some, train=False)) == 4
         and len(make(drawn, tokenizer, table=some)) == 3
@@ -280,7 +280,7 @@ def test_a_null_line_is_unknown_and_not_an_empty_caption(drawn, tokenizer):
 def test_an_index_made_with_another_tokenizer_is_refused(drawn, tmp_path, tokenizer, with_text):
     table = read_index(drawn / "coco_captioning.train.jsonl")
     if not with_text:
-        table = recipe_table(drawn, tmp_path, "train", null=lambda number: False)
+        table = index_without_names(drawn, tmp_path, "train", null=lambda number: False)
     table["text_segment"] = [[3 + (i * 7) % 500 for i in ids] for ids in table["text_segment"]]
     with pytest.raises(ValueError, match="expected an index made with this tokenizer.*make the index again"):
         make(drawn, tokenizer, table=table)

@@ -81,8 +81,8 @@ def caption_images(
         finished = _read_finished(output)
         batches = [range(len(names))[i : i + size] for i in range(0, len(names), size)][rank::processes]
         batches = [batch for batch in batches if any(names[i] not in finished for i in batch)]
-        count = sum(map(len, batches))
-        bar = tqdm(total=count, desc=output.name, mininterval=1, ncols=100, file=sys.stdout, disable=rank > 0)
+        style = {"unit": "image", "mininterval": 1, "ncols": 100, "file": sys.stdout, "disable": rank > 0}
+        bar = tqdm(total=sum(map(len, batches)), desc=output.name, **style)
         with bar, inference_precision(captioner.device), inference_weights(captioner.model):
             stream = caption_batches(captioner, paths, batches, num_beams, num_workers)
             for batch, (captions, problems) in zip(batches, stream, strict=True):
@@ -231,7 +231,7 @@ def images_to_caption(
         first = first.rename(columns={"image_path": "image"}).assign(split=split)
         # The reference implementation's index has no scenarios.
         first["scenario"] = first["scenario"].fillna(first["image"].map(lambda name: Path(name).stem))
-        tables.append(first.assign(references=first["image"].map(references)))
+        tables.append(first.assign(references=[references.get(image, {}) for image in first["image"]]))
     if not tables:
         names = ", ".join(path.name for path in paths.values())
         raise FileNotFoundError(f"{root}: expected {names}, found none. Run the stage index first.")

@@ -497,7 +497,9 @@ class Benchmark:
                 Path(folder, "predictions.json"),
                 write_images(model, Path(folder), self.options.images),
             )
-            table = pd.DataFrame({"image": [path.name for path in paths]})
+            table = pd.DataFrame({"image": [path.name for path in paths]}).assign(
+                references=[{}] * len(paths)
+            )
             batches = torch.stack(
                 [to_tensor(open_image(path), model.config.image_size) for path in paths]
             ).split(size)
