@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import pydantic
@@ -68,23 +68,10 @@ class CheckpointError(ValueError):
     """The file is not a checkpoint that this model can load; the message names the file and what to do."""
 
 
-class LoadReport(NamedTuple):
-    """Names of the parameters that `load_pretrained` loaded, resized, initialized and skipped."""
-
-    loaded: list[str]
-    resized: list[str]
-    initialized: list[str]
-    skipped: list[str]
-
-    def __str__(self) -> str:
-        rest = [f"{what}: {', '.join(names)}" for what, names in list(self._asdict().items())[1:] if names]
-        return "; ".join([f"{len(self.loaded)} tensors loaded", *rest])
-
-
 def load_pretrained(
     model: CaptionModel, path: str | Path, model_key: str = "model|module", model_prefix: str = ""
-) -> LoadReport:
-    """Load a public checkpoint, or a folder of ours, into `model`.
+) -> str:
+    """Load a public checkpoint, or a folder of ours, into `model`; returns a line about its parameters.
 
     `model_key`: keys that may hold the state dict, tried in order; otherwise the file itself is the state
     dict. `model_prefix` is removed from the names that have it.
@@ -93,18 +80,19 @@ def load_pretrained(
     of other tasks are skipped. Raises CheckpointError, which names the parameters, if anything else is
     missing, has another shape, or is not finite.
     """
-    state, own, resized = _read_state(Path(path), model_key, model_prefix), model.state_dict(), []
+    state, own, other = _read_state(Path(path), model_key, model_prefix), model.state_dict(), {}
     rows = len(own[IMAGE_POSITIONS])
     if IMAGE_POSITIONS in state and len(state[IMAGE_POSITIONS]) != rows:
         state[IMAGE_POSITIONS] = resize_positions(state[IMAGE_POSITIONS], rows)
-        resized = [IMAGE_POSITIONS]
-    fresh = [name for name in own if name not in state and name.startswith("mlm_head.")]
-    skipped = sorted(set(state) - set(own))
-    _check_state(path, state, own, fresh)
+        other["resized"] = [IMAGE_POSITIONS]
+    other["initialized"] = [name for name in own if name not in state and name.startswith("mlm_head.")]
+    other["skipped"] = sorted(state.keys() - own.keys())
+    _check_state(path, state, own, other["initialized"])
     model.load_state_dict(state, strict=False)
-    if fresh:
+    if other["initialized"]:
         initialize_weights(model.mlm_head)
-    return LoadReport([name for name in own if name in state], resized, fresh, skipped)
+    counted = f"{len(own.keys() & state.keys())} tensors loaded"
+    return "; ".join([counted, *(f"{what}: {', '.join(names)}" for what, names in other.items() if names)])
 
 
 def _read_state(path: Path, model_key: str, model_prefix: str) -> dict[str, Tensor]:

@@ -9,10 +9,8 @@ from PIL import Image
 from test_model import TINY, make_model
 
 from beit3lib.captioner import Captioner
-from beit3lib.decode import generate
 from beit3lib.sample import SPM_PATH
-from beit3lib.tokenizer import load_tokenizer, prompt_ids
-from beit3lib.transforms import to_tensor
+from beit3lib.tokenizer import load_tokenizer
 
 TYPES = [("vehicle", "road"), ("pedestrian", "moving"), ("pedestrian", "road")]
 
@@ -50,16 +48,6 @@ def test_a_model_of_one_caption_type_has_no_prompt(make, photo, caption_types):
     captioner = make(caption_types)
     assert captioner.prompts == [[]]
     assert isinstance(captioner.caption(photo), str)
-
-
-def test_generate_feeds_the_prompt_of_each_caption_type(make, photo):
-    captioner = make(TYPES)
-    pixels = torch.stack([to_tensor(image, 16) for image in (Image.open(photo), Image.new("RGB", (16, 16)))])
-    assert captioner.prompts == [prompt_ids(captioner.tokenizer, *kind) for kind in TYPES]
-    expected = generate(captioner.model, pixels, captioner.tokenizer, captioner.prompts, 2, 8, 0.6)
-    assert captioner.generate(pixels, num_beams=2) == expected
-    selected = [caption.ids for caption in captioner.generate(pixels, TYPES[1:], num_beams=2)]
-    assert selected == [expected[index].ids for index in (1, 2, 4, 5)]
 
 
 def test_an_unknown_caption_type_is_answered_with_those_of_the_model(make, photo):

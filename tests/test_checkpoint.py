@@ -1,7 +1,6 @@
-"""Public checkpoints load in every form; broken or malicious files are named; our folders are complete or absent."""
+"""Public checkpoints load in every form, broken or malicious ones are named, ours are complete or absent."""
 
 import argparse
-import json
 import os
 import pickle
 import subprocess
@@ -19,16 +18,14 @@ from test_model import TINY, make_inputs, make_model
 
 from beit3lib.captioner import Captioner
 from beit3lib.checkpoint import (
-    IMAGE_POSITIONS,
     CheckpointError,
     export_folder,
     load_captioner,
     load_pretrained,
-    resize_positions,
     save_captioner,
     save_public,
 )
-from beit3lib.model import MODELS, CaptionModel
+from beit3lib.model import CaptionModel
 from beit3lib.sample import SPM_PATH
 from beit3lib.tokenizer import UNUSED_ROWS, load_tokenizer
 
@@ -67,20 +64,18 @@ def test_every_form_of_a_public_checkpoint_loads(tmp_path, source, target, wrap,
         zipfile.ZipFile(tmp_path / "saved").extractall(tmp_path / name)
     else:
         os.rename(tmp_path / "saved", tmp_path / name)
-    report = load_pretrained(target, tmp_path / name)
-    assert same_weights(source, target) and len(report.loaded) == len(source.state_dict())
-    assert not (report.initialized or report.skipped or report.resized)
+    assert load_pretrained(target, tmp_path / name) == f"{len(source.state_dict())} tensors loaded"
+    assert same_weights(source, target)
 
 
 def fine_tuning_checkpoint(source):
-    """As the reference implementation saves it: learning rates are numpy numbers, options an argparse.Namespace."""
+    """As the reference implementation saves it: learning rates are numpy numbers, options a Namespace."""
     optimizer = torch.optim.AdamW(source.parameters(), lr=1e-3)
     source(*make_inputs(TINY)).mean().backward()
     optimizer.step()
     optimizer.param_groups[0].update(lr=np.linspace(0, 1, 3)[1], lr_scale=1.0)
-    options = argparse.Namespace(lr=1e-4, opt_betas=None, model="beit3_tiny", resume="")
     content = {"model": source.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}
-    return {**content, "scaler": {}, "args": options}
+    return {**content, "scaler": {}, "args": argparse.Namespace(lr=1e-4, opt_betas=None, resume="")}
 
 
 @pytest.mark.parametrize("zipped, key", [(True, "model"), (False, "module")], ids=["zip", "legacy"])
@@ -123,8 +118,7 @@ def test_the_reference_implementation_loads_ours_and_resizes_positions_equally(
 ):
     save_public(source, tmp_path / "public.pth")
     ours, other = (make_model(replace(TINY, image_size=image_size), seed=seed) for seed in (2, 3))
-    report = load_pretrained(ours, tmp_path / "public.pth")
-    assert report.resized == ([IMAGE_POSITIONS] if image_size != 16 else [])
+    assert ("resized" in load_pretrained(ours, tmp_path / "public.pth")) == (image_size != 16)
     theirs = reference.captioning_model(other)
     load = reference.recipe("utils").load_model_and_may_interpolate
     load(str(tmp_path / "public.pth"), theirs, "model|module", "")
@@ -132,33 +126,13 @@ def test_the_reference_implementation_loads_ours_and_resizes_positions_equally(
         assert torch.allclose(theirs.state_dict()[name], value, atol=1e-6), name
 
 
-def test_positions_of_a_ramp_keep_their_form():
-    ramp = torch.cat([torch.zeros(3, 1), torch.arange(4.0).repeat(4)[:, None]])  # grows from left to right
-    wide = resize_positions(ramp, 3 + 64)[3:].reshape(8, 8)
-    assert (wide[:, 1:] > wide[:, :-1]).all() and torch.allclose(wide[0], wide[-1], atol=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
-def test_public_shapes_load_at_every_image_size(tmp_path):
-    """By shapes alone, without storage: base at 224 into 224, 384 and 480."""
-    with torch.device("meta"):
-        shapes = {n: v.shape for n, v in CaptionModel(MODELS["beit3_base_patch16_224"]).state_dict().items()}
-    torch.save({name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}, tmp_path / "c.pth")
-    for pixels in (224, 384, 480):
-        with torch.device("meta"):
-            target = CaptionModel(MODELS[f"beit3_base_patch16_{pixels}"])
-        report = load_pretrained(target, tmp_path / "c.pth")
-        assert len(report.loaded) == len(shapes) and bool(report.resized) == (pixels != 224)
-
-
 def test_a_missing_head_is_initialized_and_other_heads_are_skipped(tmp_path, source):
     target = CaptionModel.empty(TINY)
     state = {name: v for name, v in source.state_dict().items() if not name.startswith("mlm_head")}
     torch.save({"model": {**state, "head.weight": torch.zeros(3)}}, tmp_path / "c.pth")
     report = load_pretrained(target, tmp_path / "c.pth")
-    assert report.initialized == ["mlm_head.weight", "mlm_head.bias"] and report.skipped == ["head.weight"]
+    assert report.endswith("; initialized: mlm_head.weight, mlm_head.bias; skipped: head.weight")
     assert target.mlm_head.bias.abs().max() == 0 and 0.009 < target.mlm_head.weight.std() < 0.02
-    assert "initialized: mlm_head.weight" in str(report)
 
 
 @pytest.mark.parametrize(
@@ -238,9 +212,7 @@ def test_a_file_without_a_state_dict_is_named(tmp_path, target, content):
         load_pretrained(target, tmp_path / "other.pth")
 
 
-def test_a_missing_file_and_a_folder_without_weights_are_named(tmp_path, target):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth: expected a file"):
-        load_pretrained(target, tmp_path / "nowhere.pth")
+def test_a_folder_without_weights_is_named(tmp_path, target):
     with pytest.raises(CheckpointError, match="expected an unpacked checkpoint, found 0"):
         load_pretrained(target, tmp_path)
 
@@ -265,14 +237,6 @@ def test_a_checkpoint_folder_loads_as_it_was_saved(saved, target):
     other = make_model(captioner.model.config, seed=5)
     load_pretrained(other, folder)
     assert same_weights(captioner.model, other)
-
-
-def test_a_failed_save_keeps_the_old_checkpoint(saved, tmp_path):
-    captioner, folder = saved
-    with pytest.raises(OSError):
-        save_captioner(captioner, folder, tmp_path / "nowhere.spm")
-    assert same_weights(captioner.model, load_captioner(folder, "cpu").model)
-    assert [path.name for path in folder.parent.iterdir()] == ["best"]
 
 
 def export(*arguments):
@@ -316,54 +280,42 @@ def test_an_export_replaces_nothing_but_an_export(saved, tmp_path):
     assert (tmp_path / "run" / "last.pt").read_text() == "state" and (tmp_path / "photos" / "a.jpg").exists()
 
 
-def change_meta(folder, **changes):
-    meta = json.loads((folder / "meta.json").read_text()) | changes
-    (folder / "meta.json").write_text(json.dumps({k: v for k, v in meta.items() if v is not None}))
+def change(name, edit):
+    """Change one file of a checkpoint folder: meta.json as a dict, weights as a state dict, others as bytes."""
+
+    def change(folder):
+        path = folder / name
+        if path.suffix == ".safetensors":
+            save_file(edit(load_file(path)), path)
+        else:
+            path.write_bytes(edit(path.read_bytes()))
+
+    return change
 
 
-def change_weights(folder, change):
-    state = load_file(folder / "model.safetensors")
-    save_file({**state, **change(state)}, folder / "model.safetensors")
-
-
-def damage(name, change):
-    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
+def bias(edit):
+    return change("model.safetensors", lambda state: {**state, "mlm_head.bias": edit(state["mlm_head.bias"])})
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "damage, message",
     [
         (
             lambda folder: (folder / "meta.json").unlink(),
             r"best: expected a checkpoint folder.*no meta\.json",
         ),
-        (damage("meta.json", lambda data: data[:9]), r"meta\.json: expected JSON"),
-        (lambda folder: change_meta(folder, model={"width": 32}), "model.layers"),
-        (lambda folder: change_meta(folder, max_tokens=10**9), "max_tokens"),
-        (lambda folder: change_meta(folder, caption_types=None), "caption_types"),
-        (damage("model.safetensors", lambda data: data[: len(data) // 2]), r"s: expected safetensors, found"),
+        (change("meta.json", lambda data: data[:9]), r"meta\.json: expected JSON"),
+        (change("meta.json", lambda data: b'{"model": {"width": 32}}'), r"model\.layers"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 5000), "s: expected safetensors, found"),
+        (bias(lambda bias: torch.zeros(3)), "bias has shape"),
+        (bias(lambda bias: bias + torch.inf), "bias is not finite"),
         (
-            damage("model.safetensors", lambda data: data[:4]),
-            r"model\.safetensors: expected safetensors, found",
-        ),
-        (lambda folder: change_weights(folder, lambda s: {"beit3.x": torch.zeros(3)}), "beit3.x is unknown"),
-        (
-            lambda folder: change_weights(folder, lambda s: {"mlm_head.bias": torch.zeros(3)}),
-            "bias has shape",
-        ),
-        (
-            lambda folder: change_weights(
-                folder, lambda s: {"mlm_head.bias": s["mlm_head.bias"] + torch.inf}
-            ),
-            "mlm_head.bias is not finite",
-        ),
-        (
-            damage("sentencepiece.bpe.model", lambda data: data.replace(b"road", b"roda")),
+            change("sentencepiece.bpe.model", lambda data: data.replace(b"road", b"roda")),
             r"sentencepiece\.bpe\.model: expected the tokenizer that the model was trained with",
         ),
     ],
 )
-def test_an_incomplete_or_damaged_folder_is_named(saved, change, message):
-    change(saved[1])
+def test_an_incomplete_or_damaged_folder_is_named(saved, damage, message):
+    damage(saved[1])
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         load_captioner(saved[1], "cpu")

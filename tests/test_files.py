@@ -25,7 +25,6 @@ from beit3lib.files import (
     read_json_lines,
     read_text,
     readable_folder,
-    write_json,
     write_text,
 )
 
@@ -120,12 +119,9 @@ def test_json_lines_are_read_back_whatever_they_contain(tmp_path_factory, rows):
     assert read_json_lines(path) == rows
 
 
-def test_json_may_start_with_a_byte_order_mark_and_nan_is_not_written(tmp_path):
+def test_json_may_start_with_a_byte_order_mark(tmp_path):
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert read_json(tmp_path / "a.json", dict) == {"a": 1}
-    with pytest.raises(ValueError):
-        write_json(tmp_path / "b.json", float("nan"))
-    assert names(tmp_path) == ["a.json"]
 
 
 @pytest.mark.parametrize(
@@ -157,16 +153,13 @@ def test_pipes_devices_and_folders_are_refused_before_they_are_read(tmp_path):
         read_json(tmp_path / "none.json")
 
 
-def test_values_become_finite_numbers_and_printable_text():
+def test_values_become_finite_numbers_printable_text_and_hashes(tmp_path):
     values = ("1.5", 2, None, "x", float("inf"), 10**400, [])
     assert [finite(value) for value in values] == [1.5, 2.0, None, None, None, None, None]
     assert printable("é\udce9b\ud800\0") == "é\ufffdb\ufffd\ufffd"
     assert str(Problem("a.mp4", "cut off", "download it again")) == "a.mp4: cut off (download it again)"
-
-
-def test_the_hash_of_a_file_is_that_of_its_content(tmp_path):
-    write_text(tmp_path / "a", "abc")
-    assert file_hash(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # the example of FIPS 180
+    assert file_hash(write_text(tmp_path / "a", "abc")) == expected
 
 
 def test_a_second_process_is_refused_with_the_holder_of_the_folder(tmp_path):
@@ -174,12 +167,6 @@ def test_a_second_process_is_refused_with_the_holder_of_the_folder(tmp_path):
     with lock_folder(tmp_path / "run", "training"):
         assert f"in use by training (process {os.getpid()} on " in python(lock, tmp_path / "run").stderr
     assert python(lock, tmp_path / "run").returncode == 0
-
-
-def test_the_lock_of_a_killed_process_is_free(tmp_path):
-    assert python("with f.lock_folder(sys.argv[1], 'training'): os._exit(9)", tmp_path).returncode == 9
-    with lock_folder(tmp_path, "training"):
-        pass
 
 
 def test_the_lock_of_a_file_leaves_the_folder_and_other_files_free(tmp_path):
@@ -190,8 +177,7 @@ def test_the_lock_of_a_file_leaves_the_folder_and_other_files_free(tmp_path):
                     pass
 
 
-def test_the_lock_is_free_after_its_block_also_while_a_forked_process_has_a_copy(tmp_path):
-    """As the loader workers have."""
+def test_the_lock_is_free_after_its_block_though_a_loader_worker_has_a_copy_of_the_file(tmp_path):
     with lock_folder(tmp_path, "captioning"):
         child = os.fork()
         while not child:
@@ -200,31 +186,25 @@ def test_the_lock_is_free_after_its_block_also_while_a_forked_process_has_a_copy
         with lock_folder(tmp_path, "training"):
             pass
     finally:
-        os.kill(child, 9)
+        os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(PermissionError, match=f"{tmp_path}.*Use another folder, or change its permissions"):
-        with lock_folder(tmp_path, "training"):
+    (tmp_path / "run").touch()
+    with pytest.raises(PermissionError, match="/run'. Use another folder, or change its permissions"):
+        with lock_folder(tmp_path / "run", "training"):
             pass
 
 
-@pytest.mark.parametrize(
-    "name, number, code, warning",
-    [
-        ("flock", "37", "with f.lock_folder(sys.argv[1], 'training'): print('inside')", "No locks available"),
-        ("flock", "95", "with f.lock_folder(sys.argv[1], 'training'): print('inside')", "not supported"),
-        ("fsync", "22", "with f.atomic_folder(sys.argv[1] + '/best'): print('inside')", ""),
-    ],
-)
-def test_a_network_file_system_without_locks_or_syncs_of_folders(tmp_path, name, number, code, warning):
-    if not SHIMS.is_dir():
-        pytest.skip(f"no {SHIMS}")
+@pytest.mark.skipif(not SHIMS.is_dir(), reason=f"no {SHIMS}")
+@pytest.mark.parametrize("call, number", [("flock", "37"), ("flock", "95"), ("fsync", "22")])
+def test_a_network_file_system_without_locks_or_syncs_of_folders(tmp_path, call, number):
     library = tmp_path / "shim.so"
-    subprocess.run(["gcc", "-shared", "-fPIC", SHIMS / f"shim_{name}.c", "-o", library, "-ldl"], check=True)
+    subprocess.run(["gcc", "-shared", "-fPIC", SHIMS / f"shim_{call}.c", "-o", library, "-ldl"], check=True)
+    code = (
+        "with f.lock_folder(sys.argv[1], 'training'), f.atomic_folder(sys.argv[1] + '/best'): print('inside')"
+    )
     done = python(code, tmp_path, LD_PRELOAD=str(library), SHIM_ERRNO=number)
-    assert done.returncode == 0 and done.stdout.endswith("inside\n") and warning in done.stdout, done.stderr
-    assert done.stdout.count("Do not start a second process") == bool(warning)
+    assert done.returncode == 0 and done.stdout.endswith("inside\n"), done.stderr
+    assert done.stdout.count("Do not start a second process") == (call == "flock")

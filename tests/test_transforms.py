@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 
 from beit3lib.transforms import (
     OPERATIONS,
@@ -74,34 +74,13 @@ def test_augmentation_follows_from_the_generator_and_leaves_the_global_state_alo
     assert random.getstate() == state and a == b != c
 
 
-def expected_operation(image, name, sign):
-    """Magnitude m = 0.7 in Pillow: factor 1.8 m + 0.1, rotation 30 m degrees, shear 0.3 m, shift 10 m."""
-    gray = (128, 128, 128)
-    if name in ("Brightness", "Sharpness"):
-        return getattr(ImageEnhance, name)(image).enhance(0.7 * 1.8 + 0.1)
-    if name in ("AutoContrast", "Equalize"):
-        return getattr(ImageOps, name.lower())(image)
-    if name == "Rotate":
-        return image.rotate(sign * 0.7 * 30, Image.Resampling.BILINEAR, fillcolor=gray)
-    shear, shift = sign * 0.7 * 0.3, sign * 0.7 * 10
-    matrix = {"ShearX": (1, shear, 0, 0, 1, 0), "ShearY": (1, 0, 0, shear, 1, 0)}
-    matrix |= {"TranslateX": (1, 0, shift, 0, 1, 0), "TranslateY": (1, 0, 0, 0, 1, shift)}
-    return image.transform(
-        image.size, Image.Transform.AFFINE, matrix[name], Image.Resampling.BILINEAR, fillcolor=gray
-    )
-
-
-@pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "Identity"])
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ("Identity", "AutoContrast")])
 def test_randaug_operations_have_the_strength_of_the_reference_implementation(theirs, name):
-    """Bit-identical to Pillow at the same magnitude, and within rounding of the OpenCV version there."""
+    """Theirs use OpenCV. Its AutoContrast overflows uint8 and turns channels white, unlike ours."""
     image, operation = noise(), randaug_operation(name, prob=1.0)
     random.seed(0)
-    found = {operation(image).tobytes() for _ in range(20)}
-    assert found == {expected_operation(image, name, sign).tobytes() for sign in (1, -1)}
-    if name == "AutoContrast":
-        return  # the reference implementation's overflows uint8 and turns channels white; ours does not
     randaug, inner = theirs.RandomAugment.__call__.__globals__, (slice(20, -20), slice(20, -20))
-    ours = [np.asarray(Image.frombytes("RGB", image.size, pixels))[inner].astype(float) for pixels in found]
+    ours = [np.asarray(operation(image))[inner].astype(float) for _ in range(20)]
     for _ in range(20):
         other = randaug["func_dict"][name](np.asarray(image), *randaug["arg_dict"][name](7))[inner]
         # OpenCV rotates around a center half a pixel away, which is worth 1.7 gray levels here.

@@ -6,24 +6,25 @@ import pytest
 import torch
 from accelerate import Accelerator
 from test_captioning import TYPES, caption, captioner, run, saved, tiny_captioner  # noqa: F401  (fixtures)
-from test_dataset import Config, index_without_names
+from test_dataset import index_without_names
 
 from beit3lib.captioner import Captioner
+from beit3lib.config import TrainConfig
 from beit3lib.data.index import read_index
 from beit3lib.dataset import CaptionDataset
 from beit3lib.run import captioning
 from beit3lib.run.validation import validate
 
 
-def dataset(run, tokenizer, split, train=False, **options):  # noqa: F811
+def dataset(run, tokenizer, split):  # noqa: F811
     table = read_index(run / f"coco_captioning.{split}.jsonl")
-    return CaptionDataset(table, run, tokenizer, 64, Config(**options), train)
+    return CaptionDataset(table, run, tokenizer, 64, TrainConfig(), train=split == "train")
 
 
 def validated(captioner, run, train=True, **options):  # noqa: F811
     defaults = {"val_images": 0, "samples": 2, "num_beams": 2, "batch_size": 4, "eval_batch_size": 2}
-    config = Config(dist_eval=True, num_workers=0, **{**defaults, **options})
-    train_set = dataset(run, captioner.tokenizer, "train", True) if train else None
+    config = TrainConfig(num_workers=0, **{**defaults, **options})
+    train_set = dataset(run, captioner.tokenizer, "train") if train else None
     val_set = dataset(run, captioner.tokenizer, "val")
     return validate(captioner, val_set, train_set, config, Accelerator(cpu=True))
 
@@ -45,7 +46,7 @@ def test_scores_equal_those_of_captioning(run, captioner, monkeypatch):  # noqa:
 
 def test_a_model_that_repeats_a_training_caption_is_recognized(run, captioner, monkeypatch):  # noqa: F811
     """One text for all of ten caption types and four images: ten distinct captions of forty."""
-    text = dataset(run, captioner.tokenizer, "train", True).reference(0)["vehicle", "road"]
+    text = dataset(run, captioner.tokenizer, "train").reference(0)["vehicle", "road"]
     generate = Captioner.generate
     same = lambda self, x, **options: [c._replace(text=text) for c in generate(self, x, **options)]  # noqa: E731
     monkeypatch.setattr(Captioner, "generate", same)
@@ -64,8 +65,4 @@ def test_without_references_there_are_captions_and_no_score(run, captioner, draw
 def test_an_unreadable_image_is_skipped(run, captioner, capsys):  # noqa: F811
     sorted((run / "images").glob("*val*"))[0].write_text("no image")
     assert validated(captioner, run)["captions"] == 30 and "Validation skips it" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("val_images, captions", [(0, 40), (3, 30), (100, 40)])
-def test_so_many_images_are_captioned(run, captioner, val_images, captions):  # noqa: F811
-    assert validated(captioner, run, val_images=val_images, samples=0)["captions"] == captions
+    assert validated(captioner, run, val_images=2)["captions"] == 10
