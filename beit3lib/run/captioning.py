@@ -39,7 +39,7 @@ from beit3lib.dataset import group_captions, num_workers
 from beit3lib.decode import Caption, inference_weights, word_probs
 from beit3lib.device import choose_precision, inference_precision
 from beit3lib.files import FileError, lock_folder, write_text
-from beit3lib.run.launch import ignore_signals
+from beit3lib.run.launch import outlive_signals
 from beit3lib.track2.metrics import meteor_is_comparable, score_predictions
 from beit3lib.transforms import to_tensor
 
@@ -284,7 +284,7 @@ def caption_batches(
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_stack,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=outlive_signals,
     )
     for indices, pixels, problems in loader:
         captions = [] if pixels is None else _generate(captioner, pixels, num_beams)

@@ -20,11 +20,13 @@ from beit3lib.track2.metrics import meteor_is_comparable, score_predictions
 def validate(
     captioner: Captioner, val_set: CaptionDataset, train_set: CaptionDataset | None, config, accelerator
 ) -> dict[str, Any]:
-    """Caption `config.val_images` validation images, shared among processes, and score them; equal on every process.
+    """Caption `config.val_images` validation images, shared among processes, and score them; equal on every
+    process.
 
-    `score`: mean official score, None if no image has a reference. `distinct`: share of captions that differ from all others
-    of their type; `copied`: share that equal a caption of `train_set`, 0 without one; `references`: the same shares of the
-    references. Far fewer distinct captions than distinct references indicate mode collapse.
+    `score`: mean official score, None if no image has a reference. `distinct`: share of captions that differ
+    from all others of their type; `memorized`: share that equal a caption of `train_set`, 0 without one;
+    `references`: the same shares of the references. Far fewer distinct captions than distinct references
+    indicate mode collapse.
     """
     started = time.monotonic()
     chosen = _spread(len(val_set), config.val_images)
@@ -109,4 +111,12 @@ def _variety(
     """Shares of non-empty texts that are distinct within their type, and that are training captions."""
     pairs = [pair for pair in zip(caption_types, texts, strict=True) if pair[1]]
     count = max(1, len(pairs))
-    return {"distinct": len(set(pairs)) / count, "copied": sum(pair in trained for pair in pairs) / count}
+    return {"distinct": len(set(pairs)) / count, "memorized": sum(pair in trained for pair in pairs) / count}
+
+
+def summary(result: dict[str, Any]) -> str:
+    """Return one line about a validation."""
+    score = "no score" if result["score"] is None else f"score {result['score']:.1f}"
+    distinct = f"{result['distinct']:.0%} distinct (references: {result['references']['distinct']:.0%})"
+    memorized = f"{result['memorized']:.0%} equal to a training caption"
+    return f"{score} on {result['captions']} captions, {distinct}, {memorized}"
