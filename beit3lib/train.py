@@ -278,7 +278,7 @@ def setup(config: TrainConfig) -> Training:
             parameter_groups(model, config), lr=config.lr, betas=betas, eps=eps, fused=True
         )
         loss_model, optimizer = accelerator.prepare(loss_model, optimizer)
-    ema = ModelEmaV3(model, decay=config.model_ema_decay) if config.model_ema else None
+    ema = ModelEmaV3(model, decay=config.model_ema_decay) if config.model_ema and not config.eval else None
     run = Training(
         config=config,
         output=Path(config.output_dir).expanduser(),
