@@ -1,10 +1,11 @@
 """Caption images with a trained checkpoint.
 
-    python -m beit3lib.caption runs/mine                     best/ on the val and test images -> predictions.json
+    python -m beit3lib.caption runs/mine                     best/, val and test images -> predictions.json
     python -m beit3lib.caption runs/mine --max_images 6      a preview -> predictions.quick.json
     python -m beit3lib.caption runs/mine --num_gpus 2 --max_minutes 500
 
-Captioning can be stopped at any time, also by SIGKILL: the same command resumes it, also with another number of processes.
+Captioning can be stopped at any time, also by SIGKILL: the same command resumes it, also with another number
+of processes.
 """
 
 import argparse
@@ -36,7 +37,8 @@ def caption_run(
     num_gpus: int = 1,
     device: str = "auto",
 ) -> pd.DataFrame:
-    """Caption the images of a run folder and write predictions.json, or predictions.quick.json with `max_images`.
+    """Caption the images of a run folder and write predictions.json, or predictions.quick.json with
+    `max_images`.
 
     `num_gpus` above 1 starts that many processes, which share the images.
     """
@@ -48,15 +50,15 @@ def caption_run(
             "num_beams": num_beams,
             "batch_size": batch_size,
             "max_images": max_images,
+            "max_minutes": max_minutes,
+            "num_workers": num_workers,
+            "device": device,
         }
-        options |= {"max_minutes": max_minutes, "num_workers": num_workers, "device": device}
         arguments = [f"--{name}={value}" for name, value in options.items() if value is not None]
         run_processes("beit3lib.caption", [str(run), *arguments, "--splits", *splits], num_gpus, device)
-        return (
-            predictions_table([])
-            if partial_path(output).exists()
-            else read_predictions(output).drop(columns="outside")
-        )
+        if partial_path(output).exists():  # out of time
+            return predictions_table([])
+        return read_predictions(output).drop(columns="outside")
     folder = readable_folder(run / checkpoint)
     found = choose_device(device)
     if found.type == "cuda":
@@ -91,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--num_beams", type=int, default=3, help="beams of the search [3]")
     parser.add_argument("--batch_size", type=int, help="images decoded together [by free memory]")
-    parser.add_argument("--max_images", type=int, help="a quick look at this many images of each split")
+    parser.add_argument("--max_images", type=int, help="preview: only this many images of each split")
     parser.add_argument(
         "--max_minutes", type=float, default=0.0, help="stop in time; run again to continue [no limit]"
     )

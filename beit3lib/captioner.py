@@ -25,8 +25,8 @@ from beit3lib.transforms import to_tensor
 class Captioner:
     """A model, its tokenizer, the caption types it was trained on, and its decoding options.
 
-    `caption_types`: (subject, aspect) pairs; with two or more of them each caption is conditioned on a prompt. `max_tokens`
-    and `length_penalty` are those of the beam search. `meta`: the content of meta.json.
+    `caption_types`: (subject, aspect) pairs; with two or more of them each caption is conditioned on a
+    prompt. `max_tokens` and `length_penalty` are those of the beam search. `meta`: the content of meta.json.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Captioner:
     def generate(
         self, pixels: Tensor, caption_types: Sequence[CaptionType] | None = None, num_beams: int = 3
     ) -> list[Caption]:
-        """Generate captions of images (B, 3, S, S) in [-1, 1], image-major: one per image and caption type (default: all)."""
+        """Caption images (B, 3, S, S) in [-1, 1] with these caption types (default: all), image-major."""
         prompts = self.prompts if caption_types is None else self._prompts(caption_types)
         options = {
             "num_beams": num_beams,
@@ -76,7 +76,8 @@ class Captioner:
         aspect: str | None = None,
         num_beams: int = 3,
     ) -> str | dict[CaptionType, str]:
-        """Caption one image (a path or a PIL image): text, or {(subject, aspect): text} if several caption types match.
+        """Caption one image (a path or a PIL image): text, or {(subject, aspect): text} if several caption
+        types match.
 
         `subject` and `aspect` select among the caption types of the model.
         """

@@ -1,33 +1,33 @@
-"""Index lines to training batches: one image and one packed sequence of masked captions per sample.
+"""Index lines to training batches: one image and one packed sequence of masked captions per example.
 
-A packed sequence holds the captions of an image end to end. Positions restart at each caption, and `doc_ids` keep
-attention inside it. A single caption is the special case of one document, and then equals the recipe's sample.
+A packed sequence holds the captions of an image end to end. Positions restart at each caption, and `doc_ids`
+keep attention inside it. A single caption is the special case of one document, and equals the reference
+implementation's training example.
 """
 
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import joblib
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from beit3lib.data.images import open_image
 from beit3lib.data.schema import UNNAMED, CaptionType
 from beit3lib.tokenizer import prompt_ids
 from beit3lib.transforms import Augmentation, can_swap, swap_left_right, to_tensor
 
-FIRST_RANDOM_ID = (
-    3  # random replacements are drawn from `<unk>` up, never `<s>`, `<pad>` or `</s>`; as the recipe does
-)
+# Random replacements are drawn from `<unk>` up, never `<s>`, `<pad>` or `</s>`, as in the reference
+# implementation.
+FIRST_RANDOM_ID = 3
 POOL = 16  # batches that are grouped by length together: less padding, while the order stays random
-CACHE_BYTES = 1_000_000_000  # of decoded images; the sample's 400 images take 0.1 GB
 
 
 class PackedSequence(NamedTuple):
@@ -44,8 +44,8 @@ class PackedSequence(NamedTuple):
 class Batch:
     """B images (B, 3, S, S) and B packed sequences (B, T), padded at the end with doc_id -1.
 
-    `mask_positions` (n,) are the positions of the loss in the flattened (B * T) batch, `names` the image paths, and
-    `num_tokens` counts tokens without padding.
+    `mask_positions` (n,) are the positions of the loss in the flattened (B * T) batch, `names` the image
+    paths, and `num_tokens` counts tokens without padding.
     """
 
     images: Tensor
@@ -79,9 +79,9 @@ def mask_caption(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mask one caption `<s>` prompt tokens `</s>`; returns the masked ids and the chosen positions (bool).
 
-    Of the n tokens without the prompt, clamp(int(n * probability + 0.5), 1, n - 1) are chosen, never `<s>` or the
-    prompt. 80 % of them become `<mask>` (the tokenizer's last id), 10 % a random id from 3 up, 10 % stay.
-    Source: the public captioning recipe.
+    Of the n tokens without the prompt, clamp(int(n * probability + 0.5), 1, n - 1) are chosen, never `<s>` or
+    the prompt. 80 % of them become `<mask>` (the tokenizer's last id), 10 % a random id from 3 up, 10 % stay.
+    Source: the reference implementation.
     """
     masked_ids = np.array(ids)
     n = len(ids) - prompt_length
@@ -112,9 +112,9 @@ def pack(
     )
 
 
-def collate(samples: Sequence[tuple[Tensor, PackedSequence, str]], pad_id: int = 1) -> Batch:
-    """Stack (image, sequence, name) samples, the sequences padded to the longest."""
-    images, sequences, names = zip(*samples, strict=True)
+def collate(examples: Sequence[tuple[Tensor, PackedSequence, str]], pad_id: int = 1) -> Batch:
+    """Stack (image, sequence, name) examples, the sequences padded to the longest."""
+    images, sequences, names = zip(*examples, strict=True)
     longest = max(len(sequence.input_ids) for sequence in sequences)
     padding = PackedSequence(input_ids=pad_id, labels=pad_id, positions=0, doc_ids=-1, masked=False)
     columns = {}
@@ -134,77 +134,68 @@ def collate(samples: Sequence[tuple[Tensor, PackedSequence, str]], pad_id: int =
 
 
 def num_workers(requested: int, batch_bytes: int) -> int:
-    """How many loader processes to start: at most `requested`, one per core of this process, and what /dev/shm can hold.
+    """Number of loader processes: at most `requested`, one per core of this process, and what /dev/shm can
+    hold.
 
-    Each worker keeps up to three batches of `batch_bytes` in shared memory (two prefetched, one in use). With less
-    space than that, as under Docker's default of 64 MB, the loader would hang or die with a bus error.
+    Each worker keeps up to three batches of `batch_bytes` in shared memory (two prefetched, one in use). With
+    less space than that, as under Docker's default of 64 MB, the loader would hang or die with a bus error.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(requested, max(1, cores // processes))
-    if not workers or not os.path.isdir("/dev/shm"):
-        return workers
-    free = shutil.disk_usage("/dev/shm").free
-    fitting = free // processes // (3 * batch_bytes)
-    if fitting < workers:
-        print(
-            f"/dev/shm: {free / 1e6:.0f} MB free, so {fitting} instead of {workers} processes load images. "
-            "Start Docker with --shm-size=8g, or choose a smaller batch size, to load faster."
-        )
-    return min(workers, fitting)
+    workers = min(requested, max(1, joblib.cpu_count() // processes))
+    if os.path.isdir("/dev/shm"):
+        fitting = shutil.disk_usage("/dev/shm").free // processes // (3 * batch_bytes)
+        if fitting < workers:
+            todo = "Start Docker with --shm-size=8g to load faster."
+            warnings.warn(f"/dev/shm is small, so fewer processes load images. {todo}", stacklevel=2)
+            return fitting
+    return workers
 
 
-class Sample(NamedTuple):
-    """One image with its known captions {caption type: (ids, text)}; an aspect that is not mentioned has ([], "")."""
+class Example(NamedTuple):
+    """An image and its known captions {caption type: (ids, text)}; ([], "") if an aspect is not mentioned."""
 
     image: str
     captions: dict[CaptionType, tuple[list[int], str]]
 
 
-def group_captions(table: pd.DataFrame, caption_types: Sequence[CaptionType], tokenizer) -> list[Sample]:
-    """Group the lines of an index by image, sorted by image path; a line whose `text_segment` is null adds no caption.
+def group_captions(table: pd.DataFrame, caption_types: Sequence[CaptionType], tokenizer) -> list[Example]:
+    """Group the lines of an index by image, sorted by image path; a line whose `text_segment` is null adds no
+    caption.
 
-    With several caption types, an aspect that the captions of a subject do not mention is known to be empty. In an index
-    without subjects every line is a sample of its own, of the first caption type.
+    With several caption types, an aspect that the captions of a subject do not mention is known to be empty.
+    In an index without subjects every line is an example of its own, of the first caption type.
     """
     named = table["subject"].notna().any()
     by_image: dict[str, list] = {}
     for line in table[["image_path", "subject", "aspect", "text_segment", "caption"]].itertuples(index=False):
         by_image.setdefault(line.image_path, []).append(line)
-    samples = []
+    examples = []
     for image in sorted(by_image):
         lines = by_image[image]
         known = [line for line in lines if isinstance(line.text_segment, list)]
         if not named:
             texts = [(line.text_segment, tokenizer.decode(line.text_segment)) for line in known]
-            samples += [Sample(image, {caption_types[0]: text}) for text in texts] or [Sample(image, {})]
+            examples += [Example(image, {caption_types[0]: text}) for text in texts] or [Example(image, {})]
             continue
         captions = {(line.subject, line.aspect): (line.text_segment, line.caption) for line in known}
         if len(caption_types) > 1:
-            subjects, listed = (
-                {subject for subject, _ in captions},
-                {(line.subject, line.aspect) for line in lines},
-            )
-            captions |= {
-                caption_type: ([], "")
-                for caption_type in caption_types
-                if caption_type[0] in subjects and caption_type not in listed
-            }
-        wanted = {
-            caption_type: captions[caption_type] for caption_type in caption_types if caption_type in captions
-        }
-        if wanted or not captions:  # an image that has only captions of other types is no sample
-            samples.append(Sample(image, wanted))
-    return samples
+            listed = {(line.subject, line.aspect) for line in lines}
+            subjects = {subject for subject, _ in captions}
+            empty = [kind for kind in caption_types if kind[0] in subjects and kind not in listed]
+            captions |= dict.fromkeys(empty, ([], ""))
+        wanted = {kind: captions[kind] for kind in caption_types if kind in captions}
+        if wanted or not captions:  # an image that has only captions of other types is no example
+            examples.append(Example(image, wanted))
+    return examples
 
 
 class CaptionDataset(torch.utils.data.Dataset):
-    """Index lines as samples (pixels (3, S, S), `PackedSequence`, image path), one per image.
+    """Index lines as examples (pixels (3, S, S), `PackedSequence`, image path), one per image.
 
-    `config.subject` and `config.aspect` select one caption type, trained without a prompt as in the original repository,
-    or "all": then a sequence holds every known caption of the image, each after its prompt, and an aspect that is not
-    mentioned is trained as an empty caption. `train` adds augmentation and drops images without a known caption. All
-    random choices follow from (config.seed, epoch, index).
+    `config.subject` and `config.aspect` select one caption type, trained without a prompt as in the original
+    repository, or "all": then a sequence holds every known caption of the image, each after its prompt, and
+    an aspect that is not mentioned is trained as an empty caption. `train` adds augmentation and drops images
+    without a known caption. All random choices follow from (config.seed, epoch, index).
     """
 
     def __init__(
@@ -220,36 +211,35 @@ class CaptionDataset(torch.utils.data.Dataset):
             caption_type: prompt_ids(tokenizer, *caption_type) if several else []
             for caption_type in self.caption_types
         }
-        samples = group_captions(table, self.caption_types, tokenizer)
-        self.samples = [sample for sample in samples if sample.captions or not train]
-        if not self.samples:
+        examples = group_captions(table, self.caption_types, tokenizer)
+        self.examples = [example for example in examples if example.captions or not train]
+        if not self.examples:
             wanted = f"{config.subject} {config.aspect}"
             raise ValueError(
-                f"{root}: expected captions of type {wanted} in the index, found none. Choose another subject or aspect, or "
-                "see which captions notebook 2 skipped."
+                f"{root}: expected captions of type {wanted} in the index, found none. Choose another "
+                "subject or aspect, or see which captions the stage index skipped."
             )
-        _check_tokenizer(self.samples, tokenizer, self.root)
+        _check_tokenizer(self.examples, tokenizer, self.root)
         limit = config.num_max_bpe_tokens - 2
         lengths = [
-            [min(len(ids), limit) + 2 for ids, _ in sample.captions.values()] for sample in self.samples
+            sum(min(len(ids), limit) + 2 for ids, _ in example.captions.values()) for example in self.examples
         ]
-        self.lengths = np.array([sum(captions) for captions in lengths])
+        self.lengths = np.array(lengths)
         self.augment = Augmentation(image_size, config) if train else None
-        self._cache: dict[int, Image.Image] = {}
-        self._cache_bytes_left = CACHE_BYTES
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.examples)
 
     def at_epoch(self, epoch: int) -> "CaptionDataset":
-        """Return this data set, set to draw the random choices of `epoch`."""
+        """Return this data set, which then draws the random choices of `epoch`."""
         self.epoch = epoch
         return self
 
     def epoch_batches(self, epoch: int, batch_size: int) -> list[list[int]]:
-        """Batches of sample indices for one epoch: shuffled, and grouped by text length within `POOL` batches."""
+        """Batches of indices for one epoch: shuffled, and grouped by text length within `POOL` batches."""
         rng = np.random.default_rng((self.config.seed, epoch))
-        # Drop the incomplete batch before sorting by length, so that long captions are not dropped more often.
+        # Drop the incomplete batch before sorting by length, so that long captions are not dropped more
+        # often.
         shuffled = rng.permutation(len(self))[: len(self) // batch_size * batch_size]
         pools = [shuffled[i : i + POOL * batch_size] for i in range(0, len(shuffled), POOL * batch_size)]
         by_length = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
@@ -257,65 +247,46 @@ class CaptionDataset(torch.utils.data.Dataset):
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def __getitem__(self, index: int) -> tuple[Tensor, PackedSequence, str]:
-        sample, config = self.samples[index], self.config
+        example, config, swap = self.examples[index], self.config, False
         rng = np.random.default_rng((config.seed, self.epoch, index))
-        image, swap = self._image(index), False
+        image = open_image(self.root / example.image)
         if self.augment is not None:
             flip = config.flip != "none" and rng.random() < 0.5
             if flip and config.flip == "swap":
-                flip = swap = all(can_swap(text) for _, text in sample.captions.values())
+                flip = swap = all(can_swap(text) for _, text in example.captions.values())
             image = self.augment(image, rng, flip)
-        captions = [
-            self._caption(caption_type, ids, text, swap)
-            for caption_type, (ids, text) in sample.captions.items()
-        ]
+        captions = [self._caption(kind, ids, text, swap) for kind, (ids, text) in example.captions.items()]
         packed = pack(captions, config.captioning_mask_prob, self.tokenizer.mask_token_id, rng)
-        return to_tensor(image, self.image_size), packed, sample.image
+        return to_tensor(image, self.image_size), packed, example.image
 
     def _caption(
         self, caption_type: CaptionType, ids: list[int], text: str, swap: bool
     ) -> tuple[list[int], int]:
-        """`<s>` prompt caption `</s>` and the length of the prompt, which `num_max_bpe_tokens` does not count."""
+        """`<s>` prompt caption `</s>`, and the length of the prompt, which is not part of the limit."""
         if swap and ids:
             ids = self.tokenizer.encode(swap_left_right(text), add_special_tokens=False)
         prompt, ids = self.prompts[caption_type], ids[: self.config.num_max_bpe_tokens - 2]
         return [self.tokenizer.bos_token_id, *prompt, *ids, self.tokenizer.eos_token_id], len(prompt)
 
-    def _image(self, index: int) -> Image.Image:
-        path = self.root / self.samples[index].image
-        if (
-            get_worker_info() is not None
-        ):  # workers are started again for every epoch, so their cache would never be used
-            return open_image(path)
-        if index not in self._cache:
-            image = open_image(path)
-            size = image.width * image.height * 3
-            if size > self._cache_bytes_left:
-                return image
-            self._cache_bytes_left -= size
-            self._cache[index] = image
-        return self._cache[index]
-
-    def collate(self, samples: Sequence[tuple[Tensor, PackedSequence, str]]) -> Batch:
+    def collate(self, examples: Sequence[tuple[Tensor, PackedSequence, str]]) -> Batch:
         """`collate_fn` for `DataLoader`."""
-        return collate(samples, self.tokenizer.pad_token_id)
+        return collate(examples, self.tokenizer.pad_token_id)
 
     def reference(self, index: int) -> dict[CaptionType, str]:
-        """The known captions of a sample, "" for an aspect that is not mentioned; empty if the sample has no caption."""
-        return {caption_type: text for caption_type, (_, text) in self.samples[index].captions.items()}
+        """The known captions of an example, "" for an aspect that is not mentioned; {} if there is none."""
+        return {caption_type: text for caption_type, (_, text) in self.examples[index].captions.items()}
 
 
-def _check_tokenizer(samples: list[Sample], tokenizer, root: Path) -> None:
+def _check_tokenizer(examples: list[Example], tokenizer, root: Path) -> None:
     """Refuse ids of another tokenizer: they decode to other words, and training on them raises no error.
 
     Single captions may differ, for example where two versions of transformers treat white space differently.
     """
-    texts = [caption for sample in samples for caption in list(sample.captions.values())[:1] if caption[0]]
+    texts = [caption for example in examples for caption in list(example.captions.values())[:1] if caption[0]]
     texts = texts[:: max(1, len(texts) // 20)]
-    differ = [(ids, text) for ids, text in texts if ids != tokenizer.encode(text, add_special_tokens=False)]
+    differ = [text for ids, text in texts if ids != tokenizer.encode(text, add_special_tokens=False)]
     if 2 * len(differ) > len(texts):
         raise ValueError(
-            f"{root}: expected an index made with this tokenizer, got other token ids for {differ[0][1][:60]!r}. Use the "
-            "sentencepiece model that the index was made with, or make the index again (notebook 2) with the one that "
-            "belongs to the checkpoint."
+            f"{root}: expected an index made with this tokenizer, got other token ids for {differ[0][:60]!r}."
+            " Use the sentencepiece model of the index, or make the index again with this one."
         )

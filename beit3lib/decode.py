@@ -1,13 +1,14 @@
 """Beam search: each image is encoded once, and all its prompts and beams attend to that one memory.
 
-A step feeds two tokens per beam, [last token, `<mask>`]. The output at `<mask>` predicts the next token. The next step feeds
-that token into the same column of the cache and so overwrites the keys and values of `<mask>`.
+A step feeds two tokens per beam, [last token, `<mask>`]. The output at `<mask>` predicts the next token. The
+next step feeds that token into the same column of the cache and so overwrites the keys and values of
+`<mask>`.
 
-Shapes, in addition to those in `model.py`: P prompts, S sequences still searched (at first B x P, image-major), K beams,
-R = S x K / B rows of the text stream per image (R = P before the first step), n tokens that a row feeds at once, C columns
-of the cache.
+Shapes, in addition to those in `model.py`: P prompts, S sequences still searched (at first B x P,
+image-major), K beams, R = S x K / B rows of the text stream per image (R = P before the first step), n tokens
+that a row feeds at once, C columns of the cache.
 
-Source: the decoding of the public BEiT-3 captioning recipe.
+Source: the decoding of the reference implementation.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +23,8 @@ from beit3lib.model import TEXT, CaptionModel, ImageMemory, output_and_ffn, proj
 
 
 class Caption(NamedTuple):
-    """A generated caption. `log_prob` is its score in the search, Σ log p / (tokens + 2)^length_penalty; the other two lists
-    have one entry per token."""
+    """A generated caption. `log_prob` is its score in the search, Σ log p / (tokens + 2)^length_penalty;
+    `ids` and `log_probs` have one entry per token."""
 
     text: str
     log_prob: float
@@ -50,7 +51,10 @@ class Finished(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """The best 3 K extensions of each sequence (3 as in the recipe), best first; every field has shape (S, 3 K)."""
+    """The best 3 K extensions of each sequence, best first; every field is (S, 3 K).
+
+    The factor 3 is that of the reference implementation.
+    """
 
     scores: Tensor  # Σ log p with the new token
     beam: Tensor  # 0 … K - 1, the beam that is extended
@@ -70,12 +74,12 @@ def generate(
 ) -> list[Caption]:
     """Generate B x P captions, image-major.
 
-    `images_or_memory`: float (B, 3, size, size) in [-1, 1], or their memory. `prompts`: the ids between `<s>` and the
-    caption, one list per caption type; [[]] generates one caption without a prompt. As in the recipe, a caption has at most
-    max_tokens - 3 tokens, one fewer than in training; the prompt is not counted.
+    `images_or_memory`: float (B, 3, size, size) in [-1, 1], or their memory. `prompts`: the ids between `<s>`
+    and the caption, one list per caption type; [[]] generates one caption without a prompt. As in the
+    reference implementation, a caption has at most max_tokens - 3 tokens, one fewer than in training; the
+    prompt is not counted.
     """
-    if max_tokens < 3:
-        raise ValueError(f"max_tokens: expected 3 or more, got {max_tokens}")
+    assert max_tokens >= 3, f"max_tokens: expected 3 or more, got {max_tokens}"
     longest = max_tokens - 3
     with inference_weights(model):
         memory = (
@@ -88,14 +92,15 @@ def generate(
             is_last = written == longest
             candidates = best_candidates(decoder.next_logits(), beams.scores)
             ends = (candidates.token == tokenizer.eos_token_id) | is_last
-            # `bound` is the best candidate with the largest possible length penalty. No later extension can exceed it,
-            # because Σ log p only decreases, so a sequence is done if its finished hypothesis reaches it.
+            # `bound` is the best candidate with the largest possible length penalty. No later extension can
+            # exceed it, because Σ log p only decreases, so a sequence is done if its finished hypothesis
+            # reaches it.
             bound = candidates.scores[:, 0] / (max_tokens - 1) ** length_penalty
             done = finished.scores[beams.sequence] >= bound
-            close(finished, beams, candidates, ends & ~done[:, None], written, length_penalty)
+            update_finished(finished, beams, candidates, ends & ~done[:, None], written, length_penalty)
             if is_last or bool(done.all()):
                 break
-            kept = decoder.drop_sequences(done)
+            kept = decoder.keep_unfinished(done)
             beams, rows = extend(beams, candidates, ends, kept, written)
             decoder.continue_from(rows, beams.ids[:, :, written])
     return [
@@ -129,7 +134,7 @@ def best_candidates(logits: Tensor, scores: Tensor) -> Candidates:
     return Candidates(values, index // each, token, log_prob.gather(1, index))
 
 
-def close(
+def update_finished(
     finished: Finished,
     beams: Beams,
     candidates: Candidates,
@@ -137,9 +142,11 @@ def close(
     written: int,
     length_penalty: float,
 ) -> None:
-    """Update `finished` in place with the candidates that complete a caption of `written` tokens; `ends` (S, 3 K) marks them.
+    """Update `finished` in place with the candidates that complete a caption of `written` tokens; `ends` (S,
+    3 K) marks them.
 
-    As in the recipe, candidates are visited best first until K of them continue; an ending candidate after the K-th is ignored.
+    As in the reference implementation, candidates are visited best first until K of them continue; an ending
+    candidate after the K-th is ignored.
     """
     continuing_before = (~ends).cumsum(1) - (~ends).long()
     eligible = ends & (continuing_before < beams.scores.shape[1])
@@ -157,7 +164,7 @@ def close(
 def extend(
     beams: Beams, candidates: Candidates, ends: Tensor, kept: Tensor, written: int
 ) -> tuple[Beams, Tensor]:
-    """Return the beams of the `kept` sequences with one more token, and the rows (S x K,) of the text stream they extend."""
+    """Return the beams of the `kept` sequences with one more token, and the rows (S x K,) they extend."""
     num_beams = beams.scores.shape[1]
     first = ends.long().argsort(dim=1, stable=True)[:, :num_beams]  # the best K candidates that do not end
     scores, beam, token, log_prob = (part.gather(1, first)[kept] for part in candidates)  # (S, K)
@@ -170,10 +177,10 @@ def extend(
 class TextDecoder:
     """The text stream of R rows per image, with a cache of keys and values.
 
-    A column of the cache holds one token: first those of the image, then those that its rows have fed. `blocked` marks the
-    columns that a row may not attend to, which are those of other rows. To reorder beams only this mask is reordered, since
-    copying keys and values would take longer than attending to the columns of other rows. Prompts of different lengths are
-    padded on the left, so that all rows have fed equally many tokens.
+    The cache holds image tokens first, then the text tokens of every row, one per column. `attends` marks the
+    columns that a row attends to: those of the image and its own. To reorder beams only this mask is
+    reordered, since copying keys and values would take longer than attending to the columns of other rows.
+    Prompts of different lengths are padded on the left, so that all rows have fed equally many tokens.
     """
 
     def __init__(
@@ -183,49 +190,43 @@ class TextDecoder:
         prefill = max(map(len, starts)) - 1  # tokens before the one that the first step feeds
         padded = [[-1] * (prefill + 1 - len(start)) + start for start in starts]
         padded = torch.tensor(padded, device=device)  # (R, prefill + 1)
-        images, heads, self.used, width = memory.keys[
-            0
-        ].shape  # `used`: columns of the cache with keys and values
+        # `used`: columns of the cache with keys and values
+        images, heads, self.used, width = memory.keys[0].shape
         columns = self.used + prefill * len(starts) + max_tokens * len(starts) * num_beams
-        self.cache = memory.keys[0].new_empty(
-            model.config.layers, 2, images, heads, columns, width
-        )  # (L, 2, B, H, C, d)
+        shape = (model.config.layers, 2, images, heads, columns, width)
+        self.cache = memory.keys[0].new_empty(shape)  # (L, 2, B, H, C, d)
         for index, part in enumerate(zip(memory.keys, memory.values, strict=True)):
             for cached, image in zip(self.cache[index], part, strict=True):
                 cached[:, :, : self.used] = image
-        self.blocked = torch.zeros(
-            images, len(starts), self.used, dtype=torch.bool, device=device
-        )  # (B, R, used)
-        hidden = (padded[:, :-1] < 0).expand(images, -1, -1)  # (B, R, prefill)
-        self.fed, self.offset = (
-            0,
-            -hidden.sum(2),
-        )  # (B, R) the token that is fed as number i has position i + offset
+        attends = torch.ones(images, len(starts), self.used, device=device)
+        self.attends = attends.bool()  # (B, R, used)
+        real = (padded[:, :-1] >= 0).expand(images, -1, -1)  # (B, R, prefill)
+        self.offset = real.sum(2) - prefill  # (B, R) token number i of a row has position i + offset
+        self.fed = 0
         if prefill:
-            self._feed(padded[:, :-1].clamp(min=0).expand(images, -1, -1), prefill, hidden)
+            self._feed(padded[:, :-1].clamp(min=0).expand(images, -1, -1), prefill, real)
         self.last = padded[:, -1].expand(images, -1)  # (B, R)
-        self.last, self.offset, self.blocked = (
-            part.repeat_interleave(num_beams, 1) for part in (self.last, self.offset, self.blocked)
+        self.last, self.offset, self.attends = (
+            part.repeat_interleave(num_beams, 1) for part in (self.last, self.offset, self.attends)
         )
 
     def next_logits(self) -> Tensor:
         """Return float32 logits (S x K, V) of the token after the last one of each row."""
         pair = torch.stack([self.last, torch.full_like(self.last, self.mask_id)], 2)  # (B, R, 2)
-        return (
-            self.model.mlm_head(self._feed(pair, 1)).flatten(0, 1).float()
-        )  # the next step overwrites <mask>
+        states = self._feed(pair, 1)  # the next step overwrites <mask>
+        return self.model.mlm_head(states).flatten(0, 1).float()
 
     def continue_from(self, rows: Tensor, tokens: Tensor) -> None:
-        """Reorder the rows: new row r is old row rows[r], with token r of `tokens` (S, K) as its last; rows may be dropped."""
+        """Reorder the rows: new row r is old row rows[r], with token r of `tokens` (S, K) as its last."""
         rows = rows.view(self.cache.shape[2], -1)  # (B, R)
         self.last, self.offset = tokens.view_as(rows), self.offset.flatten()[rows]
-        self.blocked = self.blocked.flatten(0, 1)[rows]
+        self.attends = self.attends.flatten(0, 1)[rows]
 
-    def drop_sequences(self, done: Tensor) -> Tensor:
-        """Return the indices of the sequences to continue, equally many per image; drop the images that are done.
+    def keep_unfinished(self, done: Tensor) -> Tensor:
+        """Drop the images that are done, and return the indices of the sequences to continue.
 
-        All images keep the same number of rows: an image with fewer unfinished sequences also continues some finished ones,
-        whose results no longer change.
+        All images keep the same number of rows: an image with fewer unfinished sequences also continues some
+        finished ones, whose results no longer change.
         """
         done_by_image = done.view(self.cache.shape[2], -1)  # (B, S / B)
         images = torch.nonzero(~done_by_image.all(1)).flatten()
@@ -237,26 +238,32 @@ class TextDecoder:
         order = done_by_image[images].long().argsort(dim=1, stable=True)[:, :width]
         return (images[:, None] * done_by_image.shape[1] + order).flatten()
 
-    def _feed(self, ids: Tensor, kept: int, hidden: Tensor | None = None) -> Tensor:
-        """Run tokens (B, R, n), keep the keys and values of the first `kept` ones; return the last one's states (B, R, D)."""
+    def _feed(self, ids: Tensor, kept: int, real: Tensor | None = None) -> Tensor:
+        """Run tokens (B, R, n), keep keys and values of the first `kept`; return the last states (B, R, D).
+
+        `real` (B, R, n) is false at padding.
+        """
         encoder, (images, rows, length) = self.model.beit3.encoder, ids.shape
-        positions = (
-            torch.arange(self.fed, self.fed + length, device=ids.device)[:, None] + self.offset[:, None]
-        )  # (B, n, R)
-        positions = positions.clamp(min=0).flatten(1)
+        number = torch.arange(self.fed, self.fed + length, device=ids.device)[:, None]
+        positions = (number + self.offset[:, None]).clamp(min=0).flatten(1)  # (B, n, R) -> (B, n R)
         ids = ids.transpose(1, 2).flatten(1)  # (B, n R)
         x = self.model.beit3.text_embed(ids) + encoder.embed_positions.B.weight[positions + 2]  # (B, n R, D)
-        causal, same = (
-            torch.ones(length, length, device=ids.device).tril(),
-            torch.eye(rows, device=ids.device),
-        )
-        blocked = (torch.kron(causal, same) == 0).expand(images, -1, -1)  # (B, n R, n R)
-        if hidden is not None:
-            blocked = blocked | hidden.transpose(1, 2).flatten(1)[:, None]
-        blocked = torch.cat([self.blocked.repeat(1, length, 1), blocked], 2)  # (B, n R, used + n R)
-        bias = torch.zeros(blocked.shape, dtype=self.cache.dtype, device=ids.device).masked_fill_(
-            blocked, -torch.inf
-        )[:, None]
+        # A token attends to what its row attends to in the cache, and among the new tokens to those of its
+        # row up to itself. Example of rows a and b that have one token in the cache and feed two (1: attends):
+        #
+        #         image   a0 b0   a1 b1   a2 b2
+        #     a1   1 1     1  0    1  0    0  0
+        #     b1   1 1     0  1    0  1    0  0
+        #     a2   1 1     1  0    1  0    1  0
+        #     b2   1 1     0  1    0  1    0  1
+        causal = torch.ones(length, length, device=ids.device).tril()
+        own = torch.eye(rows, device=ids.device)
+        new = torch.kron(causal, own).bool().expand(images, -1, -1)  # (B, n R, n R)
+        if real is not None:
+            new = new & real.transpose(1, 2).flatten(1)[:, None]
+        attends = torch.cat([self.attends.repeat(1, length, 1), new], 2)  # (B, n R, used + n R)
+        bias = torch.zeros(attends.shape, dtype=self.cache.dtype, device=ids.device)
+        bias = bias.masked_fill_(~attends, -torch.inf)[:, None]
         stop = self.used + length * rows
         for index, layer in enumerate(encoder.layers):
             q, k, v = (part.transpose(1, 2) for part in project_qkv(layer, TEXT, x))  # (B, H, n R, d)
@@ -265,11 +272,9 @@ class TextDecoder:
             if index == len(encoder.layers) - 1:  # the other tokens are needed for their keys and values only
                 x, q, bias = x[:, -rows:], q[:, :, -rows:], bias[:, :, -rows:]
             attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
-            x = output_and_ffn(
-                layer, TEXT, x, attended.transpose(1, 2).flatten(2)
-            )  # (B, H, n R, d) -> (B, n R, D)
+            x = output_and_ffn(layer, TEXT, x, attended.transpose(1, 2).flatten(2))  # (B, n R, D)
         self.used, self.fed = self.used + kept * rows, self.fed + kept
-        self.blocked = blocked[:, (kept - 1) * rows : kept * rows, : self.used]
+        self.attends = attends[:, (kept - 1) * rows : kept * rows, : self.used]
         return encoder.layer_norm.B(x[:, -rows:])
 
 
@@ -282,9 +287,7 @@ def word_probs(tokenizer, caption: Caption) -> list[float]:
     pending: set[int] = set()
     inside = False
     for index, piece in enumerate(tokenizer.convert_ids_to_tokens(caption.ids)):
-        if (
-            piece is None or piece in tokenizer.all_special_tokens
-        ):  # None: a row of the vocabulary without a piece
+        if piece is None or piece in tokenizer.all_special_tokens:  # None: an unused row of the vocabulary
             continue
         for character in piece.replace("▁", " "):
             if character.isspace():
@@ -300,11 +303,13 @@ def word_probs(tokenizer, caption: Caption) -> list[float]:
 
 @contextmanager
 def inference_weights(model: nn.Module) -> Iterator[None]:
-    """Let linear layers use copies of their weights in this block, prepared once for all captions that it generates.
+    """Cast the weights of linear layers once and reuse them inside the block, which may generate many
+    captions.
 
-    Under autocast, which must be entered before, the copies are in its precision; without them each call without gradients
-    casts the weights again, which takes most of a decoding step. On a CPU they are also in oneDNN's memory layout. They take
-    as much memory as the weights, which must not change inside the block. A block inside another one does nothing.
+    Under autocast, which must be entered before, the copies are in its precision; without them each call
+    casts the weights again, which takes most of a decoding step. On a CPU the copies are also in oneDNN's
+    memory layout. They take as much memory as the weights, which must not change inside the block. A block
+    inside another does nothing.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if any("forward" in vars(layer) for layer in layers):
@@ -333,9 +338,10 @@ def _prepared_product(layer: nn.Linear, dtype: torch.dtype) -> Callable[[Tensor]
 def _onednn_is_faster(weight: Tensor) -> bool:
     """Whether oneDNN's private operations exist for this weight and are faster than `F.linear`.
 
-    No public function (`to_mkldnn`, conv, addmm) is as fast with weights in oneDNN's layout. With those of the base model,
-    products of 6 to 60 rows take 0.61 to 0.74 of the time in bf16 and 0.63 to 0.95 in fp32 (Xeon with AMX, one thread).
-    Weights of 256 x 256 in fp32 take 1.16 of the time, because each call of the operation costs more.
+    No public function (`to_mkldnn`, conv, addmm) is as fast with weights in oneDNN's layout. With those of
+    the base model, products of 6 to 60 rows take 0.61 to 0.74 of the time in bf16 and 0.63 to 0.95 in fp32
+    (Xeon with AMX, one thread). Weights of 256 x 256 in fp32 take 1.16 of the time, because each call of the
+    operation costs more.
     """
     onednn, names = (
         torch.ops.mkldnn,
@@ -343,10 +349,9 @@ def _onednn_is_faster(weight: Tensor) -> bool:
     )
     if (
         weight.device.type != "cpu"
-        or weight.numel() < 512 * 512
+        or weight.numel() < 512**2
         or not all(hasattr(onednn, name) for name in names)
     ):
         return False
-    return weight.dtype == torch.float32 or (
-        weight.dtype == torch.bfloat16 and onednn._is_mkldnn_bf16_supported()
-    )
+    is_bf16 = weight.dtype == torch.bfloat16 and onednn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.float32 or is_bf16

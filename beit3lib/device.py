@@ -6,10 +6,11 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(requested: str = "auto") -> torch.device:
-    """Return the device to run on: "auto" and "cuda" fall back to the CPU, with a message for "cuda", if there is no GPU.
+    """Return the device to run on: "auto" and "cuda" fall back to the CPU, with a message for "cuda", if
+    there is no GPU.
 
-    Raises RuntimeError for a GPU that this PyTorch has no kernels for, for example Kaggle's P100: it would otherwise fail
-    later, inside CUDA, with a message that names neither the GPU nor a remedy.
+    Raises RuntimeError for a GPU that this PyTorch has no kernels for, for example Kaggle's P100: it would
+    otherwise fail later, inside CUDA, with a message that names neither the GPU nor a remedy.
     """
     if requested == "cpu" or not torch.cuda.is_available():
         if requested.startswith("cuda"):
@@ -24,9 +25,9 @@ def choose_device(requested: str = "auto") -> torch.device:
     # Kernels run on every GPU of the same major version whose minor version is not lower.
     if kernels and not any(number // 10 == major and number % 10 <= minor for number in kernels):
         raise RuntimeError(
-            f"{torch.cuda.get_device_name()}: expected {', '.join(torch.cuda.get_arch_list())} for this PyTorch, found "
-            f"compute capability {major}.{minor}. On Kaggle choose the accelerator GPU T4 x2; elsewhere install a PyTorch "
-            "that supports this GPU, or pass --device cpu."
+            f"{torch.cuda.get_device_name()}: expected {', '.join(torch.cuda.get_arch_list())} for this "
+            f"PyTorch, found compute capability {major}.{minor}. On Kaggle choose the accelerator GPU T4 x2; "
+            "elsewhere install a PyTorch that supports this GPU, or pass --device cpu."
         )
     return torch.device("cuda")
 
@@ -34,7 +35,8 @@ def choose_device(requested: str = "auto") -> torch.device:
 def choose_precision(requested: str, device: torch.device) -> tuple[str, str]:
     """Return "bf16", "fp16" or "no" (fp32), and the reason.
 
-    The compute capability decides and not `torch.cuda.is_bf16_supported()`, which is true on a T4, where bf16 is emulated.
+    The compute capability decides and not `torch.cuda.is_bf16_supported()`, which is true on a T4, where bf16
+    is emulated.
     """
     if requested != "auto":
         return {"fp32": "no"}.get(requested, requested), "set by the user"

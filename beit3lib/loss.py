@@ -1,6 +1,6 @@
 """The label-smoothed loss of captions over the whole vocabulary, in chunks of tokens.
 
-Source: the loss of the public captioning recipe, KL(q || p) with q = 1 - ε on the label and ε / (V - 1) elsewhere.
+Source: the reference implementation's loss, KL(q || p) with q = 1 - ε on the label and ε / (V - 1) elsewhere.
 """
 
 import math
@@ -13,18 +13,19 @@ from torch.utils.checkpoint import checkpoint
 from beit3lib.dataset import Batch
 from beit3lib.model import CaptionModel
 
-# Logits that exist at once, those of 262 tokens for V = 64,010. Cross-entropy holds up to five float32 copies: 0.34 GB.
+# Logits that exist at once, those of 262 tokens for V = 64,010. Cross-entropy holds up to five float32
+# copies: 0.34 GB.
 CHUNK_LOGITS = 2**24
-# Up to this many logits, log-probabilities are kept for the backward pass: 0.27 GB. Recomputing the logits is 6 % of the
-# operations of a step with 2 images x 10 captions of the base model (322 tokens).
+# Up to this many logits, log-probabilities are kept for the backward pass: 0.27 GB. Recomputing the logits is
+# 6 % of the operations of a step with 2 images x 10 captions of the base model (322 tokens).
 KEPT_LOGITS = 2**26
 
 
 def label_smoothed_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     """Return KL(q || p) per token: (n, V), (n,) to (n,), float32.
 
-    PyTorch's cross-entropy spreads ε over all V classes, the recipe over the V - 1 others: ε V / (V - 1) makes them equal.
-    The recipe's loss also subtracts the entropy of q, a constant.
+    PyTorch's cross-entropy spreads ε over all V classes, the reference implementation over the V - 1 others:
+    ε V / (V - 1) makes them equal. The latter's loss also subtracts the entropy of q, a constant.
     """
     classes = logits.shape[1]
     loss = F.cross_entropy(

@@ -1,15 +1,18 @@
 """Load `beit3.spm` as transformers' XLM-RoBERTa tokenizer, and check it.
 
-Ids: piece id + 1; 0 `<s>`, 1 `<pad>`, 2 `</s>`, 3 `<unk>`, the last one `<mask>`. With transformers 5
-`XLMRobertaTokenizer("beit3.spm")` raises and `XLMRobertaTokenizer(vocab_file=…)` silently yields a vocabulary of five
-words; `from_pretrained` on a folder that names the file `sentencepiece.bpe.model` gives version 4's ids in both.
+Ids: piece id + 1; 0 `<s>`, 1 `<pad>`, 2 `</s>`, 3 `<unk>`, the last one `<mask>`. With transformers 5,
+`XLMRobertaTokenizer("beit3.spm")` raises and `XLMRobertaTokenizer(vocab_file=…)` silently yields a vocabulary
+of five words; `from_pretrained` on a folder that names the file `sentencepiece.bpe.model` gives the ids of
+transformers 4 in both versions.
 """
 
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import sentencepiece
+from tokenizers import normalizers
 from transformers import PreTrainedTokenizerBase, XLMRobertaTokenizer
 
 from beit3lib.files import check_regular_file
@@ -17,7 +20,6 @@ from beit3lib.files import check_regular_file
 SPM_NAME = "sentencepiece.bpe.model"
 UNUSED_ROWS = 8  # public BEiT-3 models have 64,010 rows of text embeddings for 64,002 ids
 XLM_ROBERTA_PIECES = 250_000
-MAX_SPM_BYTES = 100_000_000  # beit3.spm is 1.4 MB
 
 
 class TokenizerError(ValueError):
@@ -25,47 +27,32 @@ class TokenizerError(ValueError):
 
 
 def load_tokenizer(spm_path: str | Path, vocab_size: int | None = None) -> PreTrainedTokenizerBase:
-    """Read a sentencepiece unigram model; with `vocab_size` also check that it has the size of that model's vocabulary.
+    """Read a sentencepiece unigram model; with `vocab_size`, check that it belongs to a model of that
+    vocabulary.
 
     `model_max_length` is unbounded: captions are cut at `num_max_bpe_tokens` instead.
     """
-    path = check_regular_file(spm_path, MAX_SPM_BYTES)
+    path = check_regular_file(spm_path)
     processor = sentencepiece.SentencePieceProcessor()
-    try:
+    pieces = []
+    with suppress(RuntimeError):  # another kind of file
         processor.LoadFromSerializedProto(path.read_bytes())
-    except RuntimeError:
+        pieces = [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
+    wanted = len(pieces) if vocab_size is None else vocab_size - UNUSED_ROWS - 2
+    if pieces[:3] != ["<unk>", "<s>", "</s>"] or len(pieces) >= XLM_ROBERTA_PIECES or len(pieces) != wanted:
         raise TokenizerError(
-            f"{path}: expected a sentencepiece model, found another kind of file. Use the beit3.spm of the BEiT-3 release."
-        ) from None
-    pieces = [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
-    _check_pieces(path, pieces, vocab_size)
+            f"{path}: expected the sentencepiece model of BEiT-3 with {wanted or 64_000:,} pieces, found "
+            f"{len(pieces):,}, beginning with {pieces[:3]}. Use the beit3.spm of the checkpoint."
+        )
     with tempfile.TemporaryDirectory() as folder:
         shutil.copyfile(path, Path(folder) / SPM_NAME)
-        tokenizer = XLMRobertaTokenizer.from_pretrained(folder)
-    if len(tokenizer) != len(pieces) + 2 or tokenizer.mask_token_id != len(pieces) + 1:
-        raise TokenizerError(
-            f"{path}: expected {len(pieces) + 2} ids from {len(pieces)} pieces, got {len(tokenizer)}. "
-            "Install transformers 4.57 or newer, and sentencepiece."
-        )
+        tokenizer = XLMRobertaTokenizer.from_pretrained(folder, split_special_tokens=True)
+    assert len(tokenizer) == tokenizer.mask_token_id + 1 == len(pieces) + 2, "unexpected ids of transformers"
+    # "</s>" in a caption is text. Without a space in it, it would be the piece that ends a caption.
+    separate = [normalizers.Replace(name, f"{name[0]} {name[1:]}") for name in tokenizer.all_special_tokens]
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([*separate, backend.normalizer])
     return tokenizer
-
-
-def _check_pieces(path: Path, pieces: list[str], vocab_size: int | None) -> None:
-    if pieces[:3] != ["<unk>", "<s>", "</s>"]:
-        raise TokenizerError(
-            f"{path}: expected the pieces <unk>, <s>, </s> first, found {', '.join(pieces[:3])}. "
-            "Use the beit3.spm of the BEiT-3 release."
-        )
-    if len(pieces) >= XLM_ROBERTA_PIECES:
-        raise TokenizerError(
-            f"{path}: expected BEiT-3's vocabulary, found {len(pieces):,} pieces, which is XLM-RoBERTa's. "
-            "Use the beit3.spm of the BEiT-3 release, which has 64,000."
-        )
-    if vocab_size is not None and len(pieces) != vocab_size - UNUSED_ROWS - 2:
-        raise TokenizerError(
-            f"{path}: expected {vocab_size - UNUSED_ROWS - 2:,} pieces for a model with {vocab_size:,} rows of text "
-            f"embeddings, found {len(pieces):,}. Use the beit3.spm that belongs to the checkpoint."
-        )
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, subject: str, aspect: str) -> list[int]:

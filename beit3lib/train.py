@@ -36,6 +36,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from beit3lib import versions
 from beit3lib.captioner import Captioner
 from beit3lib.checkpoint import load_pretrained, save_captioner
 from beit3lib.config import OptionError, TrainConfig, parse_arguments
@@ -43,7 +44,7 @@ from beit3lib.data.index import INDEX_NAME, read_index
 from beit3lib.data.schema import CaptionType
 from beit3lib.dataset import Batch, CaptionDataset, num_workers
 from beit3lib.device import choose_device, choose_precision
-from beit3lib.files import check_regular_file, exit_on_error, lock_folder, read_json, versions, write_json
+from beit3lib.files import check_regular_file, exit_on_error, lock_folder, read_json, write_json
 from beit3lib.loss import LossModel, drop_worst
 from beit3lib.model import CaptionModel, model_config
 from beit3lib.run.launch import SIGNALS, on_signals, outlive_signals, run_processes

@@ -1,8 +1,9 @@
-"""From an image to the tensor that the model reads, and the augmentation of training images.
+"""Image preprocessing and training augmentation.
 
-Validation: a plain bicubic resize to a square. Training: random resized crop, horizontal flip, RandAugment, as in the
-public captioning recipe, with one difference: a flip also swaps "left" and "right" in captions (`flip="swap"`). The recipe
-flips images and keeps their captions, which trains the model on wrong captions.
+Validation: a plain bicubic resize to a square. Training: random resized crop, horizontal flip, RandAugment,
+as in the reference implementation, with one difference: a flip also swaps "left" and "right" in captions
+(`flip="swap"`). The reference implementation flips images and keeps their captions, which trains the model on
+wrong captions.
 """
 
 import random
@@ -19,7 +20,7 @@ from torch import Tensor
 
 
 def to_tensor(image: Image.Image, size: int) -> Tensor:
-    """Resize an RGB image to a square of `size` pixels (bicubic) and scale it to [-1, 1]; returns float (3, size, size)."""
+    """Resize an RGB image to a square (bicubic) and scale it to [-1, 1]; returns float (3, size, size)."""
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (size, size, 3) -> (3, size, size)
@@ -36,7 +37,8 @@ OPERATIONS = (
     *("Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness"),
     *("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"),
 )
-# The recipe's constants: translation by at most 10 pixels whatever the image size, gray where nothing is left.
+# Constants of the reference implementation: it translates by at most 10 pixels and fills uncovered areas with
+# gray.
 RANDAUG_OPTIONS = {
     "translate_const": 10,
     "interpolation": Image.Resampling.BILINEAR,
@@ -52,8 +54,9 @@ def randaug_operation(name: str, prob: float = 0.5) -> AugmentOp | None:
 class Augmentation:
     """Random crop, optional flip and RandAugment of two operations, for training images of `size` pixels.
 
-    Reads `crop_area` (smallest share of the area that a crop keeps; 1 turns cropping off), `train_interpolation` and
-    `randaug` of the config. Whether to flip is decided by the caller, because the caption may have to change with it.
+    Reads `crop_area` (smallest share of the area that a crop keeps; 1 turns cropping off),
+    `train_interpolation` and `randaug` of the config. Whether to flip is decided by the caller, because the
+    caption may have to change with it.
     """
 
     def __init__(self, size: int, config) -> None:
@@ -105,7 +108,7 @@ _NO_DIRECTION = re.compile(
 
 
 def can_swap(text: str) -> bool:
-    """Whether swapping left and right makes `text` true of the flipped image: false for "has left", writing, clockwise."""
+    """Whether `text` describes the flipped image after swapping left and right: not so with "has left"."""
     return _NO_DIRECTION.search(text) is None
 
 

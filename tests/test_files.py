@@ -1,9 +1,11 @@
-"""Files and folders are complete or absent, reading is bounded, and a folder has one writer."""
+"""Files and folders are complete or absent, reading names the file in errors, and a folder has one writer."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -18,8 +20,6 @@ from beit3lib.files import (
     file_hash,
     finite,
     lock_folder,
-    parse_json,
-    previous_folder,
     printable,
     read_json,
     read_json_lines,
@@ -29,90 +29,88 @@ from beit3lib.files import (
     write_text,
 )
 
-
-def test_a_failed_write_keeps_the_old_file(tmp_path):
-    path = write_text(tmp_path / "a.txt", "old")
-    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+SHIMS = (
+    Path(__file__).parents[2] / "shared/data/cases"
+)  # C sources that imitate the errors of network file systems
 
 
-def test_an_interrupted_write_leaves_no_file(tmp_path):
-    with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "deep" / "a.jpg") as temporary:
+def python(code, *arguments, **environment):
+    command = [sys.executable, "-c", f"import os, sys, beit3lib.files as f\n{code}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failed_write_keeps_the_old_file(tmp_path, error):
+    path = write_text(tmp_path / "a.jpg", "old")
+    with pytest.raises(error), atomic_path(path) as temporary:
         temporary.write_text("half")
         assert temporary.suffix == ".jpg"
-        raise KeyboardInterrupt
-    assert list((tmp_path / "deep").iterdir()) == []
+        raise error
+    assert path.read_text() == "old" and names(tmp_path) == ["a.jpg"]
 
 
-def test_the_next_write_replaces_the_temporary_file_of_a_killed_one(tmp_path):
-    kill = "import os, sys, beit3lib.files as f\nwith f.atomic_path(sys.argv[1]) as t: t.write_text('half'); os._exit(9)"
-    assert subprocess.run([sys.executable, "-c", kill, tmp_path / "a.txt"]).returncode == 9
-    assert [p.name for p in tmp_path.iterdir()] == [".a.tmp.txt"]
+def test_the_next_write_replaces_what_a_killed_one_left(tmp_path):
+    kill = "with f.atomic_path(sys.argv[1]) as t: t.write_text('half'); os._exit(9)"
+    assert python(kill, tmp_path / "a.txt").returncode == 9 and names(tmp_path) == [".a.tmp.txt"]
     write_text(tmp_path / "a.txt", "new")
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert names(tmp_path) == ["a.txt"]
 
 
-def test_files_get_the_permissions_of_the_umask(tmp_path):
-    path = write_text(tmp_path / "a.txt", "text")
-    umask = os.umask(0)
-    os.umask(umask)
-    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+def test_a_full_disk_is_reported_with_the_file(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.txt'"):
+        write_text(tmp_path / "a.txt", "text")
+    assert not names(tmp_path)
 
 
 def test_a_folder_is_replaced_completely_or_not_at_all(tmp_path):
-    path = tmp_path / "best"
     (tmp_path / ".best.new").mkdir()  # left by a killed process
     for content in ("old", "new"):
-        with atomic_folder(path) as folder:
+        with atomic_folder(tmp_path / "best") as folder:
             (folder / "weights").write_text(content)
-    with pytest.raises(OSError), atomic_folder(path) as folder:
+    with pytest.raises(OSError), atomic_folder(tmp_path / "best") as folder:
         (folder / "weights").write_text("half")
         raise OSError
-    assert (path / "weights").read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["best"]
+    assert (tmp_path / "best" / "weights").read_text() == "new" and names(tmp_path) == ["best"]
 
 
-def test_the_previous_folder_is_kept_on_request(tmp_path):
-    for content in ("1", "2", "3"):
-        with atomic_folder(tmp_path / "last", keep_previous=True) as folder:
-            (folder / "step").write_text(content)
-    assert (tmp_path / "last" / "step").read_text() == "3"
-    assert (previous_folder(tmp_path / "last") / "step").read_text() == "2"
-
-
-def test_a_folder_killed_between_its_two_renames_is_read_from_the_previous_one(tmp_path):
+def test_a_folder_survives_a_kill_between_its_two_renames(tmp_path):
+    kill = (
+        "replace = os.replace\n"
+        "os.replace = lambda old, new: os._exit(9) if str(old).endswith('.new') else replace(old, new)\n"
+        "with f.atomic_folder(sys.argv[1]) as new: (new / 'weights').write_text('2')"
+    )
     with atomic_folder(tmp_path / "best") as folder:
-        (folder / "weights").write_text("old")
-    os.replace(tmp_path / "best", previous_folder(tmp_path / "best"))
-    assert (readable_folder(tmp_path / "best") / "weights").read_text() == "old"
+        (folder / "weights").write_text("1")
+    assert python(kill, tmp_path / "best").returncode == 9 and not (tmp_path / "best").exists()
+    assert (readable_folder(tmp_path / "best") / "weights").read_text() == "1"
     with atomic_folder(tmp_path / "best") as folder:
-        (folder / "weights").write_text("new")
-    assert readable_folder(tmp_path / "best") == tmp_path / "best" and [
-        p.name for p in tmp_path.iterdir()
-    ] == ["best"]
+        (folder / "weights").write_text("3")
+    assert readable_folder(tmp_path / "best") == tmp_path / "best" and names(tmp_path) == ["best"]
 
 
-def test_a_folder_may_be_a_link_to_a_larger_disk(tmp_path):
-    disk = tmp_path / "disk" / "last"
-    disk.mkdir(parents=True)
-    link = tmp_path / "run" / "last"
-    link.parent.mkdir()
-    link.symlink_to(disk)
-    with atomic_folder(link, keep_previous=True) as folder:
-        (folder / "step").write_text("1")
-    assert link.is_symlink() and (disk / "step").read_text() == "1"
-    assert previous_folder(link).parent == disk.parent
+def test_a_link_is_not_replaced_because_its_target_may_hold_other_files(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    (tmp_path / "captions").symlink_to(tmp_path / "photos")
+    with pytest.raises(FileExistsError, match="captions: expected a folder to replace, found a link"):
+        with atomic_folder(tmp_path / "captions"):
+            pass
+    assert names(tmp_path / "photos") == ["a.jpg"]
 
 
 JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"])),
     lambda inner: st.lists(inner) | st.dictionaries(st.text("abc\u2028\u0085"), inner),
-)
+)  # fmt: skip
 
 
 @given(st.lists(st.dictionaries(st.text("ab\u2028"), JSON), max_size=5))
@@ -122,29 +120,25 @@ def test_json_lines_are_read_back_whatever_they_contain(tmp_path_factory, rows):
     assert read_json_lines(path) == rows
 
 
-def test_json_may_start_with_a_byte_order_mark_and_nan_is_refused(tmp_path):
+def test_json_may_start_with_a_byte_order_mark_and_nan_is_not_written(tmp_path):
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert read_json(tmp_path / "a.json", dict) == {"a": 1}
-    with pytest.raises(ValueError, match="(?i)nan|not JSON compliant"):
+    with pytest.raises(ValueError):
         write_json(tmp_path / "b.json", float("nan"))
-    assert not (tmp_path / "b.json").exists()
-    with pytest.raises(FileError, match="NaN is not a JSON number"):
-        parse_json("[NaN]", "a.json")
+    assert names(tmp_path) == ["a.json"]
 
 
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b'{"a": [1, 2', "expected JSON, found text that is not"),
+        (b'{"a": [1, 2', "expected JSON, found"),
         (b"\xff\xfe\x00", "expected UTF-8 text, found another encoding"),
-        (b"[" * 100_000, "nested too deeply"),
-        (b"[1]", r"expected an object \{…\} at the top level, found list"),
-        (b'{"a": 1' + b"0" * 5000 + b"}", "expected JSON, found text that is not"),
+        (b"[1]", r"expected an object \{…\}, found list"),
     ],
 )
 def test_a_broken_json_file_is_named_with_the_reason(tmp_path, content, message):
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(FileError, match=rf"a\.json: .*{message}"):
+    with pytest.raises(FileError, match=rf"a\.json: {message}"):
         read_json(tmp_path / "a.json", dict)
 
 
@@ -154,33 +148,20 @@ def test_a_broken_line_is_named_with_its_number(tmp_path):
         read_json_lines(tmp_path / "a.jsonl")
 
 
-def test_pipes_devices_folders_and_large_files_are_refused_before_they_are_read(tmp_path):
+def test_pipes_devices_and_folders_are_refused_before_they_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "zero").symlink_to("/dev/zero")
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    write_text(tmp_path / "long.txt", "x" * 11)
-    for name, message in (("pipe", "pipe or device"), ("zero", "pipe or device"), (".", "a folder"), ("loop", "found"),
-                          ("long.txt", "expected at most")):  # fmt: skip
-        with pytest.raises(FileError, match=message):
-            read_text(tmp_path / name, max_bytes=10)
-    with pytest.raises(FileNotFoundError, match="none.json: expected a file here, found none"):
+    for path in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        with pytest.raises(FileError, match="expected a regular file"):
+            read_text(path)
+    with pytest.raises(FileNotFoundError, match=r"none\.json: expected a file here, found none"):
         read_json(tmp_path / "none.json")
 
 
-def test_numbers_that_are_not_finite_become_none():
-    assert [finite(v) for v in ("1.5", 2, None, "x", float("inf"), 10**400, [])] == [
-        1.5,
-        2.0,
-        None,
-        None,
-        None,
-        None,
-        None,
-    ]
-
-
-def test_nul_and_lone_surrogates_are_replaced():
-    assert printable("a\udce9b\ud800\0") == "a\ufffdb\ufffd\ufffd" and printable("é") == "é"
+def test_values_become_finite_numbers_and_printable_text():
+    values = ("1.5", 2, None, "x", float("inf"), 10**400, [])
+    assert [finite(value) for value in values] == [1.5, 2.0, None, None, None, None, None]
+    assert printable("é\udce9b\ud800\0") == "é\ufffdb\ufffd\ufffd"
+    assert str(Problem("a.mp4", "cut off", "download it again")) == "a.mp4: cut off (download it again)"
 
 
 def test_the_hash_of_a_file_is_that_of_its_content(tmp_path):
@@ -188,42 +169,62 @@ def test_the_hash_of_a_file_is_that_of_its_content(tmp_path):
     assert file_hash(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_a_problem_reads_as_a_sentence():
-    assert str(Problem("a.mp4", "cut off", "download it again")) == "a.mp4: cut off (download it again)"
-
-
-def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path):
-    code = "import sys, beit3lib.files as f\nwith f.lock_folder(sys.argv[1], 'preparation'): pass"
+def test_a_second_process_is_refused_with_the_holder_of_the_folder(tmp_path):
+    lock = "with f.lock_folder(sys.argv[1], 'preparation'): pass"
     with lock_folder(tmp_path / "run", "training"):
-        second = subprocess.run(
-            [sys.executable, "-c", code, tmp_path / "run"], capture_output=True, text=True
-        )
-        assert f"in use by training (process {os.getpid()} on " in second.stderr
-    assert subprocess.run([sys.executable, "-c", code, tmp_path / "run"]).returncode == 0
+        assert f"in use by training (process {os.getpid()} on " in python(lock, tmp_path / "run").stderr
+    assert python(lock, tmp_path / "run").returncode == 0
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    assert python("with f.lock_folder(sys.argv[1], 'training'): os._exit(9)", tmp_path).returncode == 9
+    with lock_folder(tmp_path, "training"):
+        pass
 
 
 def test_the_lock_of_a_file_leaves_the_folder_and_other_files_free(tmp_path):
     with lock_folder(tmp_path, "captioning", "a.json"), lock_folder(tmp_path, "captioning", "b.json"):
-        with (
-            lock_folder(tmp_path, "training"),
-            pytest.raises(FolderInUse, match=r"a\.json: in use by captioning \(process"),
-        ):
-            with lock_folder(tmp_path, "captioning", "a.json"):
-                pass
+        with lock_folder(tmp_path, "training"):
+            with pytest.raises(FolderInUse, match=r"a\.json: in use by captioning \(process"):
+                with lock_folder(tmp_path, "captioning", "a.json"):
+                    pass
 
 
-def test_an_error_of_the_disk_names_the_file(tmp_path, monkeypatch):
-    def full(handle):
-        raise OSError(28, "No space left on device")
+def test_the_lock_is_free_after_its_block_also_while_a_forked_process_has_a_copy(tmp_path):
+    """As the loader workers have."""
+    with lock_folder(tmp_path, "captioning"):
+        child = os.fork()
+        while not child:
+            signal.pause()
+    try:
+        with lock_folder(tmp_path, "training"):
+            pass
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"No space left on device: '.*a\.txt'"):
-        write_text(tmp_path / "a.txt", "text")
-    assert not list(tmp_path.iterdir())
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match=f"{tmp_path}.*Use another folder, or change its permissions"):
+        with lock_folder(tmp_path, "training"):
+            pass
 
 
-def test_the_lock_of_a_killed_process_is_free(tmp_path):
-    code = "import os, sys, beit3lib.files as f\nwith f.lock_folder(sys.argv[1], 'training'): os._exit(9)"
-    assert subprocess.run([sys.executable, "-c", code, tmp_path]).returncode == 9
-    with lock_folder(tmp_path, "training"):
-        pass
+@pytest.mark.parametrize(
+    "name, number, code, warning",
+    [
+        ("flock", "37", "with f.lock_folder(sys.argv[1], 'training'): print('inside')", "No locks available"),
+        ("flock", "95", "with f.lock_folder(sys.argv[1], 'training'): print('inside')", "not supported"),
+        ("fsync", "22", "with f.atomic_folder(sys.argv[1] + '/best'): print('inside')", ""),
+    ],
+)
+def test_a_network_file_system_without_locks_or_syncs_of_folders(tmp_path, name, number, code, warning):
+    if not SHIMS.is_dir():
+        pytest.skip(f"no {SHIMS}")
+    library = tmp_path / "shim.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", SHIMS / f"shim_{name}.c", "-o", library, "-ldl"], check=True)
+    done = python(code, tmp_path, LD_PRELOAD=str(library), SHIM_ERRNO=number)
+    assert done.returncode == 0 and done.stdout.endswith("inside\n") and warning in done.stdout, done.stderr
+    assert done.stdout.count("Do not start a second process") == bool(warning)

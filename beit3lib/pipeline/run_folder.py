@@ -18,8 +18,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from beit3lib import versions
 from beit3lib.data.predictions import PREDICTIONS_NAME
-from beit3lib.files import file_hash, finite, lock_folder, read_json, versions, write_json
+from beit3lib.files import file_hash, finite, lock_folder, read_json, write_json
 from beit3lib.pipeline.mounts import kaggle_inputs
 
 SUMMARY_NAME, RECORDS_NAME = "summary.json", "records"

@@ -36,7 +36,7 @@ def validate(
     batches = [chosen[i : i + size] for i in range(0, len(chosen), size)][
         accelerator.process_index % processes :: processes
     ]
-    paths = [val_set.root / sample.image for sample in val_set.samples]
+    paths = [val_set.root / example.image for example in val_set.examples]
     texts = []  # (index, one text per caption type)
     with accelerator.autocast(), inference_weights(captioner.model):
         for captions, problems in caption_batches(
@@ -75,7 +75,7 @@ def _validation_result(
                 caption_type in references or not references
             ):  # of an image without any reference, all captions are kept
                 name, reference = _name(caption_type), references.get(caption_type)
-                records.append((index, val_set.samples[index].image, name, caption, reference))
+                records.append((index, val_set.examples[index].image, name, caption, reference))
     columns = ["index", "image", "caption_type", "caption", "reference"]
     table = score_predictions(pd.DataFrame(records, columns=columns, dtype=object))
     scored = table[table["official_score"].notna()]
