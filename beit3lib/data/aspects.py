@@ -41,7 +41,8 @@ def classify_sentence(sentence: str, subject: str) -> Decision:
             kept.append(fact)
     if not found:
         return Decision(None, {}, "no fact")
-    facts = {aspect: len(kept) for aspect, kept in found.items()}
+    # "perpendicular to the vehicle and to the left" is one orientation but two facts
+    facts = {a: sum(2 if fact.value.startswith("perpendicular ") else 1 for fact in kept) for a, kept in found.items()}
     leading = min(facts, key=lambda aspect: (-facts[aspect], found[aspect][0].start))
     words = ", ".join(f"{fact.slot}: {sentence[fact.start : fact.end].strip()!r}" for fact in found[leading])
     return Decision(leading, facts, words)

@@ -38,8 +38,8 @@ def clothes(slot: str, garments: str) -> str:
 
 
 VERBS = r"(?:go(?:es|ing)?|went|mov(?:e|es|ed|ing)|driv(?:e|es|ing|en)|drove|travel\w*|proceed\w*|continu\w*|head(?:s|ed|ing)?|walk\w*|run\w*|cross(?:es|ed|ing)?)"
-SOON = r"(?:about|prepar\w+|ready|going|starting|attempting|trying|intend\w*|intention|plan(?:s|ned|ning)?|verge|brink|wait\w*)(?: \w+)? (?:to|of|for)"
-SIGHT = r"(?:(?:lines? of sight|gaze|eyes)\b[^.;]{0,50}?|(?:look(?:s|ed|ing)?|watch(?:es|ed|ing)?|star(?:es|ed|ing))(?: \w+){0,2}?) "
+SOON = r"(?:about|poised|prepar\w+|ready|going|starting|attempting|trying|intend\w*|intention|plan(?:s|ned|ning)?|verge|brink|wait\w*)(?: \w+)? (?:to|of|for)"
+SIGHT = r"(?:(?:lines? of sight|gaze|eyes)\b[^.;]{0,50}?|(?:look(?:s|ed|ing)?|watch(?:es|ed|ing)?|star(?:es|ed|ing)|glanc\w+)(?: \w+){0,2}?) "
 BESIDE = r"(?:(?:to|on|at|in|from) (?:the|its|his|her|their|a) )?"
 PERPENDICULAR = (
     r"perpendicular(?:ly)?(?: to (?:the |a )?(?:vehicle|car|it)(?:'s \w+)?)?(?:,? and)?(?: (?:slightly|leaning|facing|oriented|turned"
@@ -91,13 +91,13 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
             "normal": r"(?:normal|moderate|regular|average|usual)(?: walking)? (?:speed|pace)\b|(?:speed|pace) (?:is|was|of|being) (?:\w+ )?normal\b",
         },
         "avoid": {
-            "": r"(?:avoid|avert|prevent)\w*(?: \w+){0,4}? (?:collisions?|contact|accidents?)\b|(?:potential|possible|imminent) collisions?\b"
+            "": r"(?:not|\w+n't|never|without) (?:yet |\w+ly )?(?:collid|hit|cross|stop|turn|brak|start|revers|pass|walk|run)\w*|(?:avoid|avert|prevent)\w*(?: \w+){0,4}? (?:collisions?|contact|accidents?)\b|(?:potential|possible|imminent) collisions?\b"
             r"|avoid\w*|evad\w*|evasive\b|swerv\w*|dodg\w*|near[- ]miss\b|impact\b"
         },
         "wait": {"": r"wait(?:s|ed|ing)?\b(?: for(?: \w+){1,4} to \w+ \w+)?"},
         "motion": {
             "about to cross": rf"{SOON} (?:\w+ )?cross(?:ing)?\b",
-            "stopping": r"about to stop\b|(?:slowing|com(?:es|ing)|came) to a (?:stop|halt)\b",
+            "stopping": rf"(?:{SOON} )(?:come to a )?(?:stop|halt)\b|(?:slowing|coming) (?:down )?to a (?:stop|halt)\b|stopping\b",
             "rushing out": rf"(?:{SOON} )?(?:rush(?:es|ed|ing)?|dash(?:es|ed|ing)?|dart(?:s|ed|ing)?)\b(?: out)?",
             "reversing": rf"(?:{SOON} )?(?:revers(?:e|es|ed|ing)\b|back(?:s|ed|ing)? up\b|mov(?:e|es|ed|ing) backwards?\b)",
             **{
@@ -110,10 +110,10 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
             "straight": rf"{VERBS}(?: \w+){{0,3}}? (?:straight|ahead|forwards?|along)\b(?: ahead| forward)?",
             "braking": r"(?:emergency |sudden |hard )?(?:brak(?:e|es|ed|ing)|brakes)\b",
             "colliding": r"collid\w+|collisions?\b|crash\w*|(?:hit|hits|hitting|struck|strikes?|bump\w*)\b|(?:made|makes?|making|came into|in) contact\b",
-            "passing": r"pass(?:es|ed|ing)\b(?! (?:vehicle|car))|overtak\w+",
+            "passing": rf"(?:{SOON} pass|pass(?:es|ed|ing))\b(?! (?:vehicle|car))|overtak\w+",
             "falling": r"fall(?:s|en|ing)?\b(?! under| into| within)|fell\b|thrown\b|stumbl\w+|tripp\w+",
             "running": r"(?:running|runs|ran|jog\w*)\b",
-            "stopped": r"stop(?:s|ped|ping)?\b(?! sign)|halt(?:s|ed)?\b|standstill\b|stationary\b|not moving\b|parked\b(?! (?:car|vehicle|truck))|idl(?:e|ing)\b",
+            "stopped": r"stop(?:s|ped)?\b(?! sign)|halt(?:s|ed)?\b|standstill\b|stationary\b|not moving\b|parked\b(?! (?:car|vehicle|truck))|idl(?:e|ing)\b",
             "standing": r"(?:stand(?:s|ing)?|stood|remain(?:s|ed|ing)?|stay(?:s|ed|ing)?) (?:completely )?(?:still|motionless)\b|motionless\b"
             r"|standing\b(?!\s+(?:at|tall|approx|around|about|in his|in her)\b|\s+\d|\s+(?:a|the) height|\s+in height)",
             "walking": rf"(?:{SOON} |start(?:s|ed|ing)?(?: to)? |beg[ai]n(?:s|ning)?(?: to)? )?(?:walk(?:s|ed|ing)?\b(?! (?:cane|stick|aid))|stroll\w*|mov(?:es?|ed|ing)\b|travel(?:s|ing|ling|ed|led)\b|proceed\w*)",
@@ -129,8 +129,8 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
                 way: rf"(?:{VERBS}|direction of travel)(?: \w+){{0,4}}? {way}(?: direction\b| to\b| as\b)"
                 for way in ("same", "opposite", "perpendicular")
             },
-            "away": rf"{VERBS}(?: \w+){{0,2}}? away from\b",
-            "towards": rf"{VERBS}(?: \w+){{0,2}}? towards? (?:the |an? )?(?:approaching |oncoming )?(?:vehicle|car|it)\b",
+            "away": rf"(?:{VERBS}|direction of travel)(?: \w+){{0,2}}? away from\b",
+            "towards": rf"(?:{VERBS}|direction of travel)(?: \w+){{0,2}}? towards? (?:the |an? )?(?:approaching |oncoming )?(?:vehicle|car|it)\b",
         },
         "line_of_sight": {
             "": rf"{SIGHT}(?P<line_of_sight>parked vehicle|parked car|passing vehicle|vehicle|towards it|it|direction of travel|in front|ahead|forward"
@@ -144,7 +144,7 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
         },
         "aware": {
             "almost": r"almost (?:\w+ ){0,2}?(?:notic\w+|aware\w*)",
-            "no": r"unaware(?:ness)?\b|unnotic\w+|oblivious\b|(?:not|no|\w+n't|without|never|yet)(?: \w+){0,3}? (?:aware(?:ness)?|notic(?:e|es|ed|ing)|recogniz\w+)\b(?! of the (?:usual|traffic|surr))",
+            "no": r"unaware(?:ness)?\b|unnotic\w+|oblivious\b|(?:not|no|\w+n't|without|never|yet|fail\w*|lack)(?: \w+){0,3}? (?:aware(?:ness)?|notic(?:e|es|ed|ing)|recogniz\w+)\b(?! of the (?:usual|traffic|surr))",
             "yes": r"(?:aware(?:ness)?(?: of)?|notic(?:e|es|ed|ing)|recogniz\w+|knowledge of)(?: \w+){0,2}? (?:vehicle|car|driver|pedestrian|presence|it|them|him|her)\b",
         },
         "notice": {
@@ -167,12 +167,12 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
         },
         "position": {
             **{
-                f"behind {side}": rf"behind(?:,? and)?(?: slightly| diagonally)*(?: (?:to|on) (?:the|its))? {side}\b(?: side)?"
+                f"behind {side}": rf"behind(?: (?:the |a )?(?:vehicle|pedestrian|it|them|car))?(?:,? and)?(?: slightly| diagonally)*(?: (?:to|on) (?:the|its))? {side}\b(?: side)?"
                 rf"|(?:diagonally )?{BESIDE}{side}(?:[- ]hand)?(?: side)?,?(?: and| but)?(?: slightly| positioned)* (?:behind|rear)\b|rear {side}\b"
                 for side in ("left", "right")
             },
             **{
-                f"front {side}": rf"in front(?: of (?:the |a )?(?:vehicle|pedestrian|it|them|car))?,?(?: and)?(?: slightly| diagonally)* (?:to|on) the {side}\b(?: side)?"
+                f"front {side}": rf"in front(?: of (?:the |a )?(?:vehicle|pedestrian|it|them|car))?,?(?: and)?(?: slightly| diagonally)* (?:to|on) the {side}\b(?: side)?(?! of the (?:road|street))"
                 rf"|(?:diagonally )?(?:positioned )?{BESIDE}{side}(?:[- ]hand)?(?: side)?,?(?: and| but)?(?: slightly| positioned)* (?:in front|ahead|front)\b|front[- ]{side}\b"
                 for side in ("left", "right")
             },
@@ -187,16 +187,16 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
         "distance": {
             "touching": r"touch(?:es|ed|ing)\b|in contact with\b",
             "near": r"(?:relative )?distances?\b(?:(?! and|,|\.).){0,40}?\b(?:near|close|short)\b|(?:near|close|short)(?: relative)? distance\b|close proximity\b|(?:in )?proximity\b"
-            r"|(?:fairly |relatively |quite |very |too )?(?:close(?:ly)? (?:to|positioned|from)|close|near(?:by)?)\b(?! (?:attention|eye|miss|watch|observ))",
+            r"|(?:fairly |relatively |quite |very |too )?(?:closely (?:to|positioned)|positioned closely|close|near(?:by)?)\b(?! (?:attention|eye|miss|watch|observ))",
             "far": r"(?:relative )?distances?\b(?:(?! and|,|\.).){0,40}?\bfar\b|(?:far|considerable|fair|great|long)(?: relative)? distance\b|(?:fairly |relatively |quite |very |too )?far\b(?: away)?",
             "": r"(?:certain|moderate) distance\b|\d+(?:\.\d+)? ?m(?:eters?)? (?:away|from|ahead)",
         },
         "visible": {
             "partly": r"(?:partial(?:ly)?|partly|barely)(?: \w+)? (?:visible|obstructed|hidden|obscured|seen|visibility)\b",
             "no": r"(?:not|\w+n't|never|cannot|can't|unable)(?: \w+){0,5}? (?:visible|seen?|visibility)\b|invisible\b|out(?:side)?(?: of)?(?: [\w']+){0,3}? (?:view|sight|vision)\b|blind spot\b|hidden\b"
-            r"|obstructed view\b|(?:not|\w+n't)(?: \w+){0,3}? (?:in|within)(?: [\w']+){0,3}? (?:view|vision|sight)\b",
-            "yes": r"visible\b|(?:clear|direct|good|full|unobstructed) (?:(?:field of )?view|sight|visibility|line of sight)(?: of| to)\b(?! the (?:vehicle|car|road|street))|clear view\b"
-            r"|(?:can|could|able to|to|allow\w*(?: \w+){0,3})(?: clearly| easily)? see\b|be seen\b|(?:in|within|inside)(?: [\w']+){0,3}? (?:view|vision)\b|visibility (?:of|to) (?:the pedestrian|them|him|her)\b",
+            r"|obstructed view\b|(?:not|\w+n't)(?: \w+){0,3}? (?:in|within)(?: [\w']+){0,4}? (?:view|vision|sight)\b",
+            "yes": r"visible\b|(?:clear|direct|good|full|unobstructed) (?:(?:field of )?view|sight|visibility|line of sight)(?: of| to)\b(?! the (?:vehicle|car|road|street))|clear view\b(?! of the (?:vehicle|car|road|street))|view (?:includ|captur)\w+|(?<!obstructed )view of (?:the pedestrian|them|him|her)\b|(?:view|visibility|sight)(?: of(?: \w+){1,2})? (?:is|was) clear\b"
+            r"|(?:can|could|able to|to|allow\w*(?: \w+){0,3})(?: clearly| easily)? see\b|be seen\b|(?:in|within|inside)(?: [\w']+){0,4}? (?:view|vision)\b|visibility (?:of|to) (?:the pedestrian|them|him|her)\b",
             "": r"field of (?:view|vision)\b|(?<!bright )visibility\b|in (?:\w+ ){0,2}sight\b|view of\b|unable to\b",
         },
     },
@@ -224,9 +224,9 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
             **{name: rf"{name}(?: (?:area|road|street|setting|environment|location))?\b" for name in ("urban", "suburban", "rural")},
         },
         "road_type": {
-            "main": r"(?:main|arterial)\b(?: (?:road|street))?",
+            "main": r"main\b(?= (?:[\w-]+,? ){0,3}?(?:road|street)|[.,])(?: (?:road|street))?|arterial\b",
             "residential": r"residential\b(?: (?:area|road|street))?",
-            "parking lot": r"parking lot\b",
+            "parking lot": r"parking (?:lot|area)\b",
             "highway": r"(?:highway|expressway|freeway)\b",
             "alley": r"alley\b",
             "": r"(?:local|narrow|wide|national|mountain|private|commercial)\b(?: (?:area|road|street))?|(?:driveway|boulevard|avenue|t-junction|roundabout|tunnel|bridge)\b"
@@ -246,7 +246,7 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
             )
         }
         | {"": rf"no traffic\b|traffic(?: volume| flow| conditions?){IS} \w+"},
-        "sidewalk": {"yes": r"(?:side ?walks?|footpaths?|pedestrian paths?)\b(?! avail)"},
+        "sidewalk": {"yes": r"(?:side ?walks?|footpaths?|pedestrian paths?)\b(?! availability)"},
         "division": {"": r"(?:divided|division|separated|separation)\b[^,.]{0,20}\bpedestrians?\b[^,.]{0,10}\bvehicles?\b|favou?rable road surface\b"},
         "roadside_strip": {"yes": r"(?:road ?side|side)[- ]strips?\b"},
         "roadside": {"": r"shoulders?\b|roadside\b(?! strip)"},
@@ -269,9 +269,9 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
             "": r"weather conditions? (?:is|are|was|were) (?:favou?rable|good|fine|normal|bad|poor|optimal|adverse)\b|windy\b|storm(?:y)?\b",
         },
         "light": {
-            "dark": rf"(?:dark|poorly lit)\b{NO_COLOR_OF_CLOTHES}|brightness(?: level)?{IS}{{1,3}} low\b|low (?:brightness|light)\b",
+            "dark": rf"(?:dark|poorly lit)\b{NO_COLOR_OF_CLOTHES}|brightness(?: level)?(?: of the \w+)?{IS}{{1,3}} low\b|low (?:brightness|light)\b",
             "dim": r"dim(?:ly)?\b(?: lit)?",
-            "bright": rf"(?:bright(?:ly lit)?|well[- ]lit|sunlight)\b{NO_COLOR_OF_CLOTHES}|brightness(?: level)?{IS}{{1,3}} high\b",
+            "bright": rf"(?:bright(?:ly lit)?|well[- ]lit|sunlight)\b{NO_COLOR_OF_CLOTHES}|brightness(?: level)?(?: of the \w+)?{IS}{{1,3}} high\b",
             "": r"(?:lit|lighting)\b",
         },
         "time": {"": r"(?:day ?time|night(?: ?time)?|morning|evening|afternoon|dusk|dawn|twilight|noon|sunset|sunrise)\b"},
@@ -280,11 +280,14 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
     },
 }
 
+_DIRECTION = re.compile(r"\b(?:turn|lean|fac|orient|tilt|look|mov|walk|head|go|cross|travel|runn?)(?:e|s|es|ed|ing)?(?: \w+ly)? $")  # "turned to the left"
 # A fact of these slots is dropped if it overlaps a fact of the others: "walking in the same direction" is no orientation.
 _HIDDEN_BY = {
     "position": ("orientation", "travel_direction", "line_of_sight"),
     "orientation": ("travel_direction",),
+    "travel_direction": ("line_of_sight",),
     "motion": ("avoid", "wait"),
+    "weather": ("visible",),
 }
 _SYNONYMS = {
     **{"grey": "gray", "t shirt": "t-shirt", "tshirt": "t-shirt", "t-shirts": "t-shirt"},
@@ -304,7 +307,7 @@ SLOT_ASPECT = {slot: aspect for aspect, kind, _, names, _ in _PATTERNS for slot 
 _NO_FACT = re.compile(
     r"\b(?:as for|regarding|concerning|in terms of|with regards? to|taking|considering|despite|given)\b[^,.]{0,60}?"
     r"(?:conditions?|surroundings?|account|consideration|environment|factors|event|position|action|gender|age|height)\b(?: and \w+)?,?"
-    r"|\bthe environment(?:al)? conditions?(?: (?:surrounding|of|for|in|at)\b[^,.]{0,50}?(?:event|vehicle|pedestrian|scene|incident|accident))?\b"
+    r"|\bthe environment(?:al)? conditions?(?: (?:surrounding|of|for|in|at)\b[^,.]{0,50}?(?:event|vehicle|pedestrian|scen\w+|incident|accident|situation))?\b"
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?:[\"'”’)]*)(?:\s+|(?=[A-Z]))")
 _NOT_AN_END = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|approx|e\.g|i\.e|etc|vs|cf)|\b[A-Z])\.\s*$")
@@ -348,6 +351,7 @@ def find_facts(sentence: str) -> tuple[Fact, ...]:
             stated = {name: _SYNONYMS.get(word, word.replace("grey", "gray")) for name, word in words.items()}
             for name, word in (stated | ({slot: value} if value or not stated else {})).items():
                 found.setdefault(name, []).append(Fact(*match.span(), aspect, name, word))
+    found["position"] = [f for f in found.get("position", ()) if not _DIRECTION.search(text, max(0, f.start - 25), f.start)]
     for slot, others in _HIDDEN_BY.items():
         hiding = [fact for other in others for fact in found.get(other, ())]
         found[slot] = [
@@ -355,6 +359,8 @@ def find_facts(sentence: str) -> tuple[Fact, ...]:
         ]
     if "obstacle" in found or "object" in found:  # "an obstacle on the right side": where the obstacle is, and its size
         found |= {"position": [], "distance": []}
+    if "sidewalk" in found or "roadside_strip" in found:  # "a sidewalk only on the left side"
+        found["position"] = [f for f in found["position"] if f.value not in ("left", "right") or text.startswith(" of", f.end)]
     if re.search(r"\bbod(?:y|ies)\b", text):  # "his body turned to the left"
         found["motion"] = [f for f in found["motion"] if not re.match(r"turn|stand", text[f.start : f.end])]
     if "visible" in found:  # "the driver can see and notice"
@@ -378,7 +384,7 @@ def _denied(text: str, start: int, end: int) -> str:
         begins = boundary.end()
     boundary = _CLAUSE.search(text, end, end + 60)
     before, after = text[max(begins, start - 120) : start], text[end : boundary.start() if boundary else end + 60]
-    if _ABSENT.match(after) or (_NEGATION.search(before) and not (_PRESENT.match(after) and not re.search("neither|nor", before))):
+    if before.endswith(("no ", "no visible ")) or _ABSENT.match(after) or (_NEGATION.search(before) and not (_PRESENT.match(after) and not re.search("neither|nor", before))):
         return "no"
     if "side" not in text[start:end]:
         return "yes"
@@ -391,7 +397,7 @@ _OTHERS = {
     "pedestrian": r"(?:vehicle|car|driver)",
 }
 _IS_SUBJECT = {
-    subject: re.compile(rf"\b{other}(?:,? (?:that|which|who|is|was|has|had|been|currently|also|then|now|about|to|\w+ly|\w+ing))*[ ,]*$")
+    subject: re.compile(rf"(?<!of the )(?<!of a )(?<!to the )(?<!from the )(?<!behind the )(?<!near the )(?<!with the )\b{other}(?:,? (?:that|which|who|is|was|has|had|been|currently|also|then|now|about|to|\w+ly|\w+ing))*[ ,]*$")
     for subject, other in _OTHERS.items()
 }
 _IS_OBJECT = {
