@@ -2,303 +2,280 @@
 
 Metrics of word overlap do not tell a paraphrase from an error; facts do. The slots are those of the checklist that the
 annotators of WTS filled in. `TABLE` is the only place where words of captions get a meaning: the aspect of a sentence
-(`aspects.py`), contradictions between captions (`viz/marks.py`) and the errors of the sample (`sample/truth.py`) follow from it.
+(`aspects.py`), contradictions between captions (`viz/marks.py`) and the errors of the sample (`sample/truth.py`) follow.
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
 import pandas as pd
 
-COLORS = (
-    r"(?:(?:light|dark|navy|pale|bright|deep)[- ])?(?:black|white|gr[ae]y|red|blue|navy|green|yellow|brown|beige|orange|pink"
-    r"|purple|khaki|cream|turquoise|silver)\b"
-)
+COLOR = r"(?:(?:light|dark|navy|pale|bright|deep)[- ])?(?:black|white|gr[ae]y|red|blue|navy|green|yellow|brown|beige|orange|pink|purple|khaki|cream|turquoise|silver)"
 CUT = r"(?:colou?rful|patterned|striped|checked|plain|denim|(?:short|long)[- ]sleeved?|long|upper|lower)"
-STYLE = rf"(?:(?:{COLORS}|colou?red|and|{CUT})[- ,]{{1,2}})"
-UPPER = (
-    r"jackets?|t[- ]?shirts?|shirts?|blouses?|sweaters?|sweatshirts?|hoodies?|cardigans?|vests?|coats?|parkas?|jumpers?|suits?"
-    r"|tops?|uniforms?|dress(?:es)?"
-)
+STYLE = rf"[- ,]{{1,2}}(?:(?:{COLOR}|colou?red|and|{CUT})[- ,]{{1,2}}){{0,5}}"  # between a color and its garment
+UPPER = r"jackets?|t[- ]?shirts?|shirts?|blouses?|sweaters?|sweatshirts?|hoodies?|cardigans?|vests?|coats?|parkas?|jumpers?|suits?|tops?|uniforms?|dress(?:es)?"
 LOWER = r"(?:short )?pants|slacks|trousers|jeans|shorts|skirts?|leggings|bottoms?"
-OTHER_CLOTHES = (
-    r"outfits?|clothing|clothes|masks?|scar(?:f|ves)|gloves|shoes|sneakers|boots|sandals|bags?|backpacks?|handbags?|rucksacks?|purses?|hair"
-)
-NO_COLOR_OF_CLOTHES = (
-    r"(?!,? ?(?:blue|green|red|gr[ae]y|brown|navy|colou?red|clothes|clothing|jacket|t-?shirt|shirt|slacks|pants))"
-)
+OTHER_CLOTHES = r"outfits?|clothing|clothes|masks?|scar(?:f|ves)|gloves|shoes|sneakers|boots|sandals|bags?|backpacks?|handbags?|rucksacks?|purses?|hair"
+NOT_CLOTHES = r"(?!,? ?(?:blue|green|red|gr[ae]y|brown|navy|colou?red|cloth\w+|jacket|t-?shirt|shirt|slacks|pants))"
+GO = r"(?:go(?:es|ing)?|went|mov~|driv(?:en|~)|drove|travel\w*|proceed~|continu~|head~|walk~|runn?~|cross~)"
+SOON = r"(?:about|poised|prepar\w+|ready|going|start~|attempt~|try~|inten[dt]\w*|plann?~|verge|brink|wait~)<1> (?:to|of|for)"
+BEGIN = r"(?:start~|beg[aiu]n\w*|initiat~|commenc~)(?: to| its)?"
+IS = r"(?: (?:is|was|are|were|be|being|of|at|as|to|seems?|appears?|remain~|described|stated|reported|considered|classified|also|relatively|quite|very))"
+SIDE = r"(?:(?:to|on|at|in|from) (?:the|its|his|her|their|a) )?"
+OTHER = r"(?:(?:the |a )?(?:vehicle|car|pedestrian)|it|them|him|her)"
+SIDES, DECADES = ("left", "right"), "teen(?:s|agers?) twenties thirties forties fifties sixties seventies eighties".split()
 
-
-def clothes(slot: str, garments: str) -> str:
-    """Return the pattern of a garment with its color; words such as "striped" may stand between them."""
-    return rf"(?:(?P<{slot}_color>{COLORS})[- ,]{{1,2}}{STYLE}{{0,5}}|(?:{CUT}[- ]){{0,3}})(?P<{slot}_garment>{garments})\b"
-
-
-VERBS = r"(?:go(?:es|ing)?|went|mov(?:e|es|ed|ing)|driv(?:e|es|ing|en)|drove|travel\w*|proceed\w*|continu\w*|head(?:s|ed|ing)?|walk\w*|run\w*|cross(?:es|ed|ing)?)"
-SOON = r"(?:about|poised|prepar\w+|ready|going|starting|attempting|trying|intend\w*|intention|plan(?:s|ned|ning)?|verge|brink|wait\w*)(?: \w+)? (?:to|of|for)"
-SIGHT = r"(?:(?:lines? of sight|gaze|eyes)\b[^.;]{0,50}?|(?:look(?:s|ed|ing)?|watch(?:es|ed|ing)?|star(?:es|ed|ing)|glanc\w+)(?: \w+){0,2}?) "
-BESIDE = r"(?:(?:to|on|at|in|from) (?:the|its|his|her|their|a) )?"
-PERPENDICULAR = (
-    r"perpendicular(?:ly)?(?: to (?:the |a )?(?:vehicle|car|it)(?:'s \w+)?)?(?:,? and)?(?: (?:slightly|leaning|facing|oriented|turned"
-    r"|directed|positioned))*(?: to| towards?)?(?: the| its)? "
-)
-IS = r"(?: (?:is|was|are|were|being|of|at|as|seems?|appears?|remain(?:s|ed)?|described|stated|reported|considered|classified|to|be|also|relatively|quite|very))"
-
-# {aspect: {slot or kind: {value: pattern}}}. Every match is one fact of the aspect. Patterns begin at the start of a word.
-# A value "" has no meaning of its own; named groups are slots whose values are the words of the group. Repetitions are
-# bounded and alternatives exclude each other; otherwise the time of a search would be quadratic in a caption's length.
+# {aspect: {slot or kind: {value: pattern}}}. Every match is one fact of the aspect. A value "" has no meaning of its own, a
+# named group is a slot whose value is the words of the group. Patterns are whole words; "~" stands for the endings of a verb
+# and "<3>" for up to three words. Repetitions are bounded and alternatives exclude each other; otherwise the time of a search
+# would be quadratic or exponential in a caption's length.
 TABLE: dict[str, dict[str, dict[str, str]]] = {
     "pedestrian_description": {
-        "gender": {
-            "female": r"female\b|wom[ae]n\b|(?:girl|lady|ladies)s?\b",
-            "male": r"male\b|m[ae]n\b|(?:boy|gentleman)s?\b",
-        },
+        "gender": {"female": r"female|wom[ae]n|girls?|lady|ladies", "male": r"male|m[ae]n|boys?|gentlem[ae]n"},
         "age": {
-            "child": r"child(?:ren)?\b|aged? \d\b|\d[- ]years?[- ]old\b",
+            "child": r"child(?:ren)?|aged? \d|\d[- ]years?[- ]old",
             **{
-                f"{decade}0s": rf"(?:in (?:his|her|their) )?(?:(?:early|mid|late)[- ]?)?(?:{decade}0'?s|{word})\b"
-                rf"|{decade}\d[- ]years?[- ]old\b|aged? {decade}\d\b"
-                for decade, word in enumerate(
-                    ("teen(?:s|ager|agers)", "twenties", "thirties", "forties", "fifties", "sixties", "seventies", "eighties"), 1
-                )
+                f"{n}0s": rf"(?:in (?:his|her|their) )?(?:(?:early|mid|late)[- ]?)?(?:{n}0'?s|{word})|{n}\d[- ]years?[- ]old|aged? {n}\d"
+                for n, word in enumerate(DECADES, 1)
             },
-            "elderly": r"elderly\b",
-            "": r"middle-aged\b|(?:young|old)(?:er)? (?:adult|person|people)",
+            "elderly": "elderly",
+            "": r"middle-aged|(?:young|old)(?:er)? (?:adult|person|people)",
         },
-        "height_cm": {"": r"(?P<height_cm>1\d\d)(?:\.\d)?[- ]?(?:cm|centimet)\w*|1\.\d+ ?m(?:eters?)?\b(?= tall)"},
-        "stature": {"": r"(?:tall|short|average)(?:er)? (?:in )?(?:stature|build|height)|(?:slim|stout|slender|heavy-set) build\b"},
-        "upper": {"": clothes("upper", UPPER)},
-        "lower": {"": clothes("lower", LOWER)},
-        "hat": {"yes": rf"(?:(?P<hat_color>{COLORS})[- ,]{{1,2}}{STYLE}{{0,5}})?(?:hats?|caps?|helmets?|beanies?)\b"},
-        "glasses": {"yes": r"(?:sun)?glasses\b"},
-        "clothing": {"": rf"(?:{COLORS}[- ,]{{1,2}}{STYLE}{{0,5}})?(?:{OTHER_CLOTHES})\b"},
-        "cane": {"yes": r"(?:walking )?(?:canes?|sticks?)\b"},
-        "aid": {"": r"crutch(?:es)?\b|wheelchairs?\b|umbrellas?\b"},
+        "height_cm": {"": r"(?P<height_cm>1\d\d)(?:\.\d)?[- ]?(?:cm|centimet\w+)|1\.\d+ ?m(?:eters?)?(?= tall)"},
+        "stature": {
+            "": r"(?:tall|short|average)(?:er)? (?:in )?(?:stature|build|height)|(?:slim|stout|slender|heavy-set) build"
+        },
+        **{
+            slot: {"": rf"(?:(?P<{slot}_color>{COLOR}){STYLE}|(?:{CUT}[- ]){{0,3}})(?P<{slot}_garment>{garments})"}
+            for slot, garments in (("upper", UPPER), ("lower", LOWER))
+        },
+        "hat": {"yes": rf"(?:(?P<hat_color>{COLOR}){STYLE})?(?:hats?|caps?|helmets?|beanies?)"},
+        "glasses": {"yes": r"(?:sun)?glasses"},
+        "clothing": {"": rf"(?:{COLOR}{STYLE})?(?:{OTHER_CLOTHES})"},
+        "cane": {"yes": r"(?:walking )?(?:canes?|sticks?)"},
+        "aid": {"": r"crutch(?:es)?|wheelchairs?|umbrellas?"},
     },
     "moving": {
         "speed_kmh": {
-            "0": r"speed (?:is|was|of|being|at) (?:zero|0)\b",
-            "": r"(?P<speed_kmh>\d+)(?:\.\d+)? ?(?:km ?/ ?h|kmh|kph|kilomet\w+ (?:per|an) hour)|(?:constant|steady) speed\b|speed(?:s|ing)? up\b"
-            r"|react(?:s|ed|ing)?\b",
+            "0": r"speed (?:is|was|of|being|at) (?:zero|0)",
+            "": r"(?P<speed_kmh>\d+)(?:\.\d+)? ?(?:km ?/ ?h\w*|kmh|kph|kilomet\w+ (?:per|an) hour)|(?:constant|steady) speed|speed~ up|react~",
         },
         "speed": {
-            "slow": r"(?:slow|low) (?:speed|pace)\b|slow(?:ly)?\b(?<!around slowly)(?! (?:look|glanc|observ|scan|survey|watch))",
-            "fast": r"(?:slightly )?high(?:er)?(?: than \w+)? speed\b|speed (?:is|was)(?: \w+)? (?:high|fast)(?:er)?\b|slightly (?:high|fast)(?:er)?\b"
-            r"|fast\b|quick(?:ly)?\b(?! deci)|rapidly\b|briskly\b|hurried\w*",
-            "normal": r"(?:normal|moderate|regular|average|usual)(?: walking)? (?:speed|pace)\b|(?:speed|pace) (?:is|was|of|being) (?:\w+ )?normal\b",
+            "slow": r"(?:slow|low) (?:speed|pace)|slow(?:ly)?(?<!around slowly)(?! (?:look|glanc|observ|scan|survey|watch))",
+            "fast": r"(?:slightly )?(?:high|fast)(?:er)?(?: than \w+)? (?:speed|pace)|speed (?:is|was)<1> (?:high|fast)(?:er)?|fast|quick(?:ly)?(?! deci)|rapidly|briskly|hurried\w*",
+            "normal": r"(?:normal|moderate|regular|average|usual)(?: walking)? (?:speed|pace)|(?:speed|pace) (?:is|was|of|being)<1> normal",
         },
         "avoid": {
-            "": r"(?:not|\w+n't|never|without) (?:yet |\w+ly )?(?:collid|hit|cross|stop|turn|brak|start|revers|pass|walk|run)\w*|(?:avoid|avert|prevent)\w*(?: \w+){0,4}? (?:collisions?|contact|accidents?)\b|(?:potential|possible|imminent) collisions?\b"
-            r"|avoid\w*|evad\w*|evasive\b|swerv\w*|dodg\w*|near[- ]miss\b|impact\b"
+            "": r"(?:not|\w+n't|never|without) (?:yet |\w+ly )?(?:collid~|hit|cross~|stopp?~|turn~|brak~|start~|revers~|pass~|walk~|runn?~)"
+            r"|(?:avoid|avert|prevent)\w*<4> (?:collisions?|contact|accidents?)|(?:potential|possible|imminent) collisions?|avoid\w*|evad~|evasive|swerv~|dodg~|near[- ]miss|impact"
         },
-        "wait": {"": r"wait(?:s|ed|ing)?\b(?: for(?: \w+){1,4} to \w+ \w+)?"},
+        "wait": {"": r"wait~(?: for(?: \w+){1,4} to \w+ \w+)?"},
         "motion": {
-            "about to cross": rf"{SOON} (?:\w+ )?cross(?:ing)?\b",
-            "stopping": rf"(?:{SOON} )(?:come to a )?(?:stop|halt)\b|(?:slowing|coming) (?:down )?to a (?:stop|halt)\b|stopping\b",
-            "rushing out": rf"(?:{SOON} )?(?:rush(?:es|ed|ing)?|dash(?:es|ed|ing)?|dart(?:s|ed|ing)?)\b(?: out)?",
-            "reversing": rf"(?:{SOON} )?(?:revers(?:e|es|ed|ing)\b|back(?:s|ed|ing)? up\b|mov(?:e|es|ed|ing) backwards?\b)",
-            **{
-                f"turning {side}": rf"(?:(?:{SOON}|start(?:s|ed|ing)?(?: to)?|began to) )?(?:turn(?:s|ed|ing)?(?: to the)? {side}\b|{side}[- ]turn\b)"
-                for side in ("left", "right")
-            },
-            "starting": rf"{SOON} (?:start|move|go|depart|proceed|initiat\w*|commenc\w*)\w*(?: (?:moving|walking|movement|forward|straight))?"
-            r"|(?:start(?:s|ed|ing)?|began|begins?|begun|beginning|initiat\w+|commenc\w+)(?: to| its)? (?:mov|go|accelerat|driv|proceed)\w*",
-            "crossing": r"cross(?:es|ed|ing)?\b(?! the line| point| signal| destination)",
-            "straight": rf"{VERBS}(?: \w+){{0,3}}? (?:straight|ahead|forwards?|along)\b(?: ahead| forward)?",
-            "braking": r"(?:emergency |sudden |hard )?(?:brak(?:e|es|ed|ing)|brakes)\b",
-            "colliding": r"collid\w+|collisions?\b|crash\w*|(?:hit|hits|hitting|struck|strikes?|bump\w*)\b|(?:made|makes?|making|came into|in) contact\b",
-            "passing": rf"(?:{SOON} pass|pass(?:es|ed|ing))\b(?! (?:vehicle|car))|overtak\w+",
-            "falling": r"fall(?:s|en|ing)?\b(?! under| into| within)|fell\b|thrown\b|stumbl\w+|tripp\w+",
-            "running": r"(?:running|runs|ran|jog\w*)\b",
-            "stopped": r"stop(?:s|ped)?\b(?! sign)|halt(?:s|ed)?\b|standstill\b|stationary\b|not moving\b|parked\b(?! (?:car|vehicle|truck))|idl(?:e|ing)\b",
-            "standing": r"(?:stand(?:s|ing)?|stood|remain(?:s|ed|ing)?|stay(?:s|ed|ing)?) (?:completely )?(?:still|motionless)\b|motionless\b"
-            r"|standing\b(?!\s+(?:at|tall|approx|around|about|in his|in her)\b|\s+\d|\s+(?:a|the) height|\s+in height)",
-            "walking": rf"(?:{SOON} |start(?:s|ed|ing)?(?: to)? |beg[ai]n(?:s|ning)?(?: to)? )?(?:walk(?:s|ed|ing)?\b(?! (?:cane|stick|aid))|stroll\w*|mov(?:es?|ed|ing)\b|travel(?:s|ing|ling|ed|led)\b|proceed\w*)",
-            "": r"turn(?:s|ed|ing)?\b(?! on\b| off\b| signal| lane| indicator)|u-turn\b|chang(?:e|es|ed|ing) lanes?\b|merg(?:e|es|ed|ing)\b"
-            r"|(?:de|ac)celerat\w+|slow(?:s|ed|ing)? down\b|yield\w*|approach\w*|enter(?:s|ed|ing)\b|step(?:ped|ping)\b|steps (?:out|in|into|off|onto|forwards?|back|aside|down)\b"
-            r"|(?:stands?|stood|remain(?:s|ed|ing)?|stay(?:s|ed|ing)?)\b(?!\s+(?:at|tall)\b|\s+\d|\s+(?:a|the) height|\s+in height)"
-            r"|still\b(?= ?[,.]|$| and| on| in| at)|sit(?:s|ting)?\b|squat\w*|crouch\w*|lying\b|(?:rid(?:es?|ing)|pushing|pulling|carrying|holding)\b"
-            r"|direction of travel\b|travel\b|movement\b|driv(?:es|ing)\b",
+            "about to cross": rf"{SOON} (?:\w+ )?cross(?:ing)?",
+            "stopping": rf"{SOON} (?:come to a )?(?:stop|halt)|(?:slowing|coming) to a (?:stop|halt)|stopping",
+            "rushing out": rf"(?:{SOON} )?(?:rush~|dash~|dart~)(?: out)?",
+            "reversing": rf"(?:{SOON} )?(?:revers~|back~ up|mov~ backwards?)",
+            **{f"turning {side}": rf"(?:(?:{SOON}|{BEGIN}) )?(?:turn~(?: to the)? {side}|{side}[- ]turn)" for side in SIDES},
+            "starting": rf"(?:{SOON} (?:start|move|go|depart|proceed|initiat\w*|commenc\w*)\w*|{BEGIN} (?:mov|go|accelerat|driv|proceed)\w*)(?: (?:moving|walking|movement|forward|straight))?",
+            "crossing": r"cross~(?! the line| point| signal| destination)",
+            "straight": rf"{GO}<3> (?:straight|ahead|forwards?|along)(?: ahead| forward)?",
+            "braking": r"(?:emergency |sudden |hard )?brak~",
+            "colliding": r"collid~|collisions?|crash~|hits?|hitting|struck|strikes?|bump~|(?:ma[dk]~|came into|in) contact",
+            "passing": rf"(?:{SOON} pass|pass(?:es|ed|ing))(?! (?:vehicle|car))|overtak~",
+            "falling": r"fall(?:s|en|ing)?(?! under| into| within)|fell|thrown|stumbl~|tripp?~",
+            "running": r"running|runs|ran|jogg?~",
+            "stopped": r"stop(?:s|ped)?(?! sign)|halt(?:s|ed)?|standstill|stationary|not moving|parked(?! (?:car|vehicle|truck))|idl~",
+            "standing": r"(?:stand~|stood|remain~|stay~) (?:completely )?(?:still|motionless)|motionless|standing(?! at| tall| approx| around| about| in h| \d| (?:a|the) height)",
+            "walking": rf"(?:(?:{SOON}|{BEGIN}) )?(?:walk~(?! (?:cane|stick|aid))|stroll~|mov~|travel(?:s|l?ing|l?ed)|proceed~)",
+            # "stood" before a position is filler
+            "": r"turn~(?! on| off| signal| lane| indicator)|u-turn|chang~ lanes?|merg~|(?:de|ac)celerat\w+|slow~ down|yield~|approach\w*|enter(?:s|ed|ing)|step(?:ped|ping)"
+            r"|steps (?:out|in|into|off|onto|forwards?|back|aside|down)|(?:stands?|stood|remain~|stay~)(?! at| tall| \d| (?:a|the) height| in height)|still(?= ?[,.]|$| and| on| in| at)"
+            r"|sit~|sitting|squat\w*|crouch~|lying|rid(?:es?|ing)|pushing|pulling|carrying|holding|direction of travel|travel|movement|driv(?:es|ing)",
         },
         "travel_direction": {
-            "front": r"direction of travel(?: (?:is|was|being))?(?: \w+){0,2}? in front\b|(?:travel|mov)(?:s|e|es|ed|ing|ling)?(?: slowly)? in front\b",
+            "front": r"direction of travel(?: is| was)?<2> in front|(?:travel|mov)l?~(?: slowly)? in front",
             **{
-                way: rf"(?:{VERBS}|direction of travel)(?: \w+){{0,4}}? {way}(?: direction\b| to\b| as\b)"
+                way: rf"(?:{GO}|direction of travel)<4> {way} (?:direction|to|as)"
                 for way in ("same", "opposite", "perpendicular")
             },
-            "away": rf"(?:{VERBS}|direction of travel)(?: \w+){{0,2}}? away from\b",
-            "towards": rf"(?:{VERBS}|direction of travel)(?: \w+){{0,2}}? towards? (?:the |an? )?(?:approaching |oncoming )?(?:vehicle|car|it)\b",
+            "away": rf"(?:{GO}|direction of travel)<2> away from",
+            "towards": rf"(?:{GO}|direction of travel)<2> towards? (?:the |an? )?(?:approaching |oncoming )?(?:vehicle|car|it)",
         },
         "line_of_sight": {
-            "": rf"{SIGHT}(?P<line_of_sight>parked vehicle|parked car|passing vehicle|vehicle|towards it|it|direction of travel|in front|ahead|forward"
-            r"|destination|road surface|ground|surroundings)\b"
+            "": r"(?:(?:lines? of sight|gaze|eyes)\b[^.;]{0,50}?|(?:look~|watch~|star~|glanc~)<2>) (?P<line_of_sight>parked vehicle|parked car|passing vehicle|vehicle|it"
+            r"|direction of travel|in front|ahead|forward|destination|road surface|ground|surroundings)"
         },
         "visual_status": {
-            "closely watching": r"(?:closely|carefully|intently|attentively) (?:watch|observ|look|monitor|focus)\w*|(?:watch|observ)\w*(?: \w+){0,3}? (?:closely|carefully|intently)\b",
-            "glancing": r"glanc\w+",
-            "looking around slowly": r"(?:slowly|carefully) (?:look(?:s|ed|ing)? around|observ\w+|survey\w+|scann?\w+)|look(?:s|ed|ing)? around (?:slowly|carefully)",
-            "looking around constantly": r"(?:constantly|continuously|continually|repeatedly) look(?:s|ed|ing)? around|look(?:s|ed|ing)? around (?:constantly|continuously|intently)",
+            "closely watching": r"(?:closely|carefully|intently|attentively) (?:watch|observ|look|monitor|focus)\w*|(?:watch|observ)~<3> (?:closely|carefully|intently)",
+            "glancing": r"glanc~",
+            "looking around slowly": r"slowly (?:look~ around|observ~|survey~|scann?~)|look~ around slowly",
+            "looking around constantly": r"(?:constantly|continu\w+ly|repeatedly) look~ around|look~ around (?:constantly|continu\w+ly|intently)",
         },
         "aware": {
-            "almost": r"almost (?:\w+ ){0,2}?(?:notic\w+|aware\w*)",
-            "no": r"unaware(?:ness)?\b|unnotic\w+|oblivious\b|(?:not|no|\w+n't|without|never|yet|fail\w*|lack)(?: \w+){0,3}? (?:aware(?:ness)?|notic(?:e|es|ed|ing)|recogniz\w+)\b(?! of the (?:usual|traffic|surr))",
-            "yes": r"(?:aware(?:ness)?(?: of)?|notic(?:e|es|ed|ing)|recogniz\w+|knowledge of)(?: \w+){0,2}? (?:vehicle|car|driver|pedestrian|presence|it|them|him|her)\b",
+            "almost": r"almost<2> (?:notic\w+|aware\w*)",
+            "no": r"unaware(?:ness)?|unnotic\w+|oblivious|(?:not|no|\w+n't|without|never|yet|fail\w*|lack)<3> (?:aware(?:ness)?|notic~|recogniz~)(?! of the (?:usual|traffic|surr))",
+            "yes": r"(?:aware(?:ness)?(?: of)?|notic~|recogniz~|knowledge of)<2> (?:vehicle|car|driver|pedestrian|presence|it|them|him|her)",
         },
         "notice": {
-            "": r"lines? of sight\b|aware(?:ness)?\b|notic(?:e|es|ed|ing)\b|watch(?:es|ed|ing)\b|look(?:s|ed|ing)?\b|gaz\w+|star(?:es|ed|ing)\b"
-            r"|attention\b|focus(?:es|ed|ing)?\b|observ(?:es|ing)\b|distracted\b|realiz\w+|conscious\b"
+            "": r"lines? of sight|aware(?:ness)?|notic~|watch~|look~|gaz~|star(?:es|ed|ing)|attention|focus~|observ(?:es|ing)|distracted|realiz~|conscious"
         },
     },
     "position": {
         "orientation": {
-            **{f"perpendicular {side}": rf"{PERPENDICULAR}{side}\b(?: side)?(?: of (?:it|the vehicle))?" for side in ("left", "right")},
-            "perpendicular": r"perpendicular(?:ly)?\b",
             **{
-                f"diagonal {side} {way}": rf"diagonal(?:ly)?(?: to| towards?)?(?: the)? {side}(?: side)?,?(?: and| but)?(?: facing| oriented)?(?: in)?(?: the)? {way} direction\b"
-                for side in ("left", "right")
+                f"perpendicular {side}": rf"perpendicular(?:ly)?(?: to {OTHER}(?:'s \w+)?)?,?(?: and)?(?: (?:slightly|leaning|facing|oriented|turned|directed|positioned))*(?: to| towards?)?(?: the| its)? {side}(?: side)?(?: of {OTHER})?"
+                for side in SIDES
+            },
+            "perpendicular": r"perpendicular(?:ly)?",
+            **{
+                f"diagonal {side} {way}": rf"diagonal(?:ly)?(?: to| towards?)?(?: the)? {side}(?: side)?,?(?: and| but)?(?: facing| oriented)?(?: in)?(?: the)? {way} direction"
+                for side in SIDES
                 for way in ("same", "opposite")
             },
-            "same": r"(?:facing |faced |in )?(?:the )?same direction\b",
-            "opposite": r"(?:facing |faced |in )?(?:the )?opposite direction\b",
-            "": r"parallel\b|(?:facing|faces?|faced|orient\w*)(?! (?:information|details))\b(?: (?:towards?|away|the|in))*(?! the road)",
+            **{way: rf"(?:fac~ |in )?(?:the )?{way} direction" for way in ("same", "opposite")},
+            "": r"parallel|(?:fac~|orient\w*)(?! (?:information|details))(?: (?:towards?|away|the|in))*(?! the road)",
         },
         "position": {
             **{
-                f"behind {side}": rf"behind(?: (?:the |a )?(?:vehicle|pedestrian|it|them|car))?(?:,? and)?(?: slightly| diagonally)*(?: (?:to|on) (?:the|its))? {side}\b(?: side)?"
-                rf"|(?:diagonally )?{BESIDE}{side}(?:[- ]hand)?(?: side)?,?(?: and| but)?(?: slightly| positioned)* (?:behind|rear)\b|rear {side}\b"
-                for side in ("left", "right")
+                f"behind {side}": rf"behind(?: {OTHER})?,?(?: and)?(?: slightly| diagonally)*(?: (?:to|on) (?:the|its))? {side}(?: side)?"
+                rf"|(?:diagonally )?{SIDE}{side}(?:[- ]hand)?(?: side)?,?(?: and| but)?(?: slightly| positioned)* (?:behind|rear)|rear {side}"
+                for side in SIDES
             },
             **{
-                f"front {side}": rf"in front(?: of (?:the |a )?(?:vehicle|pedestrian|it|them|car))?,?(?: and)?(?: slightly| diagonally)* (?:to|on) the {side}\b(?: side)?(?! of the (?:road|street))"
-                rf"|(?:diagonally )?(?:positioned )?{BESIDE}{side}(?:[- ]hand)?(?: side)?,?(?: and| but)?(?: slightly| positioned)* (?:in front|ahead|front)\b|front[- ]{side}\b"
-                for side in ("left", "right")
+                f"front {side}": rf"in front(?: of {OTHER})?,?(?: and)?(?: slightly| diagonally)* (?:to|on) the {side}(?: side)?(?! of the (?:road|street))"
+                rf"|(?:diagonally )?(?:positioned )?{SIDE}{side}(?:[- ]hand)?(?: side)?,?(?: and| but)?(?: slightly| positioned)* (?:in front|ahead|front)|front[- ]{side}"
+                for side in SIDES
             },
             **{
-                side: rf"(?:diagonally )?(?:on|to|at|from) (?:the|its|his|her|their) {side}(?:[- ]hand)?\b(?! lane| turn| edge|(?: side)? of (?:the )?(?:road|street))(?: side)?"
-                for side in ("left", "right")
+                side: rf"(?:diagonally )?(?:on|to|at|from) (?:the|its|his|her|their) {side}(?:[- ]hand)?(?! lane| turn| edge|(?: side)? of (?:the )?(?:road|street))(?: side)?"
+                for side in SIDES
             },
-            "front": r"(?:directly |diagonally |right |just |slightly )?(?:in front|ahead of)\b|directly ahead\b",
-            "behind": r"(?:directly |diagonally |right |just |slightly )?behind\b",
-            "": r"beside\b|next to\b|alongside\b|adjacent\b|diagonally\b",
+            "front": r"(?:directly |diagonally |right |just |slightly )?(?:in front|ahead of)|directly ahead",
+            "behind": r"(?:directly |diagonally |right |just |slightly )?behind",
+            "": r"beside|next to|alongside|adjacent|diagonally",
         },
         "distance": {
-            "touching": r"touch(?:es|ed|ing)\b|in contact with\b",
-            "near": r"(?:relative )?distances?\b(?:(?! and|,|\.).){0,40}?\b(?:near|close|short)\b|(?:near|close|short)(?: relative)? distance\b|close proximity\b|(?:in )?proximity\b"
-            r"|(?:fairly |relatively |quite |very |too )?(?:closely (?:to|positioned)|positioned closely|close|near(?:by)?)\b(?! (?:attention|eye|miss|watch|observ))",
-            "far": r"(?:relative )?distances?\b(?:(?! and|,|\.).){0,40}?\bfar\b|(?:far|considerable|fair|great|long)(?: relative)? distance\b|(?:fairly |relatively |quite |very |too )?far\b(?: away)?",
-            "": r"(?:certain|moderate) distance\b|\d+(?:\.\d+)? ?m(?:eters?)? (?:away|from|ahead)",
+            "touching": r"touch~|in contact with",
+            "near": r"distances?(?:(?! and|,|\.).){0,40}? (?:near|close|short)|(?:near|close|short)(?: relative)? distance|(?:close )?proximity|closely positioned|positioned closely"
+            r"|(?:fairly |relatively |quite |very |too )?(?:close|near(?:by)?)(?! (?:attention|eye|miss))",
+            "far": r"distances?(?:(?! and|,|\.).){0,40}? far|(?:far|considerable|fair|great|long)(?: relative)? distance|(?:fairly |relatively |quite |very |too )?far(?: away)?",
+            "": r"(?:certain|moderate) distance|\d+(?:\.\d+)? ?m(?:eters?)? (?:away|from|ahead)",
         },
         "visible": {
-            "partly": r"(?:partial(?:ly)?|partly|barely)(?: \w+)? (?:visible|obstructed|hidden|obscured|seen|visibility)\b",
-            "no": r"(?:not|\w+n't|never|cannot|can't|unable)(?: \w+){0,5}? (?:visible|seen?|visibility)\b|invisible\b|out(?:side)?(?: of)?(?: [\w']+){0,3}? (?:view|sight|vision)\b|blind spot\b|hidden\b"
-            r"|obstructed view\b|(?:not|\w+n't)(?: \w+){0,3}? (?:in|within)(?: [\w']+){0,4}? (?:view|vision|sight)\b",
-            "yes": r"visible\b|(?:clear|direct|good|full|unobstructed) (?:(?:field of )?view|sight|visibility|line of sight)(?: of| to)\b(?! the (?:vehicle|car|road|street))|clear view\b(?! of the (?:vehicle|car|road|street))|view (?:includ|captur)\w+|(?<!obstructed )view of (?:the pedestrian|them|him|her)\b|(?:view|visibility|sight)(?: of(?: \w+){1,2})? (?:is|was) clear\b"
-            r"|(?:can|could|able to|to|allow\w*(?: \w+){0,3})(?: clearly| easily)? see\b|be seen\b|(?:in|within|inside)(?: [\w']+){0,4}? (?:view|vision)\b|visibility (?:of|to) (?:the pedestrian|them|him|her)\b",
-            "": r"field of (?:view|vision)\b|(?<!bright )visibility\b|in (?:\w+ ){0,2}sight\b|view of\b|unable to\b",
+            "partly": r"(?:partial(?:ly)?|partly|barely)<1> (?:visible|obstructed|hidden|obscured|seen|visibility)",
+            "no": r"(?:not|\w+n't|never|cannot|unable)<5> (?:visible|seen?|visibility)|(?:not|\w+n't)<3> (?:in|within)<4> (?:view|vision|sight)|invisible|out(?:side)?<4> (?:view|sight|vision)"
+            r"|blind spot|hidden|obstructed view",
+            "yes": r"visible|(?:clear|direct|good|full|unobstructed) (?:(?:field of )?view|sight|visibility|line of sight)(?: of| to|$|,|\.)(?! the (?:vehicle|car|road|street))|be seen"
+            r"|(?:can|could|able to|to|allow\w*<3>)(?: clearly| easily)? see|(?:in|within|inside)<4> (?:view|vision)|visibility (?:of|to) (?:the pedestrian|them|him|her)"
+            r"|view (?:of|includ\w+|captur\w+) (?:the pedestrian|them|him|her)(?<!obstructed )|(?:view|visibility|sight)(?: of(?: \w+){1,2})? (?:is|was) clear",
+            "": r"field of (?:view|vision)|visibility(?<!bright visibility)|in<2> sight|view of|unable to",
         },
     },
     "road": {
-        "surface_condition": {"dry": r"dry\b", "wet": r"wet\b|damp\b", "icy": r"icy\b|frozen\b", "": r"(?:slippery|snow-covered|muddy)\b"},
+        "surface_condition": {"dry": "dry", "wet": "wet|damp", "icy": "icy|frozen", "": "slippery|snow-covered|muddy"},
         "incline": {
             **{
-                f"{much} {way}": rf"(?:{words})(?: \w+){{0,2}}? {way}\b"
-                for much, words in {"gentle": "gent\\w+|slight(?:ly)?", "steep": r"steep(?:ly)?"}.items()
+                f"{much} {way}": rf"(?:{words})<2> {way}"
+                for much, words in (("gentle", r"gent\w+|slight(?:ly)?"), ("steep", "steep(?:ly)?"))
                 for way in ("uphill", "downhill")
             },
-            "uphill": r"uphill\b",
-            "downhill": r"downhill\b",
-            "level": r"(?:level(?:ed|led)?|flat)\b(?! of)(?<!brightness level)(?<!division is flat)|no (?:incl\w+|slopes?)\b",
-            "": r"(?:inclin(?:ed?|es)|inclination|slop(?:e|es|ed|ing)|steep|gradient|flat)\b",
+            "uphill": "uphill",
+            "downhill": "downhill",
+            "level": r"(?:level(?:l?ed)?|flat)(?! of)(?<!brightness level)(?<!division is flat)|no (?:incl\w+|slopes?)",
+            "": r"inclin(?:ed?|es)|inclination|slop~|steep|gradient|flat",
         },
         "surface": {
-            "asphalt": r"asphalt(?:ed)?\b",
-            "concrete": r"concrete\b",
-            "gravel": r"gravel\b",
-            "dirt": r"dirt\b",
-            "": r"(?:pav(?:ed|ement)|unpaved|cobblestones?|brick)\b",
+            **{name: name for name in ("concrete", "gravel", "dirt")},
+            "asphalt": "asphalt(?:ed)?",
+            "": "pav(?:ed|ement)|unpaved|cobblestones?|brick",
         },
         "setting": {
-            **{name: rf"{name}(?: (?:area|road|street|setting|environment|location))?\b" for name in ("urban", "suburban", "rural")},
+            name: rf"{name}(?: (?:area|road|street|setting|environment|location))?" for name in ("urban", "suburban", "rural")
         },
         "road_type": {
-            "main": r"main\b(?= (?:[\w-]+,? ){0,3}?(?:road|street)|[.,])(?: (?:road|street))?|arterial\b",
-            "residential": r"residential\b(?: (?:area|road|street))?",
-            "parking lot": r"parking (?:lot|area)\b",
-            "highway": r"(?:highway|expressway|freeway)\b",
-            "alley": r"alley\b",
-            "": r"(?:local|narrow|wide|national|mountain|private|commercial)\b(?: (?:area|road|street))?|(?:driveway|boulevard|avenue|t-junction|roundabout|tunnel|bridge)\b"
-            r"|straight road\b|curv(?:e|es|ed)\b",
+            "main": r"main(?= (?:[\w-]+,? ){0,3}?(?:road|street)|[.,])(?: (?:road|street))?|arterial",
+            "residential": r"residential(?: (?:area|road|street))?",
+            "parking lot": "parking (?:lot|area)",
+            "highway": "highway|expressway|freeway",
+            "alley": "alley",
+            "": r"(?:local|narrow|wide|national|mountain|private|commercial)(?: (?:area|road|street))?|driveway|boulevard|avenue|t-junction|roundabout|tunnel|bridge|straight road|curv~",
         },
-        "ways": {"two": r"(?:two|2|dual|bi)[- ]?(?:way|directional)\b", "one": r"(?:one|single|1)[- ]?(?:way|directional)\b"},
+        "ways": {"two": r"(?:two|2|dual|bi)[- ]?(?:way|directional)", "one": r"(?:one|single|1)[- ]?(?:way|directional)"},
         "lanes": {
-            "": r"(?P<lanes>one|two|three|four|five|six|\d|single)[- ](?:traffic )?lanes?\b|(?:multiple|several)[- ](?:traffic )?lanes?\b|lane (?:road|markings?)\b|cent(?:er|re) ?line\b"
+            "": r"(?P<lanes>one|two|three|four|five|six|\d|single)[- ](?:traffic )?lanes?|(?:multiple|several) lanes?|lane (?:road|markings?)|cent(?:er|re) ?line"
         },
         "traffic": {
-            value: rf"(?:{words})(?: \w+)? traffic\b|traffic(?: volume| flow| conditions?| situation)?(?: on(?: [\w-]+){{1,5}}?)?{IS}{{1,4}} (?:{words})\b"
-            rf"|(?:{words})(?: \w+)? (?:traffic )?volume\b|volume of traffic{IS}{{1,2}} (?:{words})\b" + rest
-            for value, words, rest in (
-                ("usual", "usual|normal|typical|regular|moderate|average", r"|traffic(?: [\w-]+){0,8}? remain as usual\b|usual day in terms of traffic\b"),
-                ("light", "light|low|minimal|sparse|little", ""),
-                ("heavy", "heavy|high|busy", r"|congest\w+|traffic jam\b"),
-            )
-        }
-        | {"": rf"no traffic\b|traffic(?: volume| flow| conditions?){IS} \w+"},
-        "sidewalk": {"yes": r"(?:side ?walks?|footpaths?|pedestrian paths?)\b(?! availability)"},
-        "division": {"": r"(?:divided|division|separated|separation)\b[^,.]{0,20}\bpedestrians?\b[^,.]{0,10}\bvehicles?\b|favou?rable road surface\b"},
-        "roadside_strip": {"yes": r"(?:road ?side|side)[- ]strips?\b"},
-        "roadside": {"": r"shoulders?\b|roadside\b(?! strip)"},
-        "signal": {"yes": r"(?:with|without|no|a|any)(?: a| traffic)? signals?\b|traffic (?:lights?|signals?)\b|signal(?:iz|is)ed\b"},
-        "crossing": {"": r"intersections?\b|junctions?\b|cross-?walks?\b|pedestrian crossings?\b|stop signs?\b"},
-        "obstacle": {"yes": r"obstacles?\b|obstructions?\b"},
+            **{
+                value: rf"(?:{words})<1> traffic|traffic(?: volume| flow| conditions?| situation)?(?: on(?: [\w-]+){{1,5}}?)?{IS}{{1,4}} (?:{words})"
+                rf"|(?:{words})<1> (?:traffic )?volume|volume of traffic{IS}{{1,2}} (?:{words})|{more}"
+                for value, words, more in (
+                    ("usual", "usual|normal|typical|regular|moderate|average", "usual day in terms of traffic"),
+                    ("light", "light|low|minimal|sparse|little", "light volume of cars"),
+                    ("heavy", "heavy|high|busy", r"congest\w+|traffic jam"),
+                )
+            },
+            "": rf"no traffic|traffic(?: volume| flow| conditions?){IS} \w+",
+        },
+        "sidewalk": {"yes": r"(?:side ?walks?|footpaths?|pedestrian paths?)(?! availability)"},
+        "division": {
+            "": r"(?:divided|division|separated|separation)\b[^,.]{0,20}\bpedestrians?\b[^,.]{0,10}\bvehicles?|favou?rable road surface"
+        },
+        "roadside_strip": {"yes": r"(?:road ?side|side)[- ]strips?"},
+        "roadside": {"": "shoulders?|roadside(?! strip)"},
+        "signal": {"yes": r"(?:with|without|no|a|any)(?: a| traffic)? signals?|traffic (?:lights?|signals?)|signal(?:iz|is)ed"},
+        "crossing": {"": "intersections?|junctions?|cross-?walks?|pedestrian crossings?|stop signs?"},
+        "obstacle": {"yes": "obstacles?|obstructions?"},
         "object": {
-            "": r"guard ?rails?\b|parked (?:car|vehicle|truck)s?\b|(?:height|width|length) of \d+(?:\.\d+)? ?m\b|\d+(?:\.\d+)? ?m(?:eters?)? (?:high|wide|long|in (?:height|width|length))"
-            r"|(?:utility |electric |telephone )?poles?\b|hedges?\b|fences?\b"
+            "": r"guard ?rails?|parked (?:car|vehicle|truck)s?|(?:height|width|length) of \d+(?:\.\d+)? ?m|\d+(?:\.\d+)? ?m(?:eters?)? (?:high|wide|long|in (?:height|width|length))"
+            "|(?:utility |electric |telephone )?poles?|hedges?|fences?"
         },
     },
     "weather": {
         "weather": {
-            "clear": r"clear\b(?! field| view| picture| visib| sight| line| and (?:concise|easily|understandable|precise)|,? (?:concise|easily)| understanding| manner| of\b| image| path)"
-            r"|sunny\b|fine weather\b",
-            "cloudy": r"cloud(?:y|s)\b|overcast\b",
-            "rainy": r"(?:light )?rain(?:y|ing|s)?\b|drizzl\w+",
-            "snowy": r"snow(?:y|ing|s)?\b",
-            "foggy": r"fog(?:gy)?\b|mist(?:y)?\b|hazy\b",
-            "": r"weather conditions? (?:is|are|was|were) (?:favou?rable|good|fine|normal|bad|poor|optimal|adverse)\b|windy\b|storm(?:y)?\b",
+            "clear": r"clear(?! field| view| picture| visib| sight| line| and (?:concise|easily|understandable|precise)|,? (?:concise|easily)| understanding| manner| of\b| image| path)|sunny|fine weather",
+            "cloudy": "cloud(?:y|s)|overcast",
+            "rainy": r"(?:light )?rain(?:y|ing|s)?|drizzl\w+",
+            "snowy": "snow(?:y|ing|s)?",
+            "foggy": "fog(?:gy)?|misty?|hazy",
+            "": "weather conditions? (?:is|are|was|were) (?:favou?rable|good|fine|normal|bad|poor|optimal|adverse)|windy|stormy?",
         },
         "light": {
-            "dark": rf"(?:dark|poorly lit)\b{NO_COLOR_OF_CLOTHES}|brightness(?: level)?(?: of the \w+)?{IS}{{1,3}} low\b|low (?:brightness|light)\b",
-            "dim": r"dim(?:ly)?\b(?: lit)?",
-            "bright": rf"(?:bright(?:ly lit)?|well[- ]lit|sunlight)\b{NO_COLOR_OF_CLOTHES}|brightness(?: level)?(?: of the \w+)?{IS}{{1,3}} high\b",
-            "": r"(?:lit|lighting)\b",
+            "dark": rf"(?:dark|poorly lit){NOT_CLOTHES}|brightness(?: level)?(?: of the \w+)?{IS}{{1,3}} low|low (?:brightness|light)",
+            "dim": "dim(?:ly)?(?: lit)?",
+            "bright": rf"(?:bright(?:ly lit)?|well[- ]lit|sunlight){NOT_CLOTHES}|brightness(?: level)?(?: of the \w+)?{IS}{{1,3}} high",
+            "": "lit|lighting",
         },
-        "time": {"": r"(?:day ?time|night(?: ?time)?|morning|evening|afternoon|dusk|dawn|twilight|noon|sunset|sunrise)\b"},
-        "street_lights": {"yes": r"street ?(?:lights?|lamps?|lighting)\b"},
-        "day": {"": r"week ?(?:days?|ends?)\b|(?:mon|tues|wednes|thurs|fri|satur|sun)day\b"},
+        "time": {"": r"day ?time|night(?: ?time)?|morning|evening|afternoon|dusk|dawn|twilight|noon|sunset|sunrise"},
+        "street_lights": {"yes": r"street ?(?:lights?|lamps?|lighting)"},
+        "day": {"": r"week ?(?:days?|ends?)|(?:mon|tues|wednes|thurs|fri|satur|sun)day"},
     },
 }
 
-_DIRECTION = re.compile(r"\b(?:turn|lean|fac|orient|tilt|look|mov|walk|head|go|cross|travel|runn?)(?:e|s|es|ed|ing)?(?: \w+ly)? $")  # "turned to the left"
-# A fact of these slots is dropped if it overlaps a fact of the others: "walking in the same direction" is no orientation.
-_HIDDEN_BY = {
+SYNONYMS = {
+    **{"grey": "gray", "t shirt": "t-shirt", "tshirt": "t-shirt", "t-shirts": "t-shirt"},
+    **{word: str(number) for number, word in enumerate("one two three four five six".split(), 1)},
+    "single": "1",
+    **dict.fromkeys(("in front", "ahead", "forward"), "direction of travel"),
+    **{"it": "vehicle", "parked car": "parked vehicle", "ground": "road surface", "passing vehicle": ""},
+}
+NUMBERS = ("height_cm", "speed_kmh", "lanes")
+# A fact is dropped if it overlaps one of these slots: "walking in the same direction" is no orientation.
+HIDDEN_BY = {
     "position": ("orientation", "travel_direction", "line_of_sight"),
     "orientation": ("travel_direction",),
     "travel_direction": ("line_of_sight",),
     "motion": ("avoid", "wait"),
     "weather": ("visible",),
 }
-_SYNONYMS = {
-    **{"grey": "gray", "t shirt": "t-shirt", "tshirt": "t-shirt", "t-shirts": "t-shirt"},
-    **{"single": "1", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"},
-    **dict.fromkeys(("in front", "ahead", "forward"), "direction of travel"),
-    **{"it": "vehicle", "towards it": "vehicle", "parked car": "parked vehicle", "ground": "road surface", "passing vehicle": ""},
-}
-_PATTERNS = []  # (aspect, slot or kind, its values, names of groups, pattern)
+
+_PATTERNS = []  # (aspect, slot or kind, values, names of groups, pattern)
 for _aspect, _slots in TABLE.items():
     for _slot, _values in _slots.items():
-        _pattern = re.compile(rf"\b(?:{'|'.join(f'(?P<_{i}>{p})' for i, p in enumerate(_values.values()))})")
+        _pattern = "|".join(f"(?P<_{i}>{pattern})" for i, pattern in enumerate(_values.values()))
+        _pattern = re.sub(r"(?<!P)<(\d)>", r"(?: [\\w'-]+){0,\1}?", _pattern.replace("~", r"(?:e?s|e?d|e|ing)?\b"))
+        _pattern = re.compile(rf"\b(?:{_pattern})\b")
         _names = [name for name in _pattern.groupindex if name[0] != "_"]
         _PATTERNS.append((_aspect, _slot, list(_values), _names, _pattern))
 SLOT_ASPECT = {slot: aspect for aspect, kind, _, names, _ in _PATTERNS for slot in (kind, *names)}
@@ -311,16 +288,7 @@ _NO_FACT = re.compile(
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?:[\"'”’)]*)(?:\s+|(?=[A-Z]))")
 _NOT_AN_END = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|approx|e\.g|i\.e|etc|vs|cf)|\b[A-Z])\.\s*$")
-
-
-class Fact(NamedTuple):
-    """The place of a fact in a sentence, and what it states: the value of a slot, or "" for words without a value."""
-
-    start: int
-    end: int
-    aspect: str
-    slot: str
-    value: str
+_TURNED = re.compile(r"\b(?:turn|lean|fac|orient|tilt|look|mov|walk|head|go|cross|travel|runn?)(?:e|s|es|ed|ing)?(?: \w+ly)? $")
 
 
 def split_sentences(caption: str) -> list[str]:
@@ -336,6 +304,16 @@ def split_sentences(caption: str) -> list[str]:
     return [*sentences, rest] if rest else sentences
 
 
+class Fact(NamedTuple):
+    """The place of a fact in a sentence, and what it states: the value of a slot, or "" for words without a value."""
+
+    start: int
+    end: int
+    aspect: str
+    slot: str
+    value: str
+
+
 @lru_cache(maxsize=1 << 15)
 def find_facts(sentence: str) -> tuple[Fact, ...]:
     """Return the facts of a sentence in reading order."""
@@ -345,22 +323,21 @@ def find_facts(sentence: str) -> tuple[Fact, ...]:
     for aspect, slot, values, names, pattern in _PATTERNS:
         for match in pattern.finditer(text):
             value = values[int(match.lastgroup[1:])]
-            if value == "yes" and slot in _DENIABLE:
-                value = _denied(text, *match.span())
+            value = _yes_or_no(text, slot, *match.span()) if value == "yes" else value
             words = {name: match[name] for name in names if match[name]}
-            stated = {name: _SYNONYMS.get(word, word.replace("grey", "gray")) for name, word in words.items()}
+            stated = {name: SYNONYMS.get(word, word.replace("grey", "gray")) for name, word in words.items()}
             for name, word in (stated | ({slot: value} if value or not stated else {})).items():
                 found.setdefault(name, []).append(Fact(*match.span(), aspect, name, word))
-    found["position"] = [f for f in found.get("position", ()) if not _DIRECTION.search(text, max(0, f.start - 25), f.start)]
-    for slot, others in _HIDDEN_BY.items():
+    for slot, others in HIDDEN_BY.items():
         hiding = [fact for other in others for fact in found.get(other, ())]
-        found[slot] = [
-            fact for fact in found.get(slot, ()) if not any(fact.start < h.end and h.start < fact.end for h in hiding)
-        ]
-    if "obstacle" in found or "object" in found:  # "an obstacle on the right side": where the obstacle is, and its size
-        found |= {"position": [], "distance": []}
+        facts = found.get(slot, ())
+        found[slot] = [fact for fact in facts if not any(fact.start < h.end and h.start < fact.end for h in hiding)]
+    position = [fact for fact in found["position"] if not _TURNED.search(text, max(0, fact.start - 25), fact.start)]
     if "sidewalk" in found or "roadside_strip" in found:  # "a sidewalk only on the left side"
-        found["position"] = [f for f in found["position"] if f.value not in ("left", "right") or text.startswith(" of", f.end)]
+        position = [fact for fact in position if fact.value not in SIDES or text.startswith(" of", fact.end)]
+    found["position"] = position
+    if "obstacle" in found or "object" in found:  # "an obstacle on the right side": where the obstacle is
+        found |= {"position": [], "distance": []}
     if re.search(r"\bbod(?:y|ies)\b", text):  # "his body turned to the left"
         found["motion"] = [f for f in found["motion"] if not re.match(r"turn|stand", text[f.start : f.end])]
     if "visible" in found:  # "the driver can see and notice"
@@ -368,70 +345,85 @@ def find_facts(sentence: str) -> tuple[Fact, ...]:
     return tuple(sorted((fact for facts in found.values() for fact in facts), key=lambda fact: (fact.start, -fact.end)))
 
 
-_DENIABLE = ("hat", "glasses", "cane", "sidewalk", "roadside_strip", "signal", "obstacle", "street_lights")
-_CLAUSE = re.compile(r";|, (?:and|which|with)\b|\b(?:but|however|although|though|while|whereas|due to|because|there (?:is|are|was|were))\b")
-_NEGATION = re.compile(r"\b(?:no|not|\w+n't|without|neither|nor|lack(?:s|ed|ing)?|devoid|absence)\b")
+_CLAUSE = re.compile(
+    r";|, (?:and|which|with)\b|\b(?:but|however|although|though|while|due to|because|there (?:is|are|was|were))\b"
+)
+_NOT = re.compile(r"\b(?:no|not|\w+n't|without|neither|nor|lack(?:s|ed|ing)?|devoid|absence)\b")
 _ABSENT = re.compile(r"[^,;]{0,30}?\b(?:absent|missing|lacking|unavailable|not)\b")
-_PRESENT = re.compile(r"[^,;]{0,30}?\b(?:is|are|was|were)(?: \w+)? (?:present|available|on|installed|functioning|illuminat\w+|lit)\b|(?: \w+)? illuminat")
-_ONE_SIDE = re.compile(r"\b(?:one|left|right|single) side\b|\bonly (?:on )?(?:the |one |its )")
-_BOTH_SIDES = re.compile(r"\b(?:both|either|each) sides?\b")
+_PRESENT = re.compile(
+    r"[^,;]{0,30}?\b(?:is|are|was|were)(?: \w+)? (?:present|available|on|installed|functioning|illuminat\w+|lit)\b|(?: \w+)? illuminat"
+)
 
 
-def _denied(text: str, start: int, end: int) -> str:
+def _yes_or_no(text: str, slot: str, start: int, end: int) -> str:
     """Return "yes", "no", or on how many sides of the road something is: "no … on both sides" is no."""
-    begins = 0
-    for boundary in _CLAUSE.finditer(text, max(0, start - 120), start):
-        begins = boundary.end()
-    boundary = _CLAUSE.search(text, end, end + 60)
-    before, after = text[max(begins, start - 120) : start], text[end : boundary.start() if boundary else end + 60]
-    if before.endswith(("no ", "no visible ")) or _ABSENT.match(after) or (_NEGATION.search(before) and not (_PRESENT.match(after) and not re.search("neither|nor", before))):
-        return "no"
-    if "side" not in text[start:end]:
+    if slot in ("visible", "aware"):  # their patterns contain the negation
         return "yes"
-    return "one" if _ONE_SIDE.search(before + after) else "both" if _BOTH_SIDES.search(before + after) else "yes"
+    before, after = text[max(0, start - 120) : start], text[end : end + 60]
+    before, after = _CLAUSE.split(before)[-1], _CLAUSE.split(after)[0]
+    present = _PRESENT.match(after) and not re.search(r"\b(?:neither|nor)\b|\bno (?:visible )?$", before)
+    if _ABSENT.match(after) or (_NOT.search(before) and not present):
+        return "no"
+    if slot not in ("sidewalk", "roadside_strip"):
+        return "yes"
+    if re.search(r"\b(?:one|left|right|single) side\b|\bonly (?:on )?(?:the |one |its )", before + after):
+        return "one"
+    return "both" if re.search(r"\b(?:both|either|each) sides?\b", before + after) else "yes"
 
 
-# What a caption says about the other: its motion, and where the other is
-_OTHERS = {
-    "vehicle": r"(?:pedestrian|he|she|person|man|woman|victim|individual)",
-    "pedestrian": r"(?:vehicle|car|driver)",
-}
-_IS_SUBJECT = {
-    subject: re.compile(rf"(?<!of the )(?<!of a )(?<!to the )(?<!from the )(?<!behind the )(?<!near the )(?<!with the )\b{other}(?:,? (?:that|which|who|is|was|has|had|been|currently|also|then|now|about|to|\w+ly|\w+ing))*[ ,]*$")
-    for subject, other in _OTHERS.items()
-}
-_IS_OBJECT = {
-    subject: re.compile(rf"(?: side)?(?: of| to| from)? (?:the |a |an )?{_OTHERS[other]}\b")
-    for subject, other in (("vehicle", "pedestrian"), ("pedestrian", "vehicle"))
-}
-_PEDESTRIAN_MOTION = {"straight": "walking", "starting": "walking", "stopped": "standing", "stopping": "standing"}
-# in the order of how much they say
-_MOTIONS = {
+# The motions of each subject; those of the pedestrian in the order of how much they say.
+MOTIONS = {
     "pedestrian": ("standing", "walking", "about to cross", "crossing", "running", "rushing out", "falling", "colliding"),
-    "vehicle": ("stopped", "starting", "straight", "turning left", "turning right", "reversing", "stopping", "braking", "passing", "colliding"),
+    "vehicle": (
+        "stopped",
+        "starting",
+        "straight",
+        *(f"turning {side}" for side in SIDES),
+        "reversing",
+        "stopping",
+        "braking",
+        "passing",
+        "colliding",
+    ),
 }
-_OF_PEDESTRIAN = ("orientation", "travel_direction", "line_of_sight", "visual_status")
-NUMBERS = ("height_cm", "speed_kmh", "lanes")
+_OWN_WORDS = {  # of what a caption says in other words, or only, of its subject
+    "pedestrian": {
+        "straight": "walking",
+        "starting": "walking",
+        "stopped": "standing",
+        "stopping": "standing",
+        "speed_kmh": None,
+    },
+    "vehicle": {"standing": "stopped", **dict.fromkeys(("orientation", "travel_direction", "line_of_sight", "visual_status"))},
+}
+_NOUNS = {"vehicle": "(?:vehicle|car|driver)", "pedestrian": "(?:pedestrian|he|she|person|m[ae]n|wom[ae]n|victim|individual)"}
+_AFTER_NO_PREPOSITION = "".join(
+    rf"(?<!\b{word} the )(?<!\b{word} a )" for word in "of to from behind near with towards".split()
+)
+_AS_SUBJECT = {  # "the vehicle is currently …" before a motion
+    noun: re.compile(
+        rf"{_AFTER_NO_PREPOSITION}\b{words}(?:,? (?:that|which|who|is|was|has|had|been|also|then|now|about|to|\w+ly|\w+ing))*[ ,]*$"
+    )
+    for noun, words in _NOUNS.items()
+}
+_AS_OBJECT = {noun: re.compile(rf"(?: side)?(?: of| to| from)? (?:the |a )?{words}\b") for noun, words in _NOUNS.items()}
 
 
 def stated_values(caption: str, subject: str) -> dict[str, list]:
     """Return all values of each slot that the caption of a subject states, in reading order."""
+    other = "pedestrian" if subject == "vehicle" else "vehicle"
     stated: dict[str, list] = {}
     for sentence in split_sentences(caption):
-        low = sentence.lower()
+        text = sentence.lower()
         for start, end, _, slot, value in find_facts(sentence):
-            if not value:
+            value = _OWN_WORDS[subject].get(value, value) if slot == "motion" else value
+            if not value or _OWN_WORDS[subject].get(slot, slot) is None or (slot == "motion" and value not in MOTIONS[subject]):
                 continue
-            if slot in ("motion", "speed", "speed_kmh", "aware") and value != "colliding" and _IS_SUBJECT[subject].search(low, max(0, start - 60), start):
+            # what the other does, and where the other is
+            about_other = slot in ("motion", "speed", "speed_kmh", "aware") and value != "colliding"
+            if about_other and _AS_SUBJECT[other].search(text, max(0, start - 60), start):
                 continue
-            if slot == "position" and _IS_OBJECT[subject].match(low, end):
-                continue
-            if slot == "motion":
-                value = _PEDESTRIAN_MOTION.get(value, value) if subject == "pedestrian" else value
-                value = "stopped" if value == "standing" and subject == "vehicle" else value
-                if value not in _MOTIONS[subject]:
-                    continue
-            if slot == "speed_kmh" if subject == "pedestrian" else slot in _OF_PEDESTRIAN:
+            if slot == "position" and _AS_OBJECT[subject].match(text, end):
                 continue
             stated.setdefault(slot, []).append(int(value) if slot in NUMBERS else value)
     return stated
@@ -440,15 +432,90 @@ def stated_values(caption: str, subject: str) -> dict[str, list]:
 def read_facts(caption: str, subject: str) -> dict[str, str | int]:
     """Return the facts that the caption of a subject ("vehicle" or "pedestrian") states: {slot: value}.
 
-    The first value counts. Of a pedestrian's motions the most specific one counts, of a vehicle's the first action.
+    The first value counts. Of a pedestrian's motions the most specific one counts, of a vehicle's the first action: it can
+    have stopped at the same time.
     """
-    stated = stated_values(caption, subject)
-    facts = {slot: values[0] for slot, values in stated.items()}
-    if "motion" in facts:
-        if subject == "pedestrian":
-            facts["motion"] = max(stated["motion"], key=_MOTIONS[subject].index)
-        else:
-            facts["motion"] = next((value for value in stated["motion"] if value != "stopped"), "stopped")
-    if "age" in facts:
-        facts["age"] = next((value for value in stated["age"] if value != "elderly"), "elderly")
+    facts = {}
+    for slot, values in stated_values(caption, subject).items():
+        facts[slot] = values[0]
+        if slot == "motion" and subject == "pedestrian":
+            facts[slot] = max(values, key=MOTIONS[subject].index)
+        elif slot in ("motion", "age"):  # "elderly" beside "in his 80s"
+            facts[slot] = next((value for value in values if value not in ("stopped", "elderly")), values[0])
     return facts
+
+
+OUTCOMES = {"wrong": "wrong", "omitted": "incomplete", "added": "extended", "equal": "equal in fact"}  # the worst first
+_SAME_GARMENT = ({"t-shirt", "shirt"}, {"slacks", "pants", "trousers"}, {"short pants", "shorts"})
+
+
+def agree(slot: str, one: str | int, other: str | int) -> bool:
+    """Return whether two values of a slot can be true of the same scene."""
+    pair = {one, other}
+    if slot in ("sidewalk", "roadside_strip"):  # "yes" does not state on which sides it is
+        return one == other or ("yes" in pair and "no" not in pair)
+    if slot == "visible":  # a partly visible pedestrian is visible
+        return one == other or pair == {"yes", "partly"}
+    if slot == "age":  # the checklist has no age above 80s; from 60 a pedestrian may be called elderly
+        return one == other or ("elderly" in pair and bool(pair & {"60s", "70s", "80s"}))
+    if slot.endswith("_garment"):  # different names of the same thing
+        return one == other or any(pair <= names for names in _SAME_GARMENT)
+    if slot == "orientation":  # to which side it is perpendicular may be left out
+        return one == other or one.startswith(f"{other} ") or other.startswith(f"{one} ")
+    if slot.endswith("_color") or slot == "incline":  # "blue" includes "navy blue", "uphill" includes "steep uphill"
+        shorter, longer = sorted(pair, key=len) if len(pair) > 1 else (one, other)
+        return shorter == longer or f" {shorter} " in f" {longer} "
+    return one == other  # positions, motions and speeds are options that exclude each other, speeds in steps of 5 km/h
+
+
+def compare_facts(caption: str, reference: str | Mapping[str, str | int], subject: str) -> dict[str, str]:
+    """Return the outcome of each slot of a caption or its reference: "equal", "wrong", "omitted" or "added".
+
+    `reference` is a caption too, or facts.
+    """
+    facts = read_facts(caption, subject)
+    expected = read_facts(reference, subject) if isinstance(reference, str) else reference
+    outcomes = {slot: "equal" if agree(slot, facts[slot], expected[slot]) else "wrong" for slot in facts if slot in expected}
+    return (
+        outcomes
+        | {slot: "omitted" for slot in expected if slot not in facts}
+        | {slot: "added" for slot in facts if slot not in expected}
+    )
+
+
+def caption_kind(outcomes: Mapping[str, str]) -> str:
+    """Return what a caption is by its worst outcome: "wrong", "incomplete", "extended" or "equal in fact"."""
+    return next(kind for outcome, kind in OUTCOMES.items() if outcome in outcomes.values() or outcome == "equal")
+
+
+def fact_table(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Compare captions with their references: a row per caption and slot, with the index of the caption in `predictions`.
+
+    `predictions` has columns subject, caption and reference (a text, facts, or missing: then the caption has no rows), and
+    may have a column aspect; otherwise `aspect` is that of the slot.
+    """
+    aspects = predictions["aspect"] if "aspect" in predictions else [None] * len(predictions)
+    rows, index = [], []
+    columns = (predictions.index, predictions["subject"], aspects, predictions["caption"], predictions["reference"])
+    for number, subject, aspect, caption, reference in zip(*columns, strict=True):
+        if isinstance(reference, str | Mapping):
+            facts = read_facts(caption, subject)
+            expected = read_facts(reference, subject) if isinstance(reference, str) else reference
+            for slot, outcome in compare_facts(caption, reference, subject).items():
+                rows.append((subject, aspect or SLOT_ASPECT[slot], slot, facts.get(slot), expected.get(slot), outcome))
+                index.append(number)
+    return pd.DataFrame(rows, index, ["subject", "aspect", "slot", "predicted", "reference", "outcome"])
+
+
+def fact_scores(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Count the outcomes of captions per slot and of "all" slots, and compute their precision and recall.
+
+    Precision is the share of predicted facts that the reference states too, recall the share of its facts that are predicted.
+    """
+    table = fact_table(predictions)
+    counts = pd.crosstab(table["slot"], table["outcome"]).reindex(columns=list(OUTCOMES), fill_value=0)
+    counts.loc["all"] = counts.sum()
+    predicted = counts["equal"] + counts["wrong"]
+    return counts.assign(
+        precision=counts["equal"] / (predicted + counts["added"]), recall=counts["equal"] / (predicted + counts["omitted"])
+    )
