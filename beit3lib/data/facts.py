@@ -18,7 +18,7 @@ STYLE = rf"[- ,]{{1,2}}(?:(?:{COLOR}|colou?red|and|{CUT})[- ,]{{1,2}}){{0,5}}"  
 UPPER = r"jackets?|t[- ]?shirts?|shirts?|blouses?|sweaters?|sweatshirts?|hoodies?|cardigans?|vests?|coats?|parkas?|jumpers?|suits?|tops?|uniforms?|dress(?:es)?"
 LOWER = r"(?:short )?pants|slacks|trousers|jeans|shorts|skirts?|leggings|bottoms?"
 OTHER_CLOTHES = r"outfits?|clothing|clothes|masks?|scar(?:f|ves)|gloves|shoes|sneakers|boots|sandals|bags?|backpacks?|handbags?|rucksacks?|purses?|hair"
-NOT_CLOTHES = r"(?!,? ?(?:blue|green|red|gr[ae]y|brown|navy|colou?red|cloth\w+|jacket|t-?shirt|shirt|slacks|pants))"
+NOT_CLOTHES = rf"(?!,?[- ]?(?:{COLOR}|colou?red|cloth\w+|jacket|t-?shirt|shirt|slacks|pants))"
 GO = r"(?:go(?:es|ing)?|went|mov~|driv(?:en|~)|drove|travel\w*|proceed~|continu~|head~|walk~|runn?~|cross~)"
 SOON = r"(?:about|poised|prepar\w+|ready|going|start~|attempt~|try~|inten[dt]\w*|plann?~|verge|brink|wait~)<1> (?:to|of|for)"
 BEGIN = r"(?:start~|beg[aiu]n\w*|initiat~|commenc~)(?: to| its)?"
@@ -86,7 +86,7 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
             "passing": rf"(?:{SOON} pass|pass(?:es|ed|ing))(?! (?:vehicle|car))|overtak~",
             "falling": r"fall(?:s|en|ing)?(?! under| into| within)|fell|thrown|stumbl~|tripp?~",
             "running": r"running|runs|ran|jogg?~",
-            "stopped": r"stop(?:s|ped)?(?! sign)|halt(?:s|ed)?|standstill|stationary|not moving|parked(?! (?:car|vehicle|truck))|idl~",
+            "stopped": r"stop(?:s|ped)?(?! sign)|halt(?:s|ed)?|standstill|stationary|(?:state of|at) rest|not moving|parked(?! (?:car|vehicle|truck))|idl~",
             "standing": r"(?:stand~|stood|remain~|stay~) (?:completely )?(?:still|motionless)|motionless|standing(?! at| tall| approx| around| about| in h| \d| (?:a|the) height)",
             "walking": rf"(?:(?:{SOON}|{BEGIN}) )?(?:walk~(?! (?:cane|stick|aid))|stroll~|mov~|travel(?:s|l?ing|l?ed)|proceed~)",
             # "stood" before a position is filler
@@ -165,9 +165,9 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
         },
         "visible": {
             "partly": r"(?:partial(?:ly)?|partly|barely)<1> (?:visible|obstructed|hidden|obscured|seen|visibility)",
-            "no": r"(?:not|\w+n't|never|cannot|unable)<5> (?:visible|seen?|visibility)|(?:not|\w+n't)<3> (?:in|within)<4> (?:view|vision|sight)|invisible|out(?:side)?<4> (?:view|sight|vision)"
+            "no": r"(?:not|\w+n't|never|cannot|unable)<5> (?:visible|seen?|visibility)|(?:not|\w+n't)<3> (?:in|within)<4> (?:view|vision|sight)|view (?:does not|doesn't) (?:include|allow)|invisible|out(?:side)?<4> (?:view|sight|vision)"
             r"|blind spot|hidden|obstructed view",
-            "yes": r"visible|(?:clear|direct|good|full|unobstructed) (?:(?:field of )?view|sight|visibility|line of sight)(?: of| to|$|,|\.)(?! the (?:vehicle|car|road|street))|be seen"
+            "yes": r"visible|(?:clear|direct|good|full|unobstructed) (?:(?:(?:field of )?view|line of sight)(?= (?:of|to)\b|[.,]|$)|visibility(?= (?:of|to)\b))(?! \w+ the (?:vehicle|car|road|street))|be seen"
             r"|(?:can|could|able to|to|allow\w*<3>)(?: clearly| easily)? see|(?:in|within|inside)<4> (?:view|vision)|visibility (?:of|to) (?:the pedestrian|them|him|her)"
             r"|view (?:of|includ\w+|captur\w+) (?:the pedestrian|them|him|her)(?<!obstructed )|(?:view|visibility|sight)(?: of(?: \w+){1,2})? (?:is|was) clear",
             "": r"field of (?:view|vision)|visibility(?<!bright visibility)|in<2> sight|view of|unable to",
@@ -222,9 +222,9 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
         "division": {
             "": r"(?:divided|division|separated|separation)\b[^,.]{0,20}\bpedestrians?\b[^,.]{0,10}\bvehicles?|favou?rable road surface"
         },
-        "roadside_strip": {"yes": r"(?:road ?side|side)[- ]strips?"},
+        "roadside_strip": {"yes": r"(?:road ?side|road|side)[- ]strips?"},
         "roadside": {"": "shoulders?|roadside(?! strip)"},
-        "signal": {"yes": r"(?:with|without|no|a|any)(?: a| traffic)? signals?|traffic (?:lights?|signals?)|signal(?:iz|is)ed"},
+        "signal": {"yes": r"(?:with|without|no|an?|any|ha[sd]|have)(?: a| traffic)? signals?|traffic (?:lights?|signals?)|signal(?:iz|is)ed"},
         "crossing": {"": "intersections?|junctions?|cross-?walks?|pedestrian crossings?|stop signs?"},
         "obstacle": {"yes": "obstacles?|obstructions?"},
         "object": {
@@ -329,14 +329,13 @@ def find_facts(sentence: str) -> tuple[Fact, ...]:
             for name, word in (stated | ({slot: value} if value or not stated else {})).items():
                 found.setdefault(name, []).append(Fact(*match.span(), aspect, name, word))
     for slot, others in HIDDEN_BY.items():
-        hiding = [fact for other in others for fact in found.get(other, ())]
-        facts = found.get(slot, ())
-        found[slot] = [fact for fact in facts if not any(fact.start < h.end and h.start < fact.end for h in hiding)]
+        hidden = {place for other in others for fact in found.get(other, ()) for place in range(fact.start, fact.end)}
+        found[slot] = [fact for fact in found.get(slot, ()) if hidden.isdisjoint(range(fact.start, fact.end))]
     position = [fact for fact in found["position"] if not _TURNED.search(text, max(0, fact.start - 25), fact.start)]
     if "sidewalk" in found or "roadside_strip" in found:  # "a sidewalk only on the left side"
         position = [fact for fact in position if fact.value not in SIDES or text.startswith(" of", fact.end)]
     found["position"] = position
-    if "obstacle" in found or "object" in found:  # "an obstacle on the right side": where the obstacle is
+    if "object" in found or any(fact.value == "yes" for fact in found.get("obstacle", ())):  # "an obstacle on the right side": where the obstacle is
         found |= {"position": [], "distance": []}
     if re.search(r"\bbod(?:y|ies)\b", text):  # "his body turned to the left"
         found["motion"] = [f for f in found["motion"] if not re.match(r"turn|stand", text[f.start : f.end])]
