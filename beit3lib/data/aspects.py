@@ -24,6 +24,7 @@ READING_ORDER = {  # by the mean position of an aspect's sentences in real capti
     "pedestrian": ("pedestrian_description", "weather", "road", "position", "moving"),
 }
 
+
 class Decision(NamedTuple):
     """The aspect of a sentence, the number of facts it states per aspect, and the words that decided."""
 

@@ -224,7 +224,9 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
         },
         "roadside_strip": {"yes": r"(?:road ?side|road|side)[- ]strips?"},
         "roadside": {"": "shoulders?|roadside(?! strip)"},
-        "signal": {"yes": r"(?:with|without|no|an?|any|ha[sd]|have)(?: a| traffic)? signals?|traffic (?:lights?|signals?)|signal(?:iz|is)ed"},
+        "signal": {
+            "yes": r"(?:with|without|no|an?|any|ha[sd]|have)(?: a| traffic)? signals?|traffic (?:lights?|signals?)|signal(?:iz|is)ed"
+        },
         "crossing": {"": "intersections?|junctions?|cross-?walks?|pedestrian crossings?|stop signs?"},
         "obstacle": {"yes": "obstacles?|obstructions?"},
         "object": {
@@ -335,7 +337,9 @@ def find_facts(sentence: str) -> tuple[Fact, ...]:
     if "sidewalk" in found or "roadside_strip" in found:  # "a sidewalk only on the left side"
         position = [fact for fact in position if fact.value not in SIDES or text.startswith(" of", fact.end)]
     found["position"] = position
-    if "object" in found or any(fact.value == "yes" for fact in found.get("obstacle", ())):  # "an obstacle on the right side": where the obstacle is
+    if "object" in found or any(
+        fact.value == "yes" for fact in found.get("obstacle", ())
+    ):  # "an obstacle on the right side": where the obstacle is
         found |= {"position": [], "distance": []}
     if re.search(r"\bbod(?:y|ies)\b", text):  # "his body turned to the left"
         found["motion"] = [f for f in found["motion"] if not re.match(r"turn|stand", text[f.start : f.end])]
@@ -410,6 +414,7 @@ _AS_OBJECT = {noun: re.compile(rf"(?: side)?(?: of| to| from)? (?:the |a )?{word
 
 def stated_values(caption: str, subject: str) -> dict[str, list]:
     """Return all values of each slot that the caption of a subject states, in reading order."""
+    subject = "vehicle" if subject == "vehicle" else "pedestrian"  # "" in an index without names
     other = "pedestrian" if subject == "vehicle" else "vehicle"
     stated: dict[str, list] = {}
     for sentence in split_sentences(caption):
