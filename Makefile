@@ -38,7 +38,7 @@ demo: $(READY)
 		.venv/bin/papermill --no-progress-bar --log-level ERROR --stdout-file /dev/stdout --kernel python3 \
 			notebooks/$$name.ipynb $(RUN)/$$name.ipynb 2>&1 | sed -u '/Kernel is running over TCP/d'; \
 	done
-	@$(PY) -m beit3lib.pipeline.steps $(RUN)
+	@$(PY) -m beit3lib.pipeline.stages $(RUN)
 
 # Two processes; the tests of a file share one, because they share fixtures. Files start in their order: the demo is early.
 test: $(READY) lint

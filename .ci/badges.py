@@ -20,7 +20,9 @@ SOURCE = re.compile(r'(os\.environ\.get\("BEIT3LIB_SOURCE", )"[^"]*"\)')
 
 def git(*arguments: str) -> str:
     """Return the output of a git command."""
-    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def badges(repository: str, branch: str, name: str) -> str:
@@ -37,7 +39,9 @@ def main() -> None:
     """Change notebooks, executed copies and README."""
     repository = sys.argv[1].removesuffix("/").removesuffix(".git") if len(sys.argv) == 2 else ""
     if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", repository):
-        sys.exit(f"REPOSITORY: expected https://github.com/you/name, got {repository!r}. Run make badges REPOSITORY=…")
+        sys.exit(
+            f"REPOSITORY: expected https://github.com/you/name, got {repository!r}. Run make badges REPOSITORY=…"
+        )
     branch, source = git("branch", "--show-current"), f"git+{repository}@{git('rev-parse', 'HEAD')}"
     for path in [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("docs/executed/*.ipynb")]:
         notebook = nbformat.read(path, as_version=4)
@@ -49,7 +53,9 @@ def main() -> None:
     readme = ROOT / "README.md"
     text = BADGES.sub("", readme.read_text(encoding="utf-8"))
     link = r"^\| \[[^]]+\]\(notebooks/(\w+)\.ipynb\)"
-    text = re.sub(link, lambda found: found[0] + badges(repository, branch, found[1]), text, flags=re.MULTILINE)
+    text = re.sub(
+        link, lambda found: found[0] + badges(repository, branch, found[1]), text, flags=re.MULTILINE
+    )
     readme.write_text(text, encoding="utf-8")
 
 

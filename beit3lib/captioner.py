@@ -14,13 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from beit3lib.data.images import open_image
+from beit3lib.data.schema import CaptionType
 from beit3lib.decode import Caption, generate
 from beit3lib.device import inference_precision
 from beit3lib.model import CaptionModel
 from beit3lib.tokenizer import prompt_ids
 from beit3lib.transforms import to_tensor
-
-CaptionType = tuple[str, str]  # (subject, aspect)
 
 
 class Captioner:
@@ -58,23 +57,37 @@ class Captioner:
             return [[]]
         return [prompt_ids(self.tokenizer, *caption_type) for caption_type in caption_types]
 
-    def generate(self, pixels: Tensor, caption_types: Sequence[CaptionType] | None = None, num_beams: int = 3) -> list[Caption]:
+    def generate(
+        self, pixels: Tensor, caption_types: Sequence[CaptionType] | None = None, num_beams: int = 3
+    ) -> list[Caption]:
         """Generate captions of images (B, 3, S, S) in [-1, 1], image-major: one per image and caption type (default: all)."""
         prompts = self.prompts if caption_types is None else self._prompts(caption_types)
-        options = {"num_beams": num_beams, "max_tokens": self.max_tokens, "length_penalty": self.length_penalty}
+        options = {
+            "num_beams": num_beams,
+            "max_tokens": self.max_tokens,
+            "length_penalty": self.length_penalty,
+        }
         return generate(self.model, pixels.to(self.device), self.tokenizer, prompts, **options)
 
     def caption(
-        self, image: str | Image.Image, subject: str | None = None, aspect: str | None = None, num_beams: int = 3
+        self,
+        image: str | Image.Image,
+        subject: str | None = None,
+        aspect: str | None = None,
+        num_beams: int = 3,
     ) -> str | dict[CaptionType, str]:
         """Caption one image (a path or a PIL image): text, or {(subject, aspect): text} if several caption types match.
 
         `subject` and `aspect` select among the caption types of the model.
         """
-        selected = [pair for pair in self.caption_types if subject in (None, pair[0]) and aspect in (None, pair[1])]
+        selected = [
+            pair for pair in self.caption_types if subject in (None, pair[0]) and aspect in (None, pair[1])
+        ]
         if not selected and (subject or aspect):
             known = ", ".join(" ".join(pair) for pair in self.caption_types) or "one type without a name"
-            raise ValueError(f"caption type: expected one of {known}; got {subject or 'any'} {aspect or ''}".rstrip())
+            raise ValueError(
+                f"caption type: expected one of {known}; got {subject or 'any'} {aspect or ''}".rstrip()
+            )
         pixels = to_tensor(open_image(image), self.model.config.image_size)[None]
         with inference_precision(self.device):
             texts = [caption.text for caption in self.generate(pixels, selected or None, num_beams)]

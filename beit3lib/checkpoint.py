@@ -52,15 +52,32 @@ from beit3lib.tokenizer import SPM_NAME, load_tokenizer
 WEIGHTS_NAME, META_NAME = "model.safetensors", "meta.json"
 TEXT_EMBEDDINGS = "beit3.text_embed.weight"
 IMAGE_POSITIONS = "beit3.encoder.embed_positions.A.weight"
-EXTRA_POSITIONS = 3  # rows of IMAGE_POSITIONS before the patches: two unused (positions start at 2), and the class token
-WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # put before names by DistributedDataParallel and by torch.compile
-HUB_NAMES = (WEIGHTS_NAME, "pytorch_model.bin")  # weights in a folder of Hugging Face, or with .index.json: their shards
+EXTRA_POSITIONS = (
+    3  # rows of IMAGE_POSITIONS before the patches: two unused (positions start at 2), and the class token
+)
+WRAPPER_PREFIXES = (
+    "module.",
+    "_orig_mod.",
+)  # put before names by DistributedDataParallel and by torch.compile
+HUB_NAMES = (
+    WEIGHTS_NAME,
+    "pytorch_model.bin",
+)  # weights in a folder of Hugging Face, or with .index.json: their shards
 # Parameter names of the conversions to Hugging Face transformers, and their original names. The earlier conversion
 # (github.com/huggingface/transformers/pull/22289) has "first" and "second", the later one (pull/39534) "image" and "text".
 HUB_PARAMETERS = {
     **{"text_embedding.": "text_embed.", "vision_embedding.projection.": "vision_embed.proj."},
-    **{"vision_embedding.": "vision_embed.", "mlm_classifier.": "mlm_head.", "encoder.fc_norm.": "encoder.layer_norm."},
-    **{"query_proj.": "q_proj.", "key_proj.": "k_proj.", "value_proj.": "v_proj.", "beit3.pooler.": "pooler."},
+    **{
+        "vision_embedding.": "vision_embed.",
+        "mlm_classifier.": "mlm_head.",
+        "encoder.fc_norm.": "encoder.layer_norm.",
+    },
+    **{
+        "query_proj.": "q_proj.",
+        "key_proj.": "k_proj.",
+        "value_proj.": "v_proj.",
+        "beit3.pooler.": "pooler.",
+    },
     **{".image.": ".A.", ".first.": ".A.", ".text.": ".B.", ".second.": ".B."},
 }
 MAX_COMPRESSION = 100  # weights compress by less than 2; a zip bomb reaches 1,000
@@ -92,13 +109,19 @@ class LoadReport:
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded"]
-        for names, what in ((self.resized, "resized"), (self.fresh, "initialized"), (self.skipped, "skipped")):
+        for names, what in (
+            (self.resized, "resized"),
+            (self.fresh, "initialized"),
+            (self.skipped, "skipped"),
+        ):
             if names:
                 parts.append(f"{what}: {', '.join(names)}")
         return "; ".join(parts)
 
 
-def read_state(path: str | Path, model_key: str = "model|module", model_prefix: str = "") -> dict[str, Tensor]:
+def read_state(
+    path: str | Path, model_key: str = "model|module", model_prefix: str = ""
+) -> dict[str, Tensor]:
     """Read the state dict of a public checkpoint, of a folder of Hugging Face or of ours: {name: tensor} on the CPU.
 
     `model_key`: keys that may hold it, tried in order and before "state_dict"; otherwise the file itself is the state dict.
@@ -106,13 +129,21 @@ def read_state(path: str | Path, model_key: str = "model|module", model_prefix: 
     the conversions to Hugging Face transformers become the original ones.
     """
     path = Path(path)
-    first, *others = [_load_safetensors(f) if f.suffix == ".safetensors" else _load_pickle(f) for f in weight_files(path)]
-    content = {name: value for shard in (first, *others) for name, value in shard.items()} if others else first
+    first, *others = [
+        _load_safetensors(f) if f.suffix == ".safetensors" else _load_pickle(f) for f in weight_files(path)
+    ]
+    content = (
+        {name: value for shard in (first, *others) for name, value in shard.items()} if others else first
+    )
     for key in (*model_key.split("|"), "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(v, Tensor) for v in content.values())
+    ):
         found = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(
             f"{path}: expected a state dict, or one under {model_key!r}; found {found[:300] or 'an empty file'}. "
@@ -137,7 +168,9 @@ def weight_files(path: str | Path) -> list[Path]:
         if index.is_file():
             shards = read_json(index, dict).get("weight_map")
             if not isinstance(shards, dict) or not shards:
-                raise CheckpointError(f"{index}: expected a weight_map with the names of files, found none. Copy it again.")
+                raise CheckpointError(
+                    f"{index}: expected a weight_map with the names of files, found none. Copy it again."
+                )
             return [Path(path, Path(str(name)).name) for name in sorted(set(map(str, shards.values())))]
     return [Path(path)]
 
@@ -159,11 +192,17 @@ def _load_pickle(path: Path) -> Any:
                 return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             name = re.search(r"GLOBAL ([\w.]+)", str(error))
-            found = f"an object of {name[1]}, which could run code" if name else "another kind of file, or a damaged one"
+            found = (
+                f"an object of {name[1]}, which could run code"
+                if name
+                else "another kind of file, or a damaged one"
+            )
         except Exception as error:  # torch.load raises many types for files of other kinds
             reason = str(error).partition("\n")[0] or type(error).__name__
             found = f"another kind of file, or a damaged one ({reason})"
-    raise CheckpointError(f"{path}: expected a PyTorch checkpoint with tensors only, found {found}. Download it again.")
+    raise CheckpointError(
+        f"{path}: expected a PyTorch checkpoint with tensors only, found {found}. Download it again."
+    )
 
 
 @contextmanager
@@ -211,7 +250,9 @@ def load_pretrained(
     own = model.state_dict()
     resized = []
     if state.get(IMAGE_POSITIONS, own[IMAGE_POSITIONS]).shape != own[IMAGE_POSITIONS].shape:
-        with suppress(ValueError):  # not a square grid: `_check_state` names it as a parameter of another shape
+        with suppress(
+            ValueError
+        ):  # not a square grid: `_check_state` names it as a parameter of another shape
             state[IMAGE_POSITIONS] = resize_positions(state[IMAGE_POSITIONS], len(own[IMAGE_POSITIONS]))
             resized = [IMAGE_POSITIONS]
     fresh = [name for name in own if name not in state and name.startswith("mlm_head.")]
@@ -223,13 +264,23 @@ def load_pretrained(
     return LoadReport([name for name in own if name in state], resized, fresh, skipped)
 
 
-def _check_state(path: Path | str, state: Mapping[str, Tensor], own: Mapping[str, Tensor], may_miss: Sequence[str] = ()):
+def _check_state(
+    path: Path | str, state: Mapping[str, Tensor], own: Mapping[str, Tensor], may_miss: Sequence[str] = ()
+):
     """Raise CheckpointError, naming the parameters, unless `state` can be loaded into a model with the state dict `own`."""
     shared = [name for name in own if name in state]
     if not shared:
-        prefix = next((name.removesuffix(TEXT_EMBEDDINGS) for name in state if name.endswith(TEXT_EMBEDDINGS)), "")
-        todo = f"Pass --model_prefix {prefix}" if prefix else "Use a checkpoint of the BEiT-3 release or its conversion."
-        raise CheckpointError(f"{path}: expected names such as {TEXT_EMBEDDINGS}, found {', '.join(list(state)[:3])}. {todo}")
+        prefix = next(
+            (name.removesuffix(TEXT_EMBEDDINGS) for name in state if name.endswith(TEXT_EMBEDDINGS)), ""
+        )
+        todo = (
+            f"Pass --model_prefix {prefix}"
+            if prefix
+            else "Use a checkpoint of the BEiT-3 release or its conversion."
+        )
+        raise CheckpointError(
+            f"{path}: expected names such as {TEXT_EMBEDDINGS}, found {', '.join(list(state)[:3])}. {todo}"
+        )
     problems = {
         "missing": [name for name in own if name not in state and name not in may_miss],
         "of another shape": [
@@ -241,7 +292,8 @@ def _check_state(path: Path | str, state: Mapping[str, Tensor], own: Mapping[str
         "not finite": [name for name in shared if not state[name].sum(dtype=torch.float64).isfinite()],
     }
     lines = [
-        f"  {len(names)} {what}: {', '.join(names[:5])}" + (f", … {len(names) - 5} more" if len(names) > 5 else "")
+        f"  {len(names)} {what}: {', '.join(names[:5])}"
+        + (f", … {len(names) - 5} more" if len(names) > 5 else "")
         for what, names in problems.items()
         if names
     ]
@@ -257,7 +309,9 @@ def resize_positions(table: Tensor, rows: int) -> Tensor:
     """
     old, new = (math.isqrt(max(0, count - EXTRA_POSITIONS)) for count in (len(table), rows))
     if table.ndim != 2 or [EXTRA_POSITIONS + old**2, EXTRA_POSITIONS + new**2] != [len(table), rows]:
-        raise ValueError(f"position embeddings: expected 3 + s² rows, found shape {tuple(table.shape)}, for {rows} rows")
+        raise ValueError(
+            f"position embeddings: expected 3 + s² rows, found shape {tuple(table.shape)}, for {rows} rows"
+        )
     grid = table[EXTRA_POSITIONS:].float().T.reshape(1, -1, old, old)  # (1, D, s, s)
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
     return torch.cat([table[:EXTRA_POSITIONS], grid.flatten(2)[0].T.to(table.dtype)])
@@ -284,12 +338,18 @@ def save_captioner(
         "length_penalty": captioner.length_penalty,
     }
     with atomic_folder(folder) as new:
-        write_captioner_files(new, captioner.model.state_dict(), captioner.model.config, spm_path, {**own, **(meta or {})})
+        write_captioner_files(
+            new, captioner.model.state_dict(), captioner.model.config, spm_path, {**own, **(meta or {})}
+        )
     return Path(folder)
 
 
 def write_captioner_files(
-    folder: Path, state_dict: Mapping[str, Tensor], config: ModelConfig, spm_path: str | Path, meta: Mapping[str, Any]
+    folder: Path,
+    state_dict: Mapping[str, Tensor],
+    config: ModelConfig,
+    spm_path: str | Path,
+    meta: Mapping[str, Any],
 ) -> None:
     """Write the files of a checkpoint into a folder that exists, for callers that make the folder atomic themselves.
 
@@ -306,7 +366,9 @@ class _Meta(pydantic.BaseModel):
 
     model: ModelConfig
     caption_types: list[tuple[str, str]]
-    max_tokens: Annotated[int, Field(ge=3, le=1022)] = 64  # torchscale has 1,024 positions, the first two of them unused
+    max_tokens: Annotated[int, Field(ge=3, le=1022)] = (
+        64  # torchscale has 1,024 positions, the first two of them unused
+    )
     length_penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.6
     tokenizer_sha256: str | None = None
 
@@ -316,7 +378,11 @@ def load_captioner(folder: str | Path, device: str | torch.device | None = None)
     folder = readable_folder(folder)
     missing = [name for name in (WEIGHTS_NAME, META_NAME, SPM_NAME) if not (folder / name).is_file()]
     if missing:
-        todo = f"Give {folder / 'best'}." if (folder / "best").is_dir() else "Give a folder such as runs/demo/best."
+        todo = (
+            f"Give {folder / 'best'}."
+            if (folder / "best").is_dir()
+            else "Give a folder such as runs/demo/best."
+        )
         found = "a file" if folder.is_file() else f"no {', '.join(missing)}"
         raise FileNotFoundError(f"{folder}: expected a checkpoint folder, found {found}. {todo}")
     content = read_json(folder / META_NAME, dict)
@@ -342,7 +408,13 @@ def load_captioner(folder: str | Path, device: str | torch.device | None = None)
     return Captioner(model, tokenizer, meta.caption_types, meta.max_tokens, meta.length_penalty, content)
 
 
-PRIVATE_OPTIONS = {"output_dir", "data_path", "log_dir", "sentencepiece_model", "resume"}  # paths on the training machine
+PRIVATE_OPTIONS = {
+    "output_dir",
+    "data_path",
+    "log_dir",
+    "sentencepiece_model",
+    "resume",
+}  # paths on the training machine
 
 
 def export_folder(folder: str | Path, out: str | Path) -> Path:
@@ -370,7 +442,12 @@ def export_folder(folder: str | Path, out: str | Path) -> Path:
 def model_card(name: str, meta: Mapping[str, Any]) -> str:
     """Return a model card in the form that the Hugging Face Hub reads: YAML front matter, then Markdown."""
     options, score = meta.get("options", {}), meta.get("best_score")
-    front: dict[str, Any] = {"library_name": "beit3lib", "pipeline_tag": "image-to-text", "language": "en", "license": "other"}
+    front: dict[str, Any] = {
+        "library_name": "beit3lib",
+        "pipeline_tag": "image-to-text",
+        "language": "en",
+        "license": "other",
+    }
     front["tags"] = ["beit3", "image-captioning", "traffic"]
     if score is not None:
         metric = {
@@ -415,7 +492,9 @@ def main() -> None:
     """Export a checkpoint folder to a file in the public format, or to a folder with a model card."""
     parser = argparse.ArgumentParser(prog="python -m beit3lib.checkpoint", description=main.__doc__)
     parser.add_argument("folder", type=Path, help="a checkpoint folder, for example runs/mine/best")
-    parser.add_argument("out", type=Path, help="a file (.pth, .pt or .bin), or with another name a folder with a model card")
+    parser.add_argument(
+        "out", type=Path, help="a file (.pth, .pt or .bin), or with another name a folder with a model card"
+    )
     options = parser.parse_args()
     if options.out.suffix not in (".pth", ".pt", ".bin"):
         print(f"{export_folder(options.folder, options.out)}: a checkpoint folder with a model card")

@@ -19,14 +19,15 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from beit3lib.data.images import open_image
+from beit3lib.data.schema import UNNAMED, CaptionType
 from beit3lib.tokenizer import prompt_ids
 from beit3lib.transforms import Augmentation, can_swap, swap_left_right, to_tensor
 
-FIRST_RANDOM_ID = 3  # random replacements are drawn from `<unk>` up, never `<s>`, `<pad>` or `</s>`; as the recipe does
-UNNAMED = ("", "")  # the one caption type of an index without subject and aspect, such as the recipe's own
+FIRST_RANDOM_ID = (
+    3  # random replacements are drawn from `<unk>` up, never `<s>`, `<pad>` or `</s>`; as the recipe does
+)
 POOL = 16  # batches that are grouped by length together: less padding, while the order stays random
 CACHE_BYTES = 1_000_000_000  # of decoded images; the sample's 400 images take 0.1 GB
-CaptionType = tuple[str, str]  # (subject, aspect)
 
 
 class PackedSequence(NamedTuple):
@@ -65,7 +66,12 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, function) -> "Batch":
-        return Batch(**{name: function(value) if isinstance(value, Tensor) else value for name, value in vars(self).items()})
+        return Batch(
+            **{
+                name: function(value) if isinstance(value, Tensor) else value
+                for name, value in vars(self).items()
+            }
+        )
 
 
 def mask_caption(
@@ -83,7 +89,9 @@ def mask_caption(
     positions = prompt_length + 1 + rng.choice(n - 1, count, replace=False)
     kind = rng.random(count)
     random_ids = rng.integers(FIRST_RANDOM_ID, mask_id + 1, count)
-    masked_ids[positions] = np.where(kind < 0.8, mask_id, np.where(kind < 0.9, masked_ids[positions], random_ids))
+    masked_ids[positions] = np.where(
+        kind < 0.8, mask_id, np.where(kind < 0.9, masked_ids[positions], random_ids)
+    )
     chosen = np.zeros(len(ids), dtype=bool)
     chosen[positions] = True
     return masked_ids, chosen
@@ -116,7 +124,13 @@ def collate(samples: Sequence[tuple[Tensor, PackedSequence, str]], pad_id: int =
         columns[name] = torch.from_numpy(np.stack(padded))  # (B, T)
     mask_positions = columns.pop("masked").flatten().nonzero()[:, 0]
     num_tokens = sum(len(sequence.input_ids) for sequence in sequences)
-    return Batch(torch.stack(images), **columns, mask_positions=mask_positions, names=list(names), num_tokens=num_tokens)
+    return Batch(
+        torch.stack(images),
+        **columns,
+        mask_positions=mask_positions,
+        names=list(names),
+        num_tokens=num_tokens,
+    )
 
 
 def num_workers(requested: int, batch_bytes: int) -> int:
@@ -167,13 +181,18 @@ def group_captions(table: pd.DataFrame, caption_types: Sequence[CaptionType], to
             continue
         captions = {(line.subject, line.aspect): (line.text_segment, line.caption) for line in known}
         if len(caption_types) > 1:
-            subjects, listed = {subject for subject, _ in captions}, {(line.subject, line.aspect) for line in lines}
+            subjects, listed = (
+                {subject for subject, _ in captions},
+                {(line.subject, line.aspect) for line in lines},
+            )
             captions |= {
                 caption_type: ([], "")
                 for caption_type in caption_types
                 if caption_type[0] in subjects and caption_type not in listed
             }
-        wanted = {caption_type: captions[caption_type] for caption_type in caption_types if caption_type in captions}
+        wanted = {
+            caption_type: captions[caption_type] for caption_type in caption_types if caption_type in captions
+        }
         if wanted or not captions:  # an image that has only captions of other types is no sample
             samples.append(Sample(image, wanted))
     return samples
@@ -188,7 +207,9 @@ class CaptionDataset(torch.utils.data.Dataset):
     random choices follow from (config.seed, epoch, index).
     """
 
-    def __init__(self, table: pd.DataFrame, root: str | Path, tokenizer, image_size: int, config, train: bool) -> None:
+    def __init__(
+        self, table: pd.DataFrame, root: str | Path, tokenizer, image_size: int, config, train: bool
+    ) -> None:
         self.root, self.tokenizer, self.image_size, self.config = Path(root), tokenizer, image_size, config
         self.epoch = 0
         self.caption_types: list[CaptionType] = config.caption_types()
@@ -196,7 +217,8 @@ class CaptionDataset(torch.utils.data.Dataset):
             self.caption_types = [UNNAMED]
         several = len(self.caption_types) > 1
         self.prompts = {
-            caption_type: prompt_ids(tokenizer, *caption_type) if several else [] for caption_type in self.caption_types
+            caption_type: prompt_ids(tokenizer, *caption_type) if several else []
+            for caption_type in self.caption_types
         }
         samples = group_captions(table, self.caption_types, tokenizer)
         self.samples = [sample for sample in samples if sample.captions or not train]
@@ -208,7 +230,9 @@ class CaptionDataset(torch.utils.data.Dataset):
             )
         _check_tokenizer(self.samples, tokenizer, self.root)
         limit = config.num_max_bpe_tokens - 2
-        lengths = [[min(len(ids), limit) + 2 for ids, _ in sample.captions.values()] for sample in self.samples]
+        lengths = [
+            [min(len(ids), limit) + 2 for ids, _ in sample.captions.values()] for sample in self.samples
+        ]
         self.lengths = np.array([sum(captions) for captions in lengths])
         self.augment = Augmentation(image_size, config) if train else None
         self._cache: dict[int, Image.Image] = {}
@@ -241,11 +265,16 @@ class CaptionDataset(torch.utils.data.Dataset):
             if flip and config.flip == "swap":
                 flip = swap = all(can_swap(text) for _, text in sample.captions.values())
             image = self.augment(image, rng, flip)
-        captions = [self._caption(caption_type, ids, text, swap) for caption_type, (ids, text) in sample.captions.items()]
+        captions = [
+            self._caption(caption_type, ids, text, swap)
+            for caption_type, (ids, text) in sample.captions.items()
+        ]
         packed = pack(captions, config.captioning_mask_prob, self.tokenizer.mask_token_id, rng)
         return to_tensor(image, self.image_size), packed, sample.image
 
-    def _caption(self, caption_type: CaptionType, ids: list[int], text: str, swap: bool) -> tuple[list[int], int]:
+    def _caption(
+        self, caption_type: CaptionType, ids: list[int], text: str, swap: bool
+    ) -> tuple[list[int], int]:
         """`<s>` prompt caption `</s>` and the length of the prompt, which `num_max_bpe_tokens` does not count."""
         if swap and ids:
             ids = self.tokenizer.encode(swap_left_right(text), add_special_tokens=False)
@@ -254,7 +283,9 @@ class CaptionDataset(torch.utils.data.Dataset):
 
     def _image(self, index: int) -> Image.Image:
         path = self.root / self.samples[index].image
-        if get_worker_info() is not None:  # workers are started again for every epoch, so their cache would never be used
+        if (
+            get_worker_info() is not None
+        ):  # workers are started again for every epoch, so their cache would never be used
             return open_image(path)
         if index not in self._cache:
             image = open_image(path)

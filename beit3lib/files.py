@@ -24,7 +24,9 @@ import filelock
 
 import beit3lib
 
-MAX_TEXT_BYTES = 2_000_000_000  # far above WTS (its largest index is about 100 MB), far below what fills a host's memory
+MAX_TEXT_BYTES = (
+    2_000_000_000  # far above WTS (its largest index is about 100 MB), far below what fills a host's memory
+)
 
 
 class FileError(ValueError):
@@ -56,9 +58,13 @@ def check_regular_file(path: str | Path, max_bytes: int | None = None) -> Path:
     except OSError as error:  # a loop of links, a folder without permission, a name that is too long
         raise FileError(f"{path}: expected a readable file, found {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):
-        raise FileError(f"{path}: expected a regular file, found {'a folder' if path.is_dir() else 'a pipe or device'}")
+        raise FileError(
+            f"{path}: expected a regular file, found {'a folder' if path.is_dir() else 'a pipe or device'}"
+        )
     if max_bytes is not None and status.st_size > max_bytes:
-        raise FileError(f"{path}: expected at most {max_bytes / 1e6:.0f} MB, found {status.st_size / 1e6:.0f} MB")
+        raise FileError(
+            f"{path}: expected at most {max_bytes / 1e6:.0f} MB, found {status.st_size / 1e6:.0f} MB"
+        )
     return path
 
 
@@ -68,7 +74,9 @@ def read_text(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise FileError(f"{path}: expected UTF-8 text, found another encoding ({error.reason} at byte {error.start})") from None
+        raise FileError(
+            f"{path}: expected UTF-8 text, found another encoding ({error.reason} at byte {error.start})"
+        ) from None
     except OSError as error:
         raise FileError(f"{path}: expected a readable file, found {error.strerror}") from None
 
@@ -84,7 +92,9 @@ def parse_json(text: str, where: str) -> Any:
     except RecursionError:
         raise FileError(f"{where}: expected JSON, found lists or objects nested too deeply") from None
     except ValueError as error:
-        raise FileError(f"{where}: expected JSON, found text that is not ({error}). Make or download the file again.") from None
+        raise FileError(
+            f"{where}: expected JSON, found text that is not ({error}). Make or download the file again."
+        ) from None
 
 
 def read_json(path: str | Path, kind: type | None = None, max_bytes: int = MAX_TEXT_BYTES) -> Any:
@@ -103,7 +113,9 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
         if line.strip():
             row = parse_json(line, f"{path}, line {number}")
             if not isinstance(row, dict):
-                raise FileError(f"{path}, line {number}: expected an object {{…}}, found {type(row).__name__}")
+                raise FileError(
+                    f"{path}, line {number}: expected an object {{…}}, found {type(row).__name__}"
+                )
             rows.append(row)
     return rows
 
@@ -242,7 +254,9 @@ def lock_folder(folder: str | Path, purpose: str, name: str = "") -> Iterator[No
         lock.acquire()
     except filelock.Timeout:
         holder = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
-        raise FolderInUse(f"{folder / name}: in use by {holder}. Wait until it ends, stop it, or use another folder.") from None
+        raise FolderInUse(
+            f"{folder / name}: in use by {holder}. Wait until it ends, stop it, or use another folder."
+        ) from None
     try:
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         write_text(owner, f"{purpose} (process {os.getpid()} on {socket.gethostname()}, since {started})")

@@ -27,7 +27,9 @@ def label_smoothed_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Te
     The recipe's loss also subtracts the entropy of q, a constant.
     """
     classes = logits.shape[1]
-    loss = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=smoothing * classes / (classes - 1))
+    loss = F.cross_entropy(
+        logits.float(), targets, reduction="none", label_smoothing=smoothing * classes / (classes - 1)
+    )
     if smoothing == 0:
         return loss
     return loss + (1 - smoothing) * math.log(1 - smoothing) + smoothing * math.log(smoothing / (classes - 1))
@@ -46,7 +48,9 @@ def head_losses(head: nn.Linear, states: Tensor, targets: Tensor, smoothing: flo
     chunks = zip(states.split(size), targets.split(size), strict=True)
     if not torch.is_grad_enabled() or len(states) * head.out_features <= KEPT_LOGITS:
         return torch.cat([chunk_losses(*chunk) for chunk in chunks])
-    return torch.cat([checkpoint(chunk_losses, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks])
+    return torch.cat(
+        [checkpoint(chunk_losses, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    )
 
 
 def drop_worst(losses: Tensor, ratio: float) -> Tensor:
@@ -63,6 +67,8 @@ class LossModel(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the loss of every masked token, (n,)."""
-        states = self.model(batch.images, batch.input_ids, batch.positions, batch.doc_ids, batch.mask_positions, head=False)
+        states = self.model(
+            batch.images, batch.input_ids, batch.positions, batch.doc_ids, batch.mask_positions, head=False
+        )
         targets = batch.labels.flatten()[batch.mask_positions]
         return head_losses(self.model.mlm_head, states, targets, self.smoothing)

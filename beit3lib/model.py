@@ -40,7 +40,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
-            raise ValueError(f"image_size: expected a multiple of patch_size {self.patch_size}, got {self.image_size}")
+            raise ValueError(
+                f"image_size: expected a multiple of patch_size {self.patch_size}, got {self.image_size}"
+            )
         if self.width % self.heads:
             raise ValueError(f"width: expected a multiple of heads {self.heads}, got {self.width}")
 
@@ -70,7 +72,9 @@ class ImageMemory(NamedTuple):
 
     keys: tuple[Tensor, ...]  # L x (B, H, N, d)
     values: tuple[Tensor, ...]  # L x (B, H, N, d)
-    branch_scales: Tensor | None = None  # (L, 2, B) scale of each residual branch, None without stochastic depth
+    branch_scales: Tensor | None = (
+        None  # (L, 2, B) scale of each residual branch, None without stochastic depth
+    )
 
     def select(self, images: Tensor | list[int] | slice) -> "ImageMemory":
         """Return the memory of some of the images: an index, a boolean mask over B, or a slice."""
@@ -150,14 +154,20 @@ class CaptionModel(nn.Module):
         for index, layer in enumerate(self.beit3.encoder.layers):
             is_last = index == self.config.layers - 1
             x, k, v = self._run(_image_layer, layer, x, _at(scales, index), is_last)
-            if not torch.is_grad_enabled():  # decoding reads them at every step, which is faster from contiguous memory
+            if (
+                not torch.is_grad_enabled()
+            ):  # decoding reads them at every step, which is faster from contiguous memory
                 k, v = k.contiguous(), v.contiguous()
             keys.append(k)
             values.append(v)
         return ImageMemory(tuple(keys), tuple(values), scales)
 
     def encode_text(
-        self, memory: ImageMemory, input_ids: Tensor, positions: Tensor | None = None, doc_ids: Tensor | None = None
+        self,
+        memory: ImageMemory,
+        input_ids: Tensor,
+        positions: Tensor | None = None,
+        doc_ids: Tensor | None = None,
     ) -> Tensor:
         """Run the text stream; returns the normalized states (B, T, D).
 
@@ -168,7 +178,9 @@ class CaptionModel(nn.Module):
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         encoder = self.beit3.encoder
-        x = self.beit3.text_embed(input_ids) + F.embedding(positions + 2, encoder.embed_positions.B.weight)  # (B, T, D)
+        x = self.beit3.text_embed(input_ids) + F.embedding(
+            positions + 2, encoder.embed_positions.B.weight
+        )  # (B, T, D)
         mask = attention_mask(input_ids, doc_ids, self.config.image_tokens)
         for index, layer in enumerate(encoder.layers):
             scales = _at(memory.branch_scales, index)
@@ -239,7 +251,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     return scores.softmax(-1) @ v
 
 
-def output_and_ffn(layer: nn.Module, stream: str, x: Tensor, attended: Tensor, scales: Tensor | None = None) -> Tensor:
+def output_and_ffn(
+    layer: nn.Module, stream: str, x: Tensor, attended: Tensor, scales: Tensor | None = None
+) -> Tensor:
     """The rest of a layer after attention: output projection and feed-forward network, each added to `x` (B, T, D)."""
     attn, ffn = layer.self_attn, getattr(layer.ffn, stream)
     branch = getattr(attn.out_proj, stream)(getattr(attn.inner_attn_ln, stream)(attended))
@@ -248,11 +262,15 @@ def output_and_ffn(layer: nn.Module, stream: str, x: Tensor, attended: Tensor, s
     return x + _scale(ffn.fc2(ffn.ffn_layernorm(hidden)), scales, 1)
 
 
-def _image_layer(layer: nn.Module, x: Tensor, scales: Tensor | None, is_last: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _image_layer(
+    layer: nn.Module, x: Tensor, scales: Tensor | None, is_last: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = (part.transpose(1, 2) for part in project_qkv(layer, IMAGE, x))  # (B, H, N, d)
     if not is_last:  # captions use only the keys and values of the last layer
         attended = attention(q, k, v)
-        x = output_and_ffn(layer, IMAGE, x, attended.transpose(1, 2).flatten(2), scales)  # (B, H, N, d) -> (B, N, D)
+        x = output_and_ffn(
+            layer, IMAGE, x, attended.transpose(1, 2).flatten(2), scales
+        )  # (B, H, N, d) -> (B, N, D)
     return x, k, v
 
 
@@ -262,7 +280,9 @@ def _text_layer(
     q, k, v = (part.transpose(1, 2) for part in project_qkv(layer, TEXT, x))  # (B, H, T, d)
     k, v = torch.cat([image_keys, k], dim=2), torch.cat([image_values, v], dim=2)  # (B, H, N + T, d)
     attended = attention(q, k, v, mask)
-    return output_and_ffn(layer, TEXT, x, attended.transpose(1, 2).flatten(2), scales)  # (B, H, T, d) -> (B, T, D)
+    return output_and_ffn(
+        layer, TEXT, x, attended.transpose(1, 2).flatten(2), scales
+    )  # (B, H, T, d) -> (B, T, D)
 
 
 def _at(scales: Tensor | None, layer: int) -> Tensor | None:
@@ -292,5 +312,7 @@ def import_torchscale() -> tuple[type, type]:
             from torchscale.architecture.config import EncoderConfig
             from torchscale.model.BEiT3 import BEiT3
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f"{error}. Run `python -m beit3lib.pipeline.packages`.", name=error.name) from error
+            raise ModuleNotFoundError(
+                f"{error}. Run `python -m beit3lib.pipeline.packages`.", name=error.name
+            ) from error
     return BEiT3, EncoderConfig

@@ -39,14 +39,13 @@ from beit3lib.config import OptionError, TrainConfig, parse_arguments
 from beit3lib.data.index import INDEX_NAME, read_index
 from beit3lib.dataset import Batch, CaptionDataset, num_workers
 from beit3lib.device import choose_device, choose_precision
-from beit3lib.evaluate import validate
 from beit3lib.files import exit_on_error, lock_folder, read_json, readable_folder, versions, write_json
-from beit3lib.launch import ignore_signals, on_signals, run_processes
-from beit3lib.log import LOG_NAME, append_event, read_log, summary, track_event, tracker_name, write_log
 from beit3lib.loss import LossModel, drop_worst
-from beit3lib.memory import keep_freed_memory, largest_batch, peak_mb
 from beit3lib.model import CaptionModel, model_config
-from beit3lib.run_state import (
+from beit3lib.run.launch import ignore_signals, on_signals, run_processes
+from beit3lib.run.log import LOG_NAME, append_event, read_log, summary, track_event, tracker_name, write_log
+from beit3lib.run.memory import keep_freed_memory, largest_batch, peak_mb
+from beit3lib.run.state import (
     RESULTS_NAME,
     VALIDATION_NAME,
     ResumeError,
@@ -61,10 +60,13 @@ from beit3lib.run_state import (
     save_last,
     write_run_state,
 )
+from beit3lib.run.validation import validate
 from beit3lib.tokenizer import UNUSED_ROWS, load_tokenizer
 
 PRINT_EVERY = 50  # steps; log.jsonl has every step
-SMALLEST_SCALE = 1e-3  # smallest loss scale in fp16; the scaler starts at 65,536 and halves it at every overflow
+SMALLEST_SCALE = (
+    1e-3  # smallest loss scale in fp16; the scaler starts at 65,536 and halves it at every overflow
+)
 
 
 class Interrupted(BaseException):
@@ -87,10 +89,14 @@ def parameter_groups(model: CaptionModel, config: TrainConfig) -> list[dict[str,
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            no_decay = parameter.ndim <= 1 or name.endswith((".bias", "cls_token", "embed_positions.A.weight"))
+            no_decay = parameter.ndim <= 1 or name.endswith(
+                (".bias", "cls_token", "embed_positions.A.weight")
+            )
             decay = 0.0 if no_decay else config.weight_decay
             scale = config.layer_decay ** (layers + 1 - layer_index(name, layers))
-            group = groups.setdefault((decay, scale), {"params": [], "weight_decay": decay, "lr_scale": scale})
+            group = groups.setdefault(
+                (decay, scale), {"params": [], "weight_decay": decay, "lr_scale": scale}
+            )
             group["params"].append(parameter)
     return list(groups.values())
 
@@ -114,7 +120,9 @@ class Step(NamedTuple):
     skipped: bool
 
 
-def train_step(loss_model: nn.Module, batches: list[Batch], optimizer, accelerator, config: TrainConfig, step: int) -> Step:
+def train_step(
+    loss_model: nn.Module, batches: list[Batch], optimizer, accelerator, config: TrainConfig, step: int
+) -> Step:
     """One optimizer step over the micro-batches of this process.
 
     The loss is averaged over the masked tokens of all micro-batches and processes, so that every token has the same weight.
@@ -122,7 +130,9 @@ def train_step(loss_model: nn.Module, batches: list[Batch], optimizer, accelerat
     scaler skips steps whose gradient overflows.
     """
     world, scaler = accelerator.num_processes, accelerator.scaler
-    count = torch.full((), float(sum(len(batch.mask_positions) for batch in batches)), device=accelerator.device)
+    count = torch.full(
+        (), float(sum(len(batch.mask_positions) for batch in batches)), device=accelerator.device
+    )
     count = accelerator.reduce(count, "sum")
     total = torch.zeros((), device=accelerator.device)
     for part, batch in enumerate(batches):
@@ -130,12 +140,17 @@ def train_step(loss_model: nn.Module, batches: list[Batch], optimizer, accelerat
         torch.manual_seed(
             int(np.random.SeedSequence((config.seed, step, number)).generate_state(1)[0])
         )  # seeds stochastic depth
-        with accelerator.autocast(), nullcontext() if part == len(batches) - 1 else accelerator.no_sync(loss_model):
+        with (
+            accelerator.autocast(),
+            nullcontext() if part == len(batches) - 1 else accelerator.no_sync(loss_model),
+        ):
             losses = loss_model(batch)  # (n,)
         kept = losses
         if config.drop_worst_ratio and step > config.drop_worst_after:
             kept = drop_worst(losses, config.drop_worst_ratio)
-        loss = kept.mean() * (len(losses) * world / count)  # times world: DistributedDataParallel divides by it
+        loss = kept.mean() * (
+            len(losses) * world / count
+        )  # times world: DistributedDataParallel divides by it
         accelerator.backward(loss)
         total += loss.detach()
     if scaler is not None:
@@ -147,7 +162,9 @@ def train_step(loss_model: nn.Module, batches: list[Batch], optimizer, accelerat
     # `tolist` waits for the device, in fp32 and bf16 the only wait of a step. It precedes `optimizer.step`, so that a
     # non-finite loss never reaches the weights or last/.
     loss, norm = torch.stack([accelerator.reduce(total, "mean"), norm]).tolist()
-    skipped = scaler is not None and not math.isfinite(norm)  # an overflow: `optimizer.step` below changes nothing
+    skipped = scaler is not None and not math.isfinite(
+        norm
+    )  # an overflow: `optimizer.step` below changes nothing
     if not math.isfinite(loss) or not (math.isfinite(norm) or skipped):
         names = ", ".join(gather_object([name for batch in batches for name in batch.names]))
         raise TrainingStopped(
@@ -157,7 +174,9 @@ def train_step(loss_model: nn.Module, batches: list[Batch], optimizer, accelerat
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     if skipped and scaler.get_scale() < SMALLEST_SCALE:
-        raise TrainingStopped(f"step {step + 1}: gradients overflow fp16 at any scale. Use a lower --lr or --precision fp32.")
+        raise TrainingStopped(
+            f"step {step + 1}: gradients overflow fp16 at any scale. Use a lower --lr or --precision fp32."
+        )
     return Step(loss, norm, skipped)
 
 
@@ -165,18 +184,28 @@ class Trainer:
     """Model, data and optimizer of a run; `run` trains until it is finished, out of time, out of patience or interrupted."""
 
     def __init__(self, config: TrainConfig) -> None:
-        needed = {"sentencepiece_model": "data/beit3.spm", "data_path": "runs/mine", "output_dir": "runs/mine"}
+        needed = {
+            "sentencepiece_model": "data/beit3.spm",
+            "data_path": "runs/mine",
+            "output_dir": "runs/mine",
+        }
         for name, example in needed.items():
             if not getattr(config, name):
                 raise OptionError(f"--{name}: expected a path, found nothing. Add --{name} {example}.")
-        self.config, self.output, self.started = config, Path(config.output_dir).expanduser(), time.monotonic()
+        self.config, self.output, self.started = (
+            config,
+            Path(config.output_dir).expanduser(),
+            time.monotonic(),
+        )
         self.step, self.validated, self.best_score, self.stale, self.skipped = 0, 0, None, 0, 0  # see `State`
         self.signal, self.ema = 0, None
         device = choose_device(config.device)
         if device.type == "cpu":
             keep_freed_memory()
         self.precision, self.reason = choose_precision(config.precision, device)
-        if not torch.distributed.is_initialized():  # accelerate keeps precision and device of an earlier run in this process
+        if (
+            not torch.distributed.is_initialized()
+        ):  # accelerate keeps precision and device of an earlier run in this process
             AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(
             cpu=device.type == "cpu",
@@ -187,7 +216,9 @@ class Trainer:
         self.print = partial(self.accelerator.print, flush=True)  # once per machine
         kind = self.accelerator.distributed_type
         if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
-            raise OptionError(f"accelerate: expected one process or data parallelism, found {kind}. Run `accelerate config`.")
+            raise OptionError(
+                f"accelerate: expected one process or data parallelism, found {kind}. Run `accelerate config`."
+            )
         self.print(f"precision: {self.precision if self.precision != 'no' else 'fp32'} ({self.reason})")
         self.build_model()
         self.build_data()
@@ -223,31 +254,46 @@ class Trainer:
             if not needed and not path.is_file():
                 return None
             size = self.model.config.image_size
-            return CaptionDataset(read_index(path), root, self.tokenizer, size, config, train=split == "train")
+            return CaptionDataset(
+                read_index(path), root, self.tokenizer, size, config, train=split == "train"
+            )
 
         self.train_set, self.val_set = dataset("train", not config.eval), dataset("val", config.eval)
         self.caption_types, self.index = (self.train_set or self.val_set).caption_types, index_hashes(root)
         if self.val_set is not None and self.val_set.caption_types != self.caption_types:
-            raise ValueError(f"{root}: expected subject and aspect in both index files or in neither. Make both again.")
+            raise ValueError(
+                f"{root}: expected subject and aspect in both index files or in neither. Make both again."
+            )
         if config.eval:
             return
         parts = self.accelerator.num_processes * config.update_freq
-        self.micro_batch, self.update_freq = min(config.batch_size, len(self.train_set) // parts), config.update_freq
+        self.micro_batch, self.update_freq = (
+            min(config.batch_size, len(self.train_set) // parts),
+            config.update_freq,
+        )
         if not self.micro_batch:
-            raise OptionError(f"--update_freq: expected at least {parts} training images, found {len(self.train_set)}")
+            raise OptionError(
+                f"--update_freq: expected at least {parts} training images, found {len(self.train_set)}"
+            )
         self.global_batch = self.micro_batch * parts
         self.steps_per_epoch = len(self.train_set) // self.global_batch
         self.total_steps = self.steps_per_epoch * config.epochs
         self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
         # As in the recipe, --warmup_steps 0 means warmup_epochs, not a run without warm-up.
-        self.warmup = config.warmup_steps if config.warmup_steps > 0 else config.warmup_epochs * self.steps_per_epoch
+        self.warmup = (
+            config.warmup_steps if config.warmup_steps > 0 else config.warmup_epochs * self.steps_per_epoch
+        )
 
     def build_optimizer(self) -> None:
         """Build AdamW and the moving average, on the device and for all processes."""
         config, loss_model = self.config, LossModel(self.model, self.config.label_smoothing)
         # Fused: one pass over the parameters, which takes a CPU a ninth of the time.
         optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, config), lr=config.lr, betas=tuple(config.opt_betas), eps=config.opt_eps, fused=True
+            parameter_groups(self.model, config),
+            lr=config.lr,
+            betas=tuple(config.opt_betas),
+            eps=config.opt_eps,
+            fused=True,
         )
         self.loss_model, self.optimizer = self.accelerator.prepare(loss_model, optimizer)
         if config.model_ema:
@@ -265,7 +311,9 @@ class Trainer:
         # A signal is only noted, so that the current step or save is completed; `agree` reads it.
         with lock, on_signals(partial(setattr, self, "signal")):
             self.load()
-            if self.accelerator.device.type == "cuda":  # a CPU has no out-of-memory error that could be caught
+            if (
+                self.accelerator.device.type == "cuda"
+            ):  # a CPU has no out-of-memory error that could be caught
                 self.fit_batch()
             self.start_log()
             stopped = ""
@@ -290,7 +338,9 @@ class Trainer:
             lr = learning_rate(self.step, self.total_steps, self.warmup, self.config)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr * group["lr_scale"]
-            done = train_step(self.loss_model, batches, self.optimizer, self.accelerator, self.config, self.step)
+            done = train_step(
+                self.loss_model, batches, self.optimizer, self.accelerator, self.config, self.step
+            )
             if self.ema is not None:
                 self.ema.update(self.model)
             self.step += 1
@@ -309,7 +359,11 @@ class Trainer:
         """The micro-batches of this process for each step of an epoch, from step `first` of the epoch on."""
         world, rank, size = self.accelerator.num_processes, self.accelerator.process_index, self.micro_batch
         order = self.train_set.epoch_batches(epoch, self.global_batch)[first : self.steps_per_epoch]
-        mine = [whole[(part * world + rank) * size :][:size] for whole in order for part in range(self.update_freq)]
+        mine = [
+            whole[(part * world + rank) * size :][:size]
+            for whole in order
+            for part in range(self.update_freq)
+        ]
         loader = torch.utils.data.DataLoader(
             self.train_set.at_epoch(epoch),
             batch_sampler=mine,
@@ -324,16 +378,24 @@ class Trainer:
 
     def fit_batch(self) -> None:
         """Use a smaller micro-batch, and more of them per step, if batch_size does not fit in memory."""
-        size = largest_batch(self.micro_batch, self.loss_model, self.optimizer, self.train_set, self.accelerator)
+        size = largest_batch(
+            self.micro_batch, self.loss_model, self.optimizer, self.train_set, self.accelerator
+        )
         size = min(gather_object([size]))
         if size < self.micro_batch:
             self.update_freq *= self.micro_batch // size
-            self.print(f"out of memory with batch_size {self.micro_batch}: using {size}, with update_freq {self.update_freq}")
+            self.print(
+                f"out of memory with batch_size {self.micro_batch}: using {size}, with update_freq {self.update_freq}"
+            )
             self.micro_batch = size
 
     def agree(self) -> tuple[str, bool]:
         """Return the reason to stop after this step ("" to continue) and whether to save; all processes return the same."""
-        now, limit, every = time.monotonic(), 60 * self.config.max_minutes, 60 * self.config.save_every_minutes
+        now, limit, every = (
+            time.monotonic(),
+            60 * self.config.max_minutes,
+            60 * self.config.save_every_minutes,
+        )
         wishes = {
             "SIGTERM": self.signal == signal.SIGTERM,
             "SIGINT": self.signal == signal.SIGINT,
@@ -360,20 +422,35 @@ class Trainer:
                 with on_signals(interrupt):
                     if self.signal:
                         raise Interrupted
-                    result = validate(self.captioner(), self.val_set, self.train_set, self.config, self.accelerator)
+                    result = validate(
+                        self.captioner(), self.val_set, self.train_set, self.config, self.accelerator
+                    )
             except Interrupted:
                 return signal.Signals(self.signal).name
             score = result["score"]
             self.print(f"epoch {epoch + 1}: {summary(result)}")
-        self.stale = 0 if score is None or self.best_score is None or score > self.best_score else self.stale + 1
+        self.stale = (
+            0 if score is None or self.best_score is None or score > self.best_score else self.stale + 1
+        )
         if not self.stale:
             self.best_score = score
             self.save_captioner("best")
-        if self.step % (self.steps_per_epoch * self.config.save_ckpt_freq) == 0 and self.step < self.total_steps:
+        if (
+            self.step % (self.steps_per_epoch * self.config.save_ckpt_freq) == 0
+            and self.step < self.total_steps
+        ):
             self.save_captioner(f"checkpoint-{epoch + 1}")
         if result is not None:
             seconds = result.pop("seconds")
-            self.log({"event": "validation", "step": self.step, "epoch": epoch, "timing": {"seconds": seconds}, **result})
+            self.log(
+                {
+                    "event": "validation",
+                    "step": self.step,
+                    "epoch": epoch,
+                    "timing": {"seconds": seconds},
+                    **result,
+                }
+            )
         self.validated = self.step
         if self.accelerator.is_main_process:
             write_run_state(self.output / "last", self.state())
@@ -417,7 +494,9 @@ class Trainer:
         """Validate the weights of --finetune, else of --resume, else of last/, and write validation.json."""
         source = self.config.finetune or self.config.resume or str(self.output / "last")
         if not Path(source).exists():
-            raise FileNotFoundError(f"{source}: expected weights to validate, found none. Pass them as --finetune.")
+            raise FileNotFoundError(
+                f"{source}: expected weights to validate, found none. Pass them as --finetune."
+            )
         if not self.config.finetune:
             load_pretrained(self.model, source)
         self.model.to(self.accelerator.device)
@@ -465,7 +544,9 @@ class Trainer:
         """Save the captioner (weights, tokenizer, meta.json) in the folder `name` of the run."""
         if self.accelerator.is_main_process:
             with disk_errors(self.output / name):
-                save_captioner(self.captioner(), self.output / name, self.config.sentencepiece_model, self.meta())
+                save_captioner(
+                    self.captioner(), self.output / name, self.config.sentencepiece_model, self.meta()
+                )
 
     def save(self) -> None:
         """Save last/, from which training resumes."""
@@ -484,14 +565,18 @@ class Trainer:
         if self.config.auto_resume or self.config.resume:
             loaded = load_last(self.output, self.config, self.global_batch, self.model, self.parts())
         if len(set(gather_object([loaded[0].step if loaded else 0]))) > 1:
-            raise ResumeError(f"{last}: some processes found it and others did not. Use an output_dir that all machines share.")
+            raise ResumeError(
+                f"{last}: some processes found it and others did not. Use an output_dir that all machines share."
+            )
         if loaded is None:
             return
         state, folder, problem = loaded
         self.step, self.validated, self.skipped = state.step, state.validated, state.skipped
         self.best_score, self.stale = state.best_score, state.stale
         if self.step > self.total_steps:
-            raise ResumeError(f"{folder}: expected a state of at most step {self.total_steps}, found step {self.step}")
+            raise ResumeError(
+                f"{folder}: expected a state of at most step {self.total_steps}, found step {self.step}"
+            )
         if main:
             keep_state(self.output, folder, state)
         note = f", the state before the broken one. {problem}" if problem else ""
@@ -501,7 +586,9 @@ class Trainer:
         """Print the size of the run, and start log.jsonl and the tracker."""
         there = [f"{name}/" for name in ("last", "best") if (self.output / name).exists()]
         if there and not self.step:
-            self.print(f"{self.output}: starting from scratch; {' and '.join(there)} of an earlier run will be replaced")
+            self.print(
+                f"{self.output}: starting from scratch; {' and '.join(there)} of an earlier run will be replaced"
+            )
         images, kinds = len(self.train_set), len(self.caption_types)
         steps = f"{self.total_steps} steps of {self.global_batch}"
         self.print(f"{images} images, {steps}, {kinds} caption types; on {self.accelerator.device}")
@@ -509,15 +596,27 @@ class Trainer:
             self.print("no validation split: best/ is the latest state")
         if self.accelerator.is_main_process and not self.step:
             write_log(self.output / LOG_NAME, [])
-        options = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in dataclasses.asdict(self.config).items()}
+        options = {
+            k: v if isinstance(v, (bool, int, float)) else str(v)
+            for k, v in dataclasses.asdict(self.config).items()
+        }
         self.accelerator.init_trackers("beit3lib", options, {"tensorboard": {"purge_step": self.step + 1}})
 
     def log_step(self, done: Step, epoch: int, lr: float, batches: list[Batch], seconds: float) -> None:
         """Add a line to log.jsonl at every step, and print one every `PRINT_EVERY` steps."""
-        rate = sum(batch.num_tokens for batch in batches) * self.accelerator.num_processes / max(seconds, 1e-6)
+        rate = (
+            sum(batch.num_tokens for batch in batches) * self.accelerator.num_processes / max(seconds, 1e-6)
+        )
         norm = done.grad_norm if math.isfinite(done.grad_norm) else None
         timing = {"seconds_per_step": round(seconds, 3), "tokens_per_s": round(rate), "peak_mb": peak_mb()}
-        event = {"event": "step", "step": self.step, "epoch": epoch, "loss": done.loss, "grad_norm": norm, "lr": lr}
+        event = {
+            "event": "step",
+            "step": self.step,
+            "epoch": epoch,
+            "loss": done.loss,
+            "grad_norm": norm,
+            "lr": lr,
+        }
         self.log({**event, "skipped": self.skipped, "timing": timing})
         if self.step % PRINT_EVERY == 0 or self.step in (1, self.last_step):
             left = (self.last_step - self.step) * seconds / 60
@@ -542,7 +641,9 @@ def finetune(config: TrainConfig) -> dict[str, Any]:
 def launch(config: TrainConfig, num_gpus: int) -> dict[str, Any]:
     """Fine-tune, or with --eval validate, in `num_gpus` processes; returns the results. For errors see `run_processes`."""
     run_processes("beit3lib.train", config.arguments(), num_gpus, config.device)
-    return read_json(Path(config.output_dir).expanduser() / (VALIDATION_NAME if config.eval else RESULTS_NAME), dict)
+    return read_json(
+        Path(config.output_dir).expanduser() / (VALIDATION_NAME if config.eval else RESULTS_NAME), dict
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -37,7 +37,11 @@ OPERATIONS = (
     *("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"),
 )
 # The recipe's constants: translation by at most 10 pixels whatever the image size, gray where nothing is left.
-RANDAUG_OPTIONS = {"translate_const": 10, "interpolation": Image.Resampling.BILINEAR, "img_mean": (128, 128, 128)}
+RANDAUG_OPTIONS = {
+    "translate_const": 10,
+    "interpolation": Image.Resampling.BILINEAR,
+    "img_mean": (128, 128, 128),
+}
 
 
 def randaug_operation(name: str, prob: float = 0.5) -> AugmentOp | None:
@@ -85,7 +89,11 @@ def _python_random(rng: np.random.Generator) -> Iterator[None]:
 
 
 _OPPOSITE = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
-_OPPOSITE |= {f"{a}{end}": f"{b}{end}" for a, b in (("left", "right"), ("right", "left")) for end in ("ward", "wards", "hand")}
+_OPPOSITE |= {
+    f"{a}{end}": f"{b}{end}"
+    for a, b in (("left", "right"), ("right", "left"))
+    for end in ("ward", "wards", "hand")
+}
 _WORD = re.compile(r"[A-Za-z]+")
 _NO_DIRECTION = re.compile(
     r"\b(?:have|has|had|having|was|were|be|been|being|and|just|then|already|recently) left\b(?!\s+(?:side|lane|turn|hand))"

@@ -79,7 +79,9 @@ def measure_speed(video_path, spans_s, size=224):
         images.append(method(video_path, spans_s, size))
         seconds.append(time.perf_counter() - start)
         cpu_seconds.append(time.process_time() - cpu_start)
-    differences = [np.abs(np.asarray(ours, np.float32) - theirs).mean() for theirs, ours in zip(*images, strict=True)]
+    differences = [
+        np.abs(np.asarray(ours, np.float32) - theirs).mean() for theirs, ours in zip(*images, strict=True)
+    ]
     return {
         "opencv_s": round(seconds[0], 3),
         "one_pass_s": round(seconds[1], 3),
@@ -91,5 +93,9 @@ def measure_speed(video_path, spans_s, size=224):
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        video = sys.argv[1] if len(sys.argv) > 1 else write_clip(f"{folder}/clip.mp4", 60, 1920, 1080, preset="veryfast")
+        video = (
+            sys.argv[1]
+            if len(sys.argv) > 1
+            else write_clip(f"{folder}/clip.mp4", 60, 1920, 1080, preset="veryfast")
+        )
         print(json.dumps(measure_speed(video, BENCH_SPANS_S)))

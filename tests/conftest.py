@@ -22,8 +22,9 @@ for name in [name for name in os.environ if name.startswith("BEIT3LIB_")]:
 os.environ["BEIT3LIB_KAGGLE_INPUT"] = os.path.join(os.devnull, "kaggle")
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = os.path.join(tempfile.gettempdir(), "beit3lib-hypothesis")
 
-from beit3lib.data.aspects import SUBJECTS, write_caption_files  # noqa: E402
+from beit3lib.data.caption_files import write_caption_files  # noqa: E402
 from beit3lib.data.index import build_index  # noqa: E402
+from beit3lib.data.schema import SUBJECTS  # noqa: E402
 from beit3lib.files import write_json  # noqa: E402
 from beit3lib.sample import DRAWN_NAME, SPM_PATH, draw  # noqa: E402
 from beit3lib.tokenizer import load_tokenizer  # noqa: E402
@@ -31,7 +32,9 @@ from beit3lib.tokenizer import load_tokenizer  # noqa: E402
 with suppress(ImportError):  # a GPU machine may lack it
     from hypothesis import settings
 
-    settings.register_profile("no deadline", deadline=None)  # 0.2 s per example is too little on a busy machine
+    settings.register_profile(
+        "no deadline", deadline=None
+    )  # 0.2 s per example is too little on a busy machine
     settings.load_profile("no deadline")
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 HIDDEN = ("torchscale", "fairscale", "av", "rouge_score", "sentencepiece")  # missing on Kaggle
@@ -49,7 +52,13 @@ def draw_run(folder, train=8, val=4, phases=1, seed=0, spm=SPM_PATH):
                 image = f"avg{name}phase{phase}.jpg"
                 draw.draw_blur(scene, draw.draw_camera(rng)).save(folder / "images" / image, quality=95)
                 captions = {f"caption_{subject}": draw.full_caption(scene, subject) for subject in SUBJECTS}
-                about = {"split": split, "source": "wts", "view": "overhead_view", "label": str(phase), "phase": phase}
+                about = {
+                    "split": split,
+                    "source": "wts",
+                    "view": "overhead_view",
+                    "label": str(phase),
+                    "phase": phase,
+                }
                 rows.append({"scenario": name, "video": f"{name}.mp4", "image": image, **about, **captions})
                 drawn.setdefault(name, {})[str(phase)] = vars(scene)
     write_json(folder / DRAWN_NAME, drawn)
@@ -88,11 +97,17 @@ def demo(tmp_path_factory):
         package, *notebooks = kaggle.stage(folder / "staged", "someone", python=python)
     except RuntimeError as error:
         run_demo(sys.executable, sorted(NOTEBOOKS.glob("*.ipynb")), [folder / "working"] * 5)
-        return Demo(folder / "working", folder / "working" / "runs" / "demo", f"wheels cannot be fetched here: {error}")
+        return Demo(
+            folder / "working",
+            folder / "working" / "runs" / "demo",
+            f"wheels cannot be fetched here: {error}",
+        )
     working = [folder / f"working{number}" for number in range(len(notebooks))]
     shutil.copytree(package, folder / "mounts" / "datasets" / "someone" / "beit3lib-package")
     python = bare_python(folder / "python")
-    assert subprocess.run([python, "-c", "import beit3lib"], capture_output=True, cwd=folder, env=clean()).returncode
+    assert subprocess.run(
+        [python, "-c", "import beit3lib"], capture_output=True, cwd=folder, env=clean()
+    ).returncode
     run_demo(python, [path / f"{path.name}.ipynb" for path in notebooks], working, folder / "mounts")
     return Demo(working[-1], working[-1] / "runs" / "demo", "")
 
@@ -100,7 +115,13 @@ def demo(tmp_path_factory):
 def clean(**values):
     """The environment of a host without internet, GPU and this project's folder on Python's path."""
     dead = "http://127.0.0.1:9"
-    offline = {"PIP_NO_INDEX": "1", "http_proxy": dead, "https_proxy": dead, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    offline = {
+        "PIP_NO_INDEX": "1",
+        "http_proxy": dead,
+        "https_proxy": dead,
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | offline | values
 
 
@@ -108,7 +129,16 @@ def run_demo(python, notebooks, working, mounts=None):
     """Execute notebooks one after the other; with `mounts`, the output of each is an input of the next."""
     for number, (notebook, folder) in enumerate(zip(notebooks, working, strict=True)):
         folder.mkdir(exist_ok=True)
-        command = [python, "-m", "papermill", "--no-progress-bar", "--kernel", "python3", notebook, folder / notebook.name]
+        command = [
+            python,
+            "-m",
+            "papermill",
+            "--no-progress-bar",
+            "--kernel",
+            "python3",
+            notebook,
+            folder / notebook.name,
+        ]
         environment = clean()
         with ExitStack() as stack:
             if mounts is not None:
@@ -144,9 +174,14 @@ def bare_python(folder, hidden=HIDDEN):
     """Make a Python with the packages of this one except this project and `hidden`: by default those missing on Kaggle."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
-    site = subprocess.run([python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True)
+    site = subprocess.run(
+        [python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True
+    )
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         name = entry.name.split("-")[0].split(".")[0]
-        if not (name in ("beit3lib", *hidden) or name.startswith(("__editable__", *(f"{other}_" for other in hidden)))):
+        if not (
+            name in ("beit3lib", *hidden)
+            or name.startswith(("__editable__", *(f"{other}_" for other in hidden)))
+        ):
             (Path(site.stdout.strip()) / entry.name).symlink_to(entry)
     return python

@@ -15,7 +15,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-FOLDER = Path(pytest.importorskip("beit3", reason="beit3-gml, the recipe's own code, is not installed").__file__).parent
+FOLDER = Path(
+    pytest.importorskip("beit3", reason="beit3-gml, the recipe's own code, is not installed").__file__
+).parent
 
 
 @cache
@@ -26,7 +28,9 @@ def _modules() -> dict[str, ModuleType]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of timm and torch, about old names
-            sys.modules["modeling_finetune"] = importlib.import_module("beit3.modeling_finetune")  # it imports relatively
+            sys.modules["modeling_finetune"] = importlib.import_module(
+                "beit3.modeling_finetune"
+            )  # it imports relatively
             return {name: importlib.import_module(name) for name in names}
     finally:
         sys.path.remove(str(FOLDER))
@@ -44,7 +48,9 @@ def captioning_model(model, drop_path: float = 0.0):
     """The recipe's model with the weights of ours (the same tensors, not copies), in eval mode."""
     config = model.config
     modeling = recipe("modeling_finetune")
-    arguments = recipe("modeling_utils")._get_base_config(img_size=config.image_size, vocab_size=config.vocab_size)
+    arguments = recipe("modeling_utils")._get_base_config(
+        img_size=config.image_size, vocab_size=config.vocab_size
+    )
     sizes = {
         "patch_size": config.patch_size,
         "encoder_embed_dim": config.width,
@@ -99,7 +105,10 @@ def generate(theirs, images, tokenizer, num_beams=3, max_tokens=64, length_penal
         length_penalty=length_penalty,
         vocab_size=theirs.mlm_head.out_features,
     )
-    original, engine.get_sentencepiece_model_for_beit3 = engine.get_sentencepiece_model_for_beit3, lambda _: _Ids(tokenizer)
+    original, engine.get_sentencepiece_model_for_beit3 = (
+        engine.get_sentencepiece_model_for_beit3,
+        lambda _: _Ids(tokenizer),
+    )
     try:
         handler = engine.CaptioningHandler(options)
     finally:

@@ -39,7 +39,9 @@ def test_an_image_is_captioned_in_three_lines(make, photo, monkeypatch):
     captions = captioner.caption(photo)
     assert list(captions) == TYPES
     assert captioner.caption(photo, "vehicle", "road") == captions["vehicle", "road"]
-    assert captioner.caption(photo, aspect="road") == {kind: captions[kind] for kind in TYPES if kind[1] == "road"}
+    assert captioner.caption(photo, aspect="road") == {
+        kind: captions[kind] for kind in TYPES if kind[1] == "road"
+    }
     assert captioner.caption(Image.open(photo), "pedestrian", "moving") == captions["pedestrian", "moving"]
 
 
@@ -52,7 +54,9 @@ def test_a_model_of_one_caption_type_has_no_prompt(make, photo, caption_types):
 
 def test_generate_feeds_the_prompt_of_each_caption_type(make, photo):
     captioner = make(TYPES)
-    pixels = torch.stack([to_tensor(Image.open(photo), 16), to_tensor(Image.new("RGB", (16, 16), "blue"), 16)])
+    pixels = torch.stack(
+        [to_tensor(Image.open(photo), 16), to_tensor(Image.new("RGB", (16, 16), "blue"), 16)]
+    )
     assert captioner.prompts == [prompt_ids(captioner.tokenizer, *kind) for kind in TYPES]
     expected = generate(captioner.model, pixels, captioner.tokenizer, captioner.prompts, 2, 8, 0.6)
     assert captioner.generate(pixels, num_beams=2) == expected
@@ -62,7 +66,8 @@ def test_generate_feeds_the_prompt_of_each_caption_type(make, photo):
 
 def test_an_unknown_caption_type_is_answered_with_those_of_the_model(make, photo):
     with pytest.raises(
-        ValueError, match="expected one of vehicle road, pedestrian moving, pedestrian road; got vehicle weather"
+        ValueError,
+        match="expected one of vehicle road, pedestrian moving, pedestrian road; got vehicle weather",
     ):
         make(TYPES).caption(photo, "vehicle", "weather")
     with pytest.raises(ValueError, match="expected one of one type without a name; got vehicle"):

@@ -37,7 +37,9 @@ from beit3lib.tokenizer import UNUSED_ROWS, load_tokenizer
 
 
 def same_weights(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 @pytest.fixture
@@ -92,13 +94,23 @@ def recipe_checkpoint(source):
     optimizer.step()
     optimizer.param_groups[0].update(lr=np.linspace(0, 1, 3)[1], lr_scale=1.0)
     options = argparse.Namespace(lr=1e-4, opt_betas=None, model="beit3_tiny", resume="")
-    return {"model": source.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3, "scaler": {}, "args": options}
+    return {
+        "model": source.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "epoch": 3,
+        "scaler": {},
+        "args": options,
+    }
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-@pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"], ids=["numpy1", "numpy2"])
+@pytest.mark.parametrize(
+    "module", [b"numpy.core.multiarray", b"numpy._core.multiarray"], ids=["numpy1", "numpy2"]
+)
 @pytest.mark.parametrize("key", ["model", "module"])
-def test_checkpoints_saved_while_fine_tuning_with_the_recipe_load(tmp_path, source, target, zipped, module, key):
+def test_checkpoints_saved_while_fine_tuning_with_the_recipe_load(
+    tmp_path, source, target, zipped, module, key
+):
     content = recipe_checkpoint(source)
     content[key] = content.pop("model")  # DeepSpeed writes "module"
     path = tmp_path / "checkpoint-3.pth"
@@ -143,7 +155,9 @@ def test_we_save_and_the_recipe_loads_as_we_do(tmp_path, reference, source, imag
     report = load_pretrained(ours, tmp_path / "public.pth")
     assert report.resized == ([IMAGE_POSITIONS] if image_size != 16 else [])
     theirs = reference.captioning_model(other)
-    reference.recipe("utils").load_model_and_may_interpolate(str(tmp_path / "public.pth"), theirs, "model|module", "")
+    reference.recipe("utils").load_model_and_may_interpolate(
+        str(tmp_path / "public.pth"), theirs, "model|module", ""
+    )
     for name, value in ours.state_dict().items():
         assert torch.allclose(theirs.state_dict()[name], value, atol=1e-6), name
     ours(*make_inputs(ours.config))
@@ -162,13 +176,20 @@ def test_positions_of_a_constant_and_of_a_ramp_keep_their_form():
 def test_public_shapes_load_at_every_image_size(size, tmp_path):
     """By shapes alone, without storage: base and large at 224 into 224, 384 and 480."""
     with torch.device("meta"):
-        shapes = {name: v.shape for name, v in CaptionModel(MODELS[f"beit3_{size}_patch16_224"]).state_dict().items()}
-    torch.save({"model": {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}}, tmp_path / "c.pth")
+        shapes = {
+            name: v.shape
+            for name, v in CaptionModel(MODELS[f"beit3_{size}_patch16_224"]).state_dict().items()
+        }
+    torch.save(
+        {"model": {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}}, tmp_path / "c.pth"
+    )
     for pixels in (224, 384, 480):
         with torch.device("meta"):
             target = CaptionModel(MODELS[f"beit3_{size}_patch16_{pixels}"])
         report = load_pretrained(target, tmp_path / "c.pth")
-        assert len(report.loaded) == len(shapes) and not report.fresh and bool(report.resized) == (pixels != 224)
+        assert (
+            len(report.loaded) == len(shapes) and not report.fresh and bool(report.resized) == (pixels != 224)
+        )
 
 
 def test_a_missing_head_is_initialized_and_other_heads_are_skipped(tmp_path, source):
@@ -192,13 +213,20 @@ def test_a_missing_head_is_initialized_and_other_heads_are_skipped(tmp_path, sou
 )
 def test_a_checkpoint_of_another_model_names_the_parameters(tmp_path, target, changes, message):
     save_public(make_model(replace(TINY, **changes)), tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match=rf"(?s)other\.pth: expected a checkpoint of this model.*{message}"):
+    with pytest.raises(
+        CheckpointError, match=rf"(?s)other\.pth: expected a checkpoint of this model.*{message}"
+    ):
         load_pretrained(target, tmp_path / "other.pth")
 
 
 def test_names_with_another_prefix_name_the_option(tmp_path, source, target):
-    torch.save({"model": {f"captioner.{name}": value for name, value in source.state_dict().items()}}, tmp_path / "c.pth")
-    with pytest.raises(CheckpointError, match=r"c\.pth: expected names such as .*Pass --model_prefix captioner\.$"):
+    torch.save(
+        {"model": {f"captioner.{name}": value for name, value in source.state_dict().items()}},
+        tmp_path / "c.pth",
+    )
+    with pytest.raises(
+        CheckpointError, match=r"c\.pth: expected names such as .*Pass --model_prefix captioner\.$"
+    ):
         load_pretrained(target, tmp_path / "c.pth")
     load_pretrained(target, tmp_path / "c.pth", model_prefix="captioner.")
     assert same_weights(source, target)
@@ -235,7 +263,9 @@ class Gadget:
 def test_a_pickle_that_runs_code_is_refused(tmp_path, source, target, write):
     made = tmp_path / "made"
     write({**recipe_checkpoint(source), "extra": Gadget(made)}, tmp_path / "evil.pth")
-    with pytest.raises(CheckpointError, match=r"evil\.pth: expected a PyTorch checkpoint with tensors only, found "):
+    with pytest.raises(
+        CheckpointError, match=r"evil\.pth: expected a PyTorch checkpoint with tensors only, found "
+    ):
         load_pretrained(target, tmp_path / "evil.pth")
     assert not made.exists()
 
@@ -246,7 +276,9 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, target):
     with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
         for name in plain.namelist():
             bomb.writestr(name, plain.read(name))
-    with pytest.raises(CheckpointError, match=r"bomb\.pth: .* found a file of 0\.\d MB that unpacks to 40 MB"):
+    with pytest.raises(
+        CheckpointError, match=r"bomb\.pth: .* found a file of 0\.\d MB that unpacks to 40 MB"
+    ):
         load_pretrained(target, tmp_path / "bomb.pth")
 
 
@@ -269,10 +301,14 @@ def test_a_broken_file_is_named(tmp_path, source, target, name):
     assert "\n" not in str(error.value) and "weights_only" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", [[1, 2], {}, {"weights": {"a": torch.zeros(1)}}, {"model": {"a": 1}}, 5], ids=str)
+@pytest.mark.parametrize(
+    "content", [[1, 2], {}, {"weights": {"a": torch.zeros(1)}}, {"model": {"a": 1}}, 5], ids=str
+)
 def test_a_file_without_a_state_dict_is_named(tmp_path, target, content):
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match=r"other\.pth: expected a state dict, or one under 'model\|module'"):
+    with pytest.raises(
+        CheckpointError, match=r"other\.pth: expected a state dict, or one under 'model\|module'"
+    ):
         load_pretrained(target, tmp_path / "other.pth")
 
 
@@ -302,14 +338,27 @@ def converted(name, image, text, projection):
 
 CONVERSIONS = [("A", "B", "proj"), ("first", "second", "proj"), ("image", "text", "projection")]
 KNOWN = {  # of the third one
-    *{"beit3.text_embedding.weight", "beit3.vision_embedding.cls_token", "beit3.vision_embedding.projection.bias"},
+    *{
+        "beit3.text_embedding.weight",
+        "beit3.vision_embedding.cls_token",
+        "beit3.vision_embedding.projection.bias",
+    },
     *{"beit3.encoder.embed_positions.image.weight", "beit3.encoder.layers.0.self_attn.key_proj.text.weight"},
-    *{"beit3.encoder.layers.0.self_attn_layer_norm.image.bias", "beit3.encoder.layers.0.ffn.text.ffn_layernorm.weight"},
-    *{"beit3.encoder.layers.0.final_layer_norm.text.weight", "beit3.encoder.fc_norm.image.weight", "mlm_classifier.bias"},
+    *{
+        "beit3.encoder.layers.0.self_attn_layer_norm.image.bias",
+        "beit3.encoder.layers.0.ffn.text.ffn_layernorm.weight",
+    },
+    *{
+        "beit3.encoder.layers.0.final_layer_norm.text.weight",
+        "beit3.encoder.fc_norm.image.weight",
+        "mlm_classifier.bias",
+    },
 }
 
 
-@pytest.mark.parametrize("names", [None, *CONVERSIONS], ids=lambda names: "original" if names is None else names[0])
+@pytest.mark.parametrize(
+    "names", [None, *CONVERSIONS], ids=lambda names: "original" if names is None else names[0]
+)
 @pytest.mark.parametrize("form", ["model.safetensors", "pytorch_model.bin"])
 @pytest.mark.parametrize("shards", [1, 3])
 def test_a_folder_in_the_format_of_hugging_face_loads(tmp_path, source, target, names, form, shards):
@@ -331,7 +380,8 @@ def test_a_missing_shard_and_an_index_without_shards_are_named(tmp_path, target)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../model-00001-of-00001.safetensors"}}))
     with pytest.raises(
-        FileNotFoundError, match=rf"^{re.escape(str(tmp_path))}/model-00001-of-00001.safetensors: expected a file"
+        FileNotFoundError,
+        match=rf"^{re.escape(str(tmp_path))}/model-00001-of-00001.safetensors: expected a file",
     ):
         load_pretrained(target, tmp_path)
     index.write_text("{}")
@@ -341,8 +391,12 @@ def test_a_missing_shard_and_an_index_without_shards_are_named(tmp_path, target)
 
 def test_names_of_an_image_model_alone_are_refused_in_one_line(tmp_path, target):
     """timm's beit3_* models have no text branch."""
-    save_file({f"blocks.{n}.attn.qkv.weight": torch.zeros(1) for n in range(9)}, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"expected names such as beit3.text_embed.weight, found blocks.0.*") as error:
+    save_file(
+        {f"blocks.{n}.attn.qkv.weight": torch.zeros(1) for n in range(9)}, tmp_path / "model.safetensors"
+    )
+    with pytest.raises(
+        CheckpointError, match=r"expected names such as beit3.text_embed.weight, found blocks.0.*"
+    ) as error:
         load_pretrained(target, tmp_path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
@@ -359,16 +413,25 @@ def test_a_checkpoint_folder_loads_as_it_was_saved(saved):
     captioner, folder = saved
     loaded = load_captioner(folder, "cpu")
     assert same_weights(captioner.model, loaded.model) and not loaded.model.training
-    assert loaded.caption_types == captioner.caption_types and (loaded.max_tokens, loaded.length_penalty) == (20, 0.9)
+    assert loaded.caption_types == captioner.caption_types and (loaded.max_tokens, loaded.length_penalty) == (
+        20,
+        0.9,
+    )
     assert loaded.meta["score"] == 12.5 and loaded.model.config.drop_path == 0
-    assert sorted(p.name for p in folder.iterdir()) == ["meta.json", "model.safetensors", "sentencepiece.bpe.model"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "meta.json",
+        "model.safetensors",
+        "sentencepiece.bpe.model",
+    ]
     assert set(read_state(folder)) == set(captioner.model.state_dict())
 
 
 def test_a_failed_save_keeps_the_old_checkpoint(saved, tmp_path):
     captioner, folder = saved
     with pytest.raises(OSError):
-        save_captioner(Captioner(make_model(captioner.model.config, seed=9), None), folder, tmp_path / "nowhere.spm")
+        save_captioner(
+            Captioner(make_model(captioner.model.config, seed=9), None), folder, tmp_path / "nowhere.spm"
+        )
     assert same_weights(captioner.model, load_captioner(folder, "cpu").model)
     assert [p.name for p in folder.parent.iterdir()] == ["best"]
 
@@ -390,9 +453,19 @@ def test_the_export_command_writes_a_file_that_the_recipe_model_loads_strictly(s
 
 
 def test_the_export_command_ends_with_one_line_on_an_error(tmp_path):
-    command = [sys.executable, "-m", "beit3lib.checkpoint", str(tmp_path / "none"), str(tmp_path / "public.pth")]
+    command = [
+        sys.executable,
+        "-m",
+        "beit3lib.checkpoint",
+        str(tmp_path / "none"),
+        str(tmp_path / "public.pth"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "none: expected a checkpoint" in done.stderr
+    assert (
+        done.returncode == 1
+        and len(done.stderr.splitlines()) == 1
+        and "none: expected a checkpoint" in done.stderr
+    )
 
 
 def test_an_exported_folder_has_a_model_card_and_loads(saved, tmp_path):
@@ -409,8 +482,14 @@ def test_an_exported_folder_has_a_model_card_and_loads(saved, tmp_path):
     assert same_weights(captioner.model, loaded.model) and loaded.caption_types == captioner.caption_types
     card = ModelCard.load(tmp_path / "mine" / "README.md")
     assert card.data.pipeline_tag == "image-to-text" and card.data.eval_results[0].metric_value == 33.13
-    assert "vehicle road, pedestrian moving" in card.text and "beit3_base_patch16_224, weights: w.pth" in card.text
-    assert not any("/secret" in path.read_text() or "/a/" in path.read_text() for path in (tmp_path / "mine").glob("*[dn]"))
+    assert (
+        "vehicle road, pedestrian moving" in card.text
+        and "beit3_base_patch16_224, weights: w.pth" in card.text
+    )
+    assert not any(
+        "/secret" in path.read_text() or "/a/" in path.read_text()
+        for path in (tmp_path / "mine").glob("*[dn]")
+    )
 
 
 def test_an_export_does_not_replace_a_folder_with_other_content(saved, tmp_path):
@@ -423,7 +502,9 @@ def test_an_export_does_not_replace_a_folder_with_other_content(saved, tmp_path)
 
 def test_an_incomplete_folder_is_named(saved):
     (saved[1] / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"best: expected a checkpoint folder, found no model\.safetensors"):
+    with pytest.raises(
+        FileNotFoundError, match=r"best: expected a checkpoint folder, found no model\.safetensors"
+    ):
         load_captioner(saved[1])
     shutil.rmtree(saved[1])
     with pytest.raises(FileNotFoundError, match="best: expected a checkpoint"):
@@ -433,7 +514,9 @@ def test_an_incomplete_folder_is_named(saved):
 def test_another_tokenizer_of_equal_size_is_refused(saved):
     spm = saved[1] / "sentencepiece.bpe.model"
     spm.write_bytes(spm.read_bytes().replace(b"road", b"roda"))
-    with pytest.raises(CheckpointError, match=r"sentencepiece\.bpe\.model: expected the tokenizer that the model was trained"):
+    with pytest.raises(
+        CheckpointError, match=r"sentencepiece\.bpe\.model: expected the tokenizer that the model was trained"
+    ):
         load_captioner(saved[1], "cpu")
 
 
@@ -451,7 +534,9 @@ def test_another_tokenizer_of_equal_size_is_refused(saved):
 def test_damaged_weights_are_named(saved, damage):
     path = saved[1] / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: expected safetensors, found a damaged or incomplete file"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors: expected safetensors, found a damaged or incomplete file"
+    ):
         load_captioner(saved[1], "cpu")
 
 
@@ -463,8 +548,14 @@ def _without_head(state):
     ("change", "message"),
     [
         (_without_head, "1 missing: mlm_head.bias"),
-        (lambda state: {**state, "mlm_head.bias": torch.zeros(3)}, r"1 of another shape: mlm_head.bias \(expected"),
-        (lambda state: {**state, "mlm_head.bias": state["mlm_head.bias"] + torch.inf}, "1 not finite: mlm_head.bias"),
+        (
+            lambda state: {**state, "mlm_head.bias": torch.zeros(3)},
+            r"1 of another shape: mlm_head.bias \(expected",
+        ),
+        (
+            lambda state: {**state, "mlm_head.bias": state["mlm_head.bias"] + torch.inf},
+            "1 not finite: mlm_head.bias",
+        ),
         (lambda state: {**state, "beit3.extra": torch.zeros(3)}, "1 unknown: beit3.extra"),
     ],
     ids=["missing", "shape", "infinite", "unknown"],

@@ -44,7 +44,9 @@ def test_defaults_are_the_recipes():
     }
     shared = [name for name in vars(ours) if name in theirs and name not in changed]
     assert len(shared) > 30
-    assert {name: getattr(ours, name) or None for name in shared} == {name: theirs[name] or None for name in shared}
+    assert {name: getattr(ours, name) or None for name in shared} == {
+        name: theirs[name] or None for name in shared
+    }
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,9 @@ def test_the_class_refuses_what_the_command_refuses(options):
 
 
 def test_arguments_are_the_same_config_for_a_child_process():
-    config = TrainConfig(clip_grad=0.5, opt_betas=[0.8, 0.99], pin_mem=False, randaug=True, finetune="a b.pth", warmup_steps=0)
+    config = TrainConfig(
+        clip_grad=0.5, opt_betas=[0.8, 0.99], pin_mem=False, randaug=True, finetune="a b.pth", warmup_steps=0
+    )
     assert parse_arguments(config.arguments()) == config
     assert TrainConfig().arguments() == []
 

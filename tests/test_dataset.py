@@ -12,8 +12,8 @@ import torch
 from test_transforms import recipe  # noqa: F401  (a fixture)
 
 from beit3lib import dataset
-from beit3lib.data.aspects import ASPECTS, SUBJECTS
 from beit3lib.data.index import read_index
+from beit3lib.data.schema import ASPECTS, SUBJECTS
 from beit3lib.dataset import CaptionDataset, collate, mask_caption, num_workers, pack
 from beit3lib.sample import draw as sample
 from beit3lib.tokenizer import load_tokenizer
@@ -26,7 +26,14 @@ class Config(SimpleNamespace):
     """The options that the data set reads, with the defaults of TrainConfig."""
 
     def __init__(self, **options):
-        defaults = {"subject": "all", "aspect": "all", "flip": "swap", "crop_area": 0.5, "randaug": True, "seed": 0}
+        defaults = {
+            "subject": "all",
+            "aspect": "all",
+            "flip": "swap",
+            "crop_area": 0.5,
+            "randaug": True,
+            "seed": 0,
+        }
         defaults |= {"num_max_bpe_tokens": 64, "captioning_mask_prob": 0.6, "train_interpolation": "bicubic"}
         super().__init__(**{**defaults, **options})
 
@@ -73,7 +80,15 @@ def test_positions_and_replacements_are_distributed_as_the_recipes(recipe_maskin
             for position in np.flatnonzero(chosen):
                 positions[int(position)] += 1
                 new = masked[position]
-                kinds["mask" if new == MASK else "same" if new == ids[position] else "low" if new < 3 else "random"] += 1
+                kinds[
+                    "mask"
+                    if new == MASK
+                    else "same"
+                    if new == ids[position]
+                    else "low"
+                    if new < 3
+                    else "random"
+                ] += 1
         return {key: count / 3000 for key, count in (positions | kinds).items()}
 
     ids, generator = [0, 20, 21, 22, 23, 24, 25, 2], rng()
@@ -107,24 +122,35 @@ def test_the_end_can_be_masked_and_the_prompt_never():
 def test_packed_captions_restart_positions_and_have_their_own_doc_ids():
     packed = pack([([0, 50, 10, 2], 1), ([0, 51, 11, 12, 2], 1)], 0.5, MASK, rng())
     assert packed.labels.tolist() == [0, 50, 10, 2, 0, 51, 11, 12, 2]
-    assert packed.positions.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4] and packed.doc_ids.tolist() == [0] * 4 + [1] * 5
+    assert (
+        packed.positions.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4]
+        and packed.doc_ids.tolist() == [0] * 4 + [1] * 5
+    )
 
 
 def test_a_batch_is_padded_to_its_longest_sequence():
     sequences = [pack([([0, *range(10, 10 + n), 2], 0)], 0.5, MASK, rng()) for n in (2, 5)]
-    batch = collate([(torch.zeros(3, 8, 8), sequence, str(i)) for i, sequence in enumerate(sequences)], pad_id=1)
+    batch = collate(
+        [(torch.zeros(3, 8, 8), sequence, str(i)) for i, sequence in enumerate(sequences)], pad_id=1
+    )
     assert batch.input_ids.shape == (2, 7) and batch.names == ["0", "1"] and batch.num_tokens == 4 + 7
     assert batch.doc_ids[0].tolist() == [0] * 4 + [-1] * 3 and batch.input_ids[0, 4:].tolist() == [1] * 3
-    assert batch.mask_positions.tolist() == [n + 7 * i for i, s in enumerate(sequences) for n in np.flatnonzero(s.masked)]
+    assert batch.mask_positions.tolist() == [
+        n + 7 * i for i, s in enumerate(sequences) for n in np.flatnonzero(s.masked)
+    ]
 
 
 def test_a_sample_packs_the_ten_captions_of_an_image_each_after_its_prompt(drawn, tokenizer):
     captions = make(drawn, tokenizer, flip="none")
     assert len(captions) == 8 and len(captions.caption_types) == 10
     _, packed, name = captions[0]
-    texts = [tokenizer.decode(packed.labels[packed.doc_ids == n], skip_special_tokens=True) for n in range(10)]
+    texts = [
+        tokenizer.decode(packed.labels[packed.doc_ids == n], skip_special_tokens=True) for n in range(10)
+    ]
     for (subject, aspect), text in zip(captions.caption_types, texts, strict=True):
-        assert text == f"{subject} {aspect.replace('_', ' ')}: {captions.reference(0)[subject, aspect]}".strip()
+        assert (
+            text == f"{subject} {aspect.replace('_', ' ')}: {captions.reference(0)[subject, aspect]}".strip()
+        )
     assert name.startswith("images/avg")
 
 
@@ -134,7 +160,10 @@ def test_an_aspect_that_is_not_mentioned_is_trained_as_an_empty_caption(drawn, t
     captions = make(drawn, tokenizer, table=kept, flip="none")
     packed, number = captions[0][1], captions.caption_types.index(("vehicle", "weather"))
     assert captions.reference(0)["vehicle", "weather"] == ""
-    assert tokenizer.decode(packed.labels[packed.doc_ids == number], skip_special_tokens=True) == "vehicle weather:"
+    assert (
+        tokenizer.decode(packed.labels[packed.doc_ids == number], skip_special_tokens=True)
+        == "vehicle weather:"
+    )
 
 
 def test_a_single_caption_type_has_no_prompt_as_in_the_original_repository(drawn, tokenizer):
@@ -163,7 +192,9 @@ def test_random_choices_follow_from_seed_epoch_and_index_alone(drawn, tokenizer)
 def test_loader_workers_give_the_same_samples_as_the_main_process(drawn, tokenizer):
     captions = make(drawn, tokenizer)
     batches = captions.epoch_batches(0, 4)
-    loader = torch.utils.data.DataLoader(captions, batch_sampler=batches, num_workers=2, collate_fn=captions.collate)
+    loader = torch.utils.data.DataLoader(
+        captions, batch_sampler=batches, num_workers=2, collate_fn=captions.collate
+    )
     for batch, indices in zip(loader, batches, strict=True):
         expected = captions.collate([captions[i] for i in indices])
         assert torch.equal(batch.images, expected.images) and torch.equal(batch.input_ids, expected.input_ids)
@@ -231,7 +262,10 @@ def test_validation_keeps_images_without_reference_and_training_does_not(drawn, 
     with pytest.raises(ValueError, match="expected captions of type all all in the index, found none"):
         make(drawn, tokenizer, table=table, train=True)
     some = recipe_table(drawn, tmp_path, "val", null=lambda number: number == 1)
-    assert len(make(drawn, tokenizer, table=some, train=False)) == 4 and len(make(drawn, tokenizer, table=some)) == 3
+    assert (
+        len(make(drawn, tokenizer, table=some, train=False)) == 4
+        and len(make(drawn, tokenizer, table=some)) == 3
+    )
 
 
 def test_a_null_line_is_unknown_and_not_an_empty_caption(drawn, tokenizer):
@@ -254,9 +288,18 @@ def test_an_index_made_with_another_tokenizer_is_refused(drawn, tmp_path, tokeni
 
 @pytest.mark.parametrize(
     "requested, cores, free_mb, processes, workers",
-    [(10, 4, 10_000, 1, 4), (2, 4, 10_000, 1, 2), (0, 4, 0, 1, 0), (10, 4, 64, 1, 2), (10, 4, 20, 1, 0), (10, 4, 10_000, 2, 2)],
+    [
+        (10, 4, 10_000, 1, 4),
+        (2, 4, 10_000, 1, 2),
+        (0, 4, 0, 1, 0),
+        (10, 4, 64, 1, 2),
+        (10, 4, 20, 1, 0),
+        (10, 4, 10_000, 2, 2),
+    ],
 )
-def test_loader_workers_fit_cores_and_shared_memory(monkeypatch, capsys, requested, cores, free_mb, processes, workers):
+def test_loader_workers_fit_cores_and_shared_memory(
+    monkeypatch, capsys, requested, cores, free_mb, processes, workers
+):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(dataset.os, "sched_getaffinity", lambda pid: range(cores), raising=False)
     monkeypatch.setattr(dataset.os.path, "isdir", lambda path: True)

@@ -10,15 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_model import TINY, make_model
 
-from beit3lib.decode import Caption, generate, word_probs
-from beit3lib.device import inference_weights
+from beit3lib.decode import Caption, generate, inference_weights, word_probs
 from beit3lib.model import model_config
 from beit3lib.sample import SPM_PATH
 from beit3lib.tokenizer import load_tokenizer, prompt_ids
 
 MAX_TOKENS = 12
 TOKENIZER = load_tokenizer(SPM_PATH)
-CAPTION_TYPES = [(s, a) for s in ("vehicle", "pedestrian") for a in ("moving", "pedestrian_description", "road", "weather")]
+CAPTION_TYPES = [
+    (s, a) for s in ("vehicle", "pedestrian") for a in ("moving", "pedestrian_description", "road", "weather")
+]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,11 @@ def ids_of(captions):
     [
         *((beams, tokens, 12) for beams in (1, 2, 3) for tokens in (3, 4, 10)),
         (3, 64, 12),
-        *(pytest.param(beams, tokens, 200, marks=pytest.mark.slow) for beams in (1, 3) for tokens in (10, 64)),
+        *(
+            pytest.param(beams, tokens, 200, marks=pytest.mark.slow)
+            for beams in (1, 3)
+            for tokens in (10, 64)
+        ),
     ],
 )
 def test_captions_equal_the_recipe(model, tokenizer, reference, num_beams, max_tokens, count):
@@ -75,7 +80,9 @@ def test_captions_equal_the_recipe(model, tokenizer, reference, num_beams, max_t
 @pytest.mark.parametrize("length_penalty", [0.0, 2.0])
 def test_length_penalty_equals_the_recipe(model, tokenizer, reference, length_penalty):
     images = random_images(model, 16)
-    expected = reference.generate(reference.captioning_model(model), images, tokenizer, 3, MAX_TOKENS, length_penalty)
+    expected = reference.generate(
+        reference.captioning_model(model), images, tokenizer, 3, MAX_TOKENS, length_penalty
+    )
     assert ids_of(generate(model, images, tokenizer, [[]], 3, MAX_TOKENS, length_penalty)) == expected
 
 
@@ -111,7 +118,9 @@ def next_log_probs(model, tokenizer, image, ids, prompt=()):
     return model(image[None], text)[0, -1].log_softmax(-1)
 
 
-@pytest.mark.parametrize("prompt", [[], prompt_ids(TOKENIZER, "pedestrian", "pedestrian_description")], ids=["none", "long"])
+@pytest.mark.parametrize(
+    "prompt", [[], prompt_ids(TOKENIZER, "pedestrian", "pedestrian_description")], ids=["none", "long"]
+)
 def test_log_probs_equal_those_without_a_cache(model, tokenizer, prompt):
     image = random_images(model, 1)
     caption = generate(model, image, tokenizer, [prompt, [7]], max_tokens=MAX_TOKENS)[0]
@@ -127,7 +136,9 @@ def test_prompts_equal_separate_searches(model, tokenizer):
     prompts = [prompt_ids(tokenizer, *caption_type) for caption_type in CAPTION_TYPES]
     together = generate(model, images, tokenizer, prompts, max_tokens=MAX_TOKENS)
     alone = [
-        generate(model, image[None], tokenizer, [prompt], max_tokens=MAX_TOKENS)[0] for image in images for prompt in prompts
+        generate(model, image[None], tokenizer, [prompt], max_tokens=MAX_TOKENS)[0]
+        for image in images
+        for prompt in prompts
     ]
     assert ids_of(together) == ids_of(alone)
     assert [c.log_prob for c in together] == pytest.approx([c.log_prob for c in alone], abs=1e-4)
@@ -139,7 +150,9 @@ def test_a_batch_equals_its_images_one_by_one(model, tokenizer):
     together = generate(model, images, tokenizer, [[]], max_tokens=MAX_TOKENS)
     alone = [generate(model, image[None], tokenizer, [[]], max_tokens=MAX_TOKENS)[0] for image in images]
     assert ids_of(together) == ids_of(alone)
-    assert ids_of(generate(model, model.encode_image(images), tokenizer, [[]], max_tokens=MAX_TOKENS)) == ids_of(alone)
+    assert ids_of(
+        generate(model, model.encode_image(images), tokenizer, [[]], max_tokens=MAX_TOKENS)
+    ) == ids_of(alone)
 
 
 def test_prepared_weights_of_a_wide_model_give_the_recipes_captions(tokenizer, reference):

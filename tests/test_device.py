@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from beit3lib.device import choose_device, choose_precision, inference_precision, inference_weights
+from beit3lib.decode import inference_weights
+from beit3lib.device import choose_device, choose_precision, inference_precision
 
 
 def gpu(monkeypatch, capability, kernels=("sm_70", "sm_75", "sm_80", "sm_86", "sm_90a")):
@@ -63,7 +64,9 @@ def layers(seed=0):
 
 
 @pytest.mark.parametrize("has_onednn", [True, False])
-@pytest.mark.parametrize(("precision", "tolerance"), [(None, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 1e-3)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [(None, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 1e-3)]
+)
 def test_inference_weights_compute_the_same_outputs(monkeypatch, has_onednn, precision, tolerance):
     if not has_onednn:
         monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
@@ -71,7 +74,10 @@ def test_inference_weights_compute_the_same_outputs(monkeypatch, has_onednn, pre
     with torch.autocast("cpu", precision, enabled=precision is not None), torch.inference_mode():
         expected = model(x)
         with inference_weights(model):
-            assert torch.allclose(model(x), expected, atol=tolerance, rtol=tolerance) and model(x).dtype == expected.dtype
+            assert (
+                torch.allclose(model(x), expected, atol=tolerance, rtol=tolerance)
+                and model(x).dtype == expected.dtype
+            )
 
 
 def test_inference_weights_are_those_at_the_start_of_the_outer_block():

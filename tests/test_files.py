@@ -88,7 +88,9 @@ def test_a_folder_killed_between_its_two_renames_is_read_from_the_previous_one(t
     assert (readable_folder(tmp_path / "best") / "weights").read_text() == "old"
     with atomic_folder(tmp_path / "best") as folder:
         (folder / "weights").write_text("new")
-    assert readable_folder(tmp_path / "best") == tmp_path / "best" and [p.name for p in tmp_path.iterdir()] == ["best"]
+    assert readable_folder(tmp_path / "best") == tmp_path / "best" and [
+        p.name for p in tmp_path.iterdir()
+    ] == ["best"]
 
 
 def test_a_folder_may_be_a_link_to_a_larger_disk(tmp_path):
@@ -166,7 +168,15 @@ def test_pipes_devices_folders_and_large_files_are_refused_before_they_are_read(
 
 
 def test_numbers_that_are_not_finite_become_none():
-    assert [finite(v) for v in ("1.5", 2, None, "x", float("inf"), 10**400, [])] == [1.5, 2.0, None, None, None, None, None]
+    assert [finite(v) for v in ("1.5", 2, None, "x", float("inf"), 10**400, [])] == [
+        1.5,
+        2.0,
+        None,
+        None,
+        None,
+        None,
+        None,
+    ]
 
 
 def test_nul_and_lone_surrogates_are_replaced():
@@ -185,14 +195,19 @@ def test_a_problem_reads_as_a_sentence():
 def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path):
     code = "import sys, beit3lib.files as f\nwith f.lock_folder(sys.argv[1], 'preparation'): pass"
     with lock_folder(tmp_path / "run", "training"):
-        second = subprocess.run([sys.executable, "-c", code, tmp_path / "run"], capture_output=True, text=True)
+        second = subprocess.run(
+            [sys.executable, "-c", code, tmp_path / "run"], capture_output=True, text=True
+        )
         assert f"in use by training (process {os.getpid()} on " in second.stderr
     assert subprocess.run([sys.executable, "-c", code, tmp_path / "run"]).returncode == 0
 
 
 def test_the_lock_of_a_file_leaves_the_folder_and_other_files_free(tmp_path):
     with lock_folder(tmp_path, "captioning", "a.json"), lock_folder(tmp_path, "captioning", "b.json"):
-        with lock_folder(tmp_path, "training"), pytest.raises(FolderInUse, match=r"a\.json: in use by captioning \(process"):
+        with (
+            lock_folder(tmp_path, "training"),
+            pytest.raises(FolderInUse, match=r"a\.json: in use by captioning \(process"),
+        ):
             with lock_folder(tmp_path, "captioning", "a.json"):
                 pass
 

@@ -11,12 +11,14 @@ from test_train import losses, quick, same, weights
 from beit3lib import train
 from beit3lib.captioner import Captioner
 from beit3lib.decode import generate
-from beit3lib.evaluate import caption_batches
 from beit3lib.loss import LossModel
 from beit3lib.model import CaptionModel, model_config
+from beit3lib.run.captioning import caption_batches
 from beit3lib.sample import MODEL
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products; read when CUDA starts
+os.environ.setdefault(
+    "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+)  # deterministic matrix products; read when CUDA starts
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.slow,
@@ -53,7 +55,12 @@ def test_captions_in_fp32_equal_the_cpu(num_beams, prompts):
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 3e-2), ("fp16", 1e-2)])
 def test_losses_of_ten_steps_equal_the_cpu(run, tmp_path, precision, tolerance):
-    options = {"subject": "all", "aspect": "all", "epochs": 5, "lr": 1e-3}  # stochastic depth is drawn on the device: none
+    options = {
+        "subject": "all",
+        "aspect": "all",
+        "epochs": 5,
+        "lr": 1e-3,
+    }  # stochastic depth is drawn on the device: none
     train.finetune(quick(run, tmp_path / "cpu", **options))
     train.finetune(quick(run, tmp_path / "gpu", **options, device="cuda", precision=precision))
     expected, found = losses(tmp_path / "cpu"), losses(tmp_path / "gpu")
@@ -75,7 +82,9 @@ def test_deterministic_runs_and_a_resumed_run_are_bitwise_equal(run, tmp_path, d
 
 
 def test_fp16_skips_steps_that_overflow_and_continues(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.amp.GradScaler.__init__, "__defaults__", ("cuda", 2.0**40, 2.0, 0.5, 2000, True))
+    monkeypatch.setattr(
+        torch.amp.GradScaler.__init__, "__defaults__", ("cuda", 2.0**40, 2.0, 0.5, 2000, True)
+    )
     results = train.finetune(quick(run, tmp_path, **ALL, precision="fp16", epochs=30))
     assert 5 < results["skipped_steps"] < results["steps"]
     assert losses(tmp_path)[-1] < losses(tmp_path)[0]
@@ -116,7 +125,9 @@ def test_captioning_that_runs_out_of_memory_halves_the_batch(run, little_memory)
     assert len(batches) == 1
 
 
-@pytest.mark.parametrize(("captions", "precision"), [(1, torch.float16), (1, torch.bfloat16)], ids=["fp16", "bf16"])
+@pytest.mark.parametrize(
+    ("captions", "precision"), [(1, torch.float16), (1, torch.bfloat16)], ids=["fp16", "bf16"]
+)
 def test_the_original_command_fits_a_t4(captions, precision):
     """The base model at 224 pixels with batch size 32 and activation checkpointing, weights, gradients and AdamW included."""
     config = model_config("beit3_base_patch16_224", checkpoint_activations=True)

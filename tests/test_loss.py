@@ -35,7 +35,9 @@ def test_a_perfect_prediction_has_no_loss():
     """KL(q || p) is 0 where p = q."""
     probabilities = torch.full((1, 10), 0.1 / 9)
     probabilities[0, 4] = 0.9
-    assert label_smoothed_loss(probabilities.log(), torch.tensor([4]), 0.1).item() == pytest.approx(0, abs=1e-6)
+    assert label_smoothed_loss(probabilities.log(), torch.tensor([4]), 0.1).item() == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_lower_precision_is_computed_in_float32():
@@ -83,7 +85,14 @@ def test_loss_model_takes_the_loss_at_masked_tokens_only():
     images, text = make_inputs(TINY)
     labels = torch.randint(3, TINY.vocab_size, text.shape)
     batch = SimpleNamespace(
-        images=images, input_ids=text, labels=labels, positions=None, doc_ids=None, mask_positions=torch.tensor([2, 5, 14])
+        images=images,
+        input_ids=text,
+        labels=labels,
+        positions=None,
+        doc_ids=None,
+        mask_positions=torch.tensor([2, 5, 14]),
     )
-    expected = label_smoothed_loss(model(images, text).flatten(0, 1)[[2, 5, 14]], labels.flatten()[[2, 5, 14]], 0.1)
+    expected = label_smoothed_loss(
+        model(images, text).flatten(0, 1)[[2, 5, 14]], labels.flatten()[[2, 5, 14]], 0.1
+    )
     assert torch.allclose(LossModel(model, 0.1)(batch), expected, atol=1e-5)

@@ -82,7 +82,9 @@ def test_stochastic_depth_equals_the_recipe(reference):
     images, text = make_inputs(config, batch=4)
     memory = model.encode_image(images)
     theirs = reference.captioning_model(model, drop_path=0.5).train()
-    assert [layer.drop_path.drop_prob for layer in theirs.beit3.encoder.layers] == pytest.approx([0, 0.25, 0.5])
+    assert [layer.drop_path.drop_prob for layer in theirs.beit3.encoder.layers] == pytest.approx(
+        [0, 0.25, 0.5]
+    )
     for layer, scales in zip(theirs.beit3.encoder.layers, memory.branch_scales, strict=True):
         branches = iter(scales)  # attention, then feed-forward network
         layer.drop_path.forward = lambda x, branches=branches: x * next(branches)[:, None, None]
@@ -93,7 +95,9 @@ def test_stochastic_depth_keeps_the_mean():
     model = make_model(replace(TINY, drop_path=0.5)).train()
     scales = model.encode_image(make_inputs(TINY, batch=1000)[0]).branch_scales
     assert (scales[0] == 1).all()
-    assert set(scales[-1].unique().tolist()) == {0.0, 2.0} and scales[-1].mean().item() == pytest.approx(1.0, abs=0.1)
+    assert set(scales[-1].unique().tolist()) == {0.0, 2.0} and scales[-1].mean().item() == pytest.approx(
+        1.0, abs=0.1
+    )
     assert model.eval().encode_image(make_inputs(TINY)[0]).branch_scales is None
 
 
@@ -187,7 +191,11 @@ def test_parameter_names_and_shapes_are_public(name):
     for module in ("self_attn.q_proj", "ffn.fc1", "self_attn_layer_norm", "final_layer_norm"):
         stem, _, leaf = module.partition(".")
         for stream in "AB":
-            inner = f"{stem}.{leaf}.{stream}" if stem == "self_attn" else f"{stem}.{stream}" + (f".{leaf}" if leaf else "")
+            inner = (
+                f"{stem}.{leaf}.{stream}"
+                if stem == "self_attn"
+                else f"{stem}.{stream}" + (f".{leaf}" if leaf else "")
+            )
             assert f"{last}.{inner}.weight" in shapes
 
 
@@ -203,13 +211,18 @@ def test_initialization_follows_the_recipe():
     assert model.mlm_head.weight.abs().max() <= 0.02 and model.mlm_head.weight.std() > 0.009
     assert model.mlm_head.bias.abs().max() == 0
     positions = model.beit3.encoder.embed_positions
-    assert all(table.weight.std().item() == pytest.approx(0.2, rel=0.1) for table in (positions.A, positions.B))
+    assert all(
+        table.weight.std().item() == pytest.approx(0.2, rel=0.1) for table in (positions.A, positions.B)
+    )
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: make_model().encode_image(torch.zeros(1, 3, 8, 8)), r"expected shape \(B, 3, 16, 16\), got \(1, 3, 8, 8\)"),
+        (
+            lambda: make_model().encode_image(torch.zeros(1, 3, 8, 8)),
+            r"expected shape \(B, 3, 16, 16\), got \(1, 3, 8, 8\)",
+        ),
         (lambda: model_config("beit3_huge"), "expected one of beit3_base_patch16_224.*got 'beit3_huge'"),
         (lambda: replace(TINY, image_size=20), "image_size: expected a multiple of patch_size 8, got 20"),
         (lambda: replace(TINY, heads=5), "width: expected a multiple of heads 5, got 32"),

@@ -12,10 +12,10 @@ import torch
 from conftest import draw_run
 
 from beit3lib import sample
+from beit3lib.caption import caption_run
 from beit3lib.captioner import Captioner
 from beit3lib.checkpoint import save_captioner
 from beit3lib.config import parse_arguments
-from beit3lib.evaluate import caption_run
 from beit3lib.files import write_json
 from beit3lib.model import CaptionModel, model_config
 from beit3lib.tokenizer import load_tokenizer
@@ -51,9 +51,15 @@ def clone(tmp_path_factory):
     draw_run(run, train=1, val=1)
     save_captioner(untrained([("vehicle", "road"), ("vehicle", "weather")]), run / "best", sample.SPM_PATH)
     caption_run(run, device="cpu", num_beams=1)
-    entry = {"labels": ["0"], "caption_pedestrian": "The pedestrian stands.", "caption_vehicle": "The vehicle turns."}
+    entry = {
+        "labels": ["0"],
+        "caption_pedestrian": "The pedestrian stands.",
+        "caption_vehicle": "The vehicle turns.",
+    }
     write_json(run / "submission.val.json", {"20230707_1_SN1_T1": [entry]})
-    truth = folder / "data" / "wts" / "annotations" / "caption" / "val" / "20230707_1_SN1_T1" / "overhead_view"
+    truth = (
+        folder / "data" / "wts" / "annotations" / "caption" / "val" / "20230707_1_SN1_T1" / "overhead_view"
+    )
     write_json(truth / "20230707_1_SN1_T1_caption.json", {"event_phase": [entry]})
     truth = folder / "data" / "wts" / "external" / "BDD_PC_5K" / "annotations" / "caption" / "val"
     write_json(truth / "video1_caption.json", {"event_phase": [entry]})
@@ -79,7 +85,11 @@ def test_the_tree_lists_every_module_of_core_data_and_track2():
     tree = next(body for kind, body in BLOCKS if kind == "" and "notebooks/" in body)
     listed = set(re.findall(r"^ +(\w+\.py) ", tree, re.MULTILINE))
     package = ROOT / "beit3lib"
-    found = {path.name for folder in (package, package / "data", package / "track2") for path in folder.glob("*.py")}
+    found = {
+        path.name
+        for folder in (package, package / "data", package / "track2")
+        for path in folder.glob("*.py")
+    }
     assert listed == found - {"__init__.py"}
     folders = re.findall(r"^ *([\w/]+/) ", tree, re.MULTILINE)
     assert all((ROOT / name).is_dir() or (package / name).is_dir() for name in folders)
@@ -88,7 +98,11 @@ def test_the_tree_lists_every_module_of_core_data_and_track2():
 def test_messages_of_troubleshooting_are_in_the_code():
     code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "beit3lib").rglob("*.py"))
     code = re.sub(r"\"\n\s+f?\"", "", code)  # join literals that continue on the next line
-    first = [line.split("|")[1] for line in TEXT.split("## Troubleshooting")[1].splitlines() if line.startswith("| `")]
+    first = [
+        line.split("|")[1]
+        for line in TEXT.split("## Troubleshooting")[1].splitlines()
+        if line.startswith("| `")
+    ]
     quoted = [text for cell in first for text in re.findall(r"`([^`]+)`", cell)]
     assert len(quoted) >= 15
     assert [text for text in quoted if text not in code and text not in PYTHON_MESSAGES] == []
@@ -97,7 +111,9 @@ def test_messages_of_troubleshooting_are_in_the_code():
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     targets = {word for command in commands() if command.startswith("make ") for word in command.split()[1:2]}
-    assert {"demo", "test"} <= targets and all(re.search(rf"^{name}:", makefile, re.MULTILINE) for name in targets)
+    assert {"demo", "test"} <= targets and all(
+        re.search(rf"^{name}:", makefile, re.MULTILINE) for name in targets
+    )
 
 
 def test_the_original_training_command_is_parsed():
@@ -123,7 +139,9 @@ def test_the_python_example_runs(tmp_path):
     draw_run(tmp_path / "runs" / "demo", train=1, val=0)
     image = next((tmp_path / "runs" / "demo" / "images").iterdir())
     save_captioner(
-        untrained([("vehicle", "road"), ("vehicle", "weather")]), tmp_path / "runs" / "demo" / "best", sample.SPM_PATH
+        untrained([("vehicle", "road"), ("vehicle", "weather")]),
+        tmp_path / "runs" / "demo" / "best",
+        sample.SPM_PATH,
     )
     (tmp_path / "photo.jpg").write_bytes(image.read_bytes())
     done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True)

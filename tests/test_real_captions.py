@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from beit3lib import log, train
+from beit3lib import train
 from beit3lib.config import TrainConfig
-from beit3lib.pipeline import steps
+from beit3lib.pipeline import stages
+from beit3lib.run import log
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 SCENARIO = SHARED / "wts_real"
@@ -18,10 +19,19 @@ ASPECTS = ("moving", "position", "road", "weather")
 
 def train_spm(path):
     """A tokenizer for these captions, in place of beit3.spm."""
-    texts = [text for row in json.loads(CAPTIONS.read_text()) for name, text in row.items() if name.startswith("caption_")]
+    texts = [
+        text
+        for row in json.loads(CAPTIONS.read_text())
+        for name, text in row.items()
+        if name.startswith("caption_")
+    ]
     with open(path, "wb") as writer:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts), model_writer=writer, vocab_size=600, model_type="unigram", minloglevel=2
+            sentence_iterator=iter(texts),
+            model_writer=writer,
+            vocab_size=600,
+            model_type="unigram",
+            minloglevel=2,
         )
     return path
 
@@ -30,7 +40,11 @@ def keep_eight(index):
     """Reduce the index to the first and the last phase of one video, four aspects of the vehicle's caption each."""
     lines = [json.loads(line) for line in index.read_text().splitlines()]
     video = sorted(line["video"] for line in lines)[0]
-    own = [line for line in lines if line["video"] == video and line["subject"] == "vehicle" and line["aspect"] in ASPECTS]
+    own = [
+        line
+        for line in lines
+        if line["video"] == video and line["subject"] == "vehicle" and line["aspect"] in ASPECTS
+    ]
     phases = {line["phase"] for line in own}
     kept = [line for line in own if line["phase"] in (min(phases), max(phases))]
     index.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -42,8 +56,8 @@ def keep_eight(index):
 @pytest.mark.skipif(not SCENARIO.is_dir(), reason=f"no real WTS scenario at {SCENARIO}")
 def test_the_base_model_overfits_eight_real_captions(tmp_path):
     spm = train_spm(tmp_path / "captions.spm")
-    steps.prepare(tmp_path, "wts", str(SCENARIO))
-    steps.index(tmp_path, str(spm))
+    stages.prepare(tmp_path, "wts", str(SCENARIO))
+    stages.index(tmp_path, str(spm))
     kept = keep_eight(tmp_path / "coco_captioning.train.jsonl")
     assert len(kept) == 8 and len({line["caption"] for line in kept}) >= 5
     config = TrainConfig(

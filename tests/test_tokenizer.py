@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import sentencepiece.sentencepiece_model_pb2 as spm_format
 
-from beit3lib.data.aspects import ASPECTS, SUBJECTS
+from beit3lib.data.schema import ASPECTS, SUBJECTS
 from beit3lib.files import FileError
 from beit3lib.sample import SPM_PATH, draw
 from beit3lib.tokenizer import TokenizerError, load_tokenizer, prompt_ids
@@ -30,7 +30,9 @@ def test_ids_equal_the_golden_ids():
     tokenizer = load_tokenizer(GOLDEN / "toy.spm")
     assert len(tokenizer) == golden["len"] and tokenizer.mask_token_id == golden["mask_token_id"]
     names = ("bos", "pad", "eos", "unk")
-    assert {name: getattr(tokenizer, f"{name}_token_id") for name in names} == {name: golden[name] for name in names}
+    assert {name: getattr(tokenizer, f"{name}_token_id") for name in names} == {
+        name: golden[name] for name in names
+    }
     for case in golden["cases"]:
         ids = tokenizer.encode(case["text"], add_special_tokens=False)
         assert ids == case["ids"], case["text"]
@@ -46,18 +48,27 @@ def test_captions_of_the_sample_are_encoded_without_loss():
     tokenizer = load_tokenizer(SPM_PATH)
     text = draw.full_caption(draw.Scene(), "vehicle")
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
-    assert tokenizer.unk_token_id not in tokenizer.encode("".join(map(chr, range(33, 127))), add_special_tokens=False)
+    assert tokenizer.unk_token_id not in tokenizer.encode(
+        "".join(map(chr, range(33, 127))), add_special_tokens=False
+    )
 
 
 def test_every_caption_type_has_its_own_prompt():
     tokenizer = load_tokenizer(SPM_PATH)
-    assert len({tuple(prompt_ids(tokenizer, subject, aspect)) for subject in SUBJECTS for aspect in ASPECTS}) == 10
+    assert (
+        len({tuple(prompt_ids(tokenizer, subject, aspect)) for subject in SUBJECTS for aspect in ASPECTS})
+        == 10
+    )
 
 
 def test_a_vocabulary_of_another_size_is_refused(tmp_path):
-    with pytest.raises(TokenizerError, match=r"sample\.spm: expected 64,000 pieces for a model with 64,010 rows.*found 166"):
+    with pytest.raises(
+        TokenizerError, match=r"sample\.spm: expected 64,000 pieces for a model with 64,010 rows.*found 166"
+    ):
         load_tokenizer(SPM_PATH, vocab_size=64010)
-    with pytest.raises(TokenizerError, match=r"xlmr\.spm: expected BEiT-3's vocabulary, found 250,000 pieces"):
+    with pytest.raises(
+        TokenizerError, match=r"xlmr\.spm: expected BEiT-3's vocabulary, found 250,000 pieces"
+    ):
         load_tokenizer(write_spm(tmp_path / "xlmr.spm", 250_000))
 
 

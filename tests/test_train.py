@@ -21,13 +21,15 @@ from safetensors.torch import load_file
 from test_config import ORIGINAL_COMMAND
 from test_model import TINY, make_large_model, make_model
 
-from beit3lib import log, loss, run_state, sample, train
+from beit3lib import loss, sample, train
 from beit3lib.checkpoint import load_captioner, save_public
 from beit3lib.config import OptionError, TrainConfig
 from beit3lib.data.index import INDEX_NAME, read_index
 from beit3lib.dataset import CaptionDataset
 from beit3lib.files import FileError, FolderInUse, lock_folder, previous_folder, read_json
 from beit3lib.model import CaptionModel, model_config
+from beit3lib.run import log
+from beit3lib.run import state as run_state
 from beit3lib.tokenizer import load_tokenizer
 
 
@@ -59,7 +61,9 @@ def run_command(config, *more, code=None):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     start = ["-c", code] if code else ["-m", "beit3lib.train"]
     words = config if isinstance(config, list) else config.arguments()
-    return subprocess.run([sys.executable, *start, *more, *words], capture_output=True, text=True, env=environment)
+    return subprocess.run(
+        [sys.executable, *start, *more, *words], capture_output=True, text=True, env=environment
+    )
 
 
 def weights(folder):
@@ -76,7 +80,10 @@ def close(a, b, atol=1e-5):
 
 def events(folder):
     """The log without its timing."""
-    return [{k: v for k, v in event.items() if k != "timing"} for event in log.read_log(Path(folder) / "log.jsonl")]
+    return [
+        {k: v for k, v in event.items() if k != "timing"}
+        for event in log.read_log(Path(folder) / "log.jsonl")
+    ]
 
 
 def losses(folder):
@@ -97,7 +104,9 @@ WHOLE = {"drop_path": 0.1, "randaug": True, "model_ema": True, "model_ema_decay"
 def equals(folder, whole):
     """Whether a resumed run ended as the uninterrupted one: weights, moving average and log."""
     names = ("best", "last")
-    return all(same(weights(folder / n), weights(whole / n)) for n in names) and events(folder) == events(whole)
+    return all(same(weights(folder / n), weights(whole / n)) for n in names) and events(folder) == events(
+        whole
+    )
 
 
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])
@@ -117,11 +126,15 @@ def test_parameter_groups_equal_the_recipe(layer_decay):
     assert options[0] == options[1] and len(options[0]) > 50
 
 
-@pytest.mark.parametrize("epochs, warmup_epochs, warmup_steps", [(3, 1, -1), (3, 1, 0), (3, 2, 4), (3, 1, 1), (3, 0, -1)])
+@pytest.mark.parametrize(
+    "epochs, warmup_epochs, warmup_steps", [(3, 1, -1), (3, 1, 0), (3, 2, 4), (3, 1, 1), (3, 0, -1)]
+)
 def test_the_schedule_equals_the_recipe(epochs, warmup_epochs, warmup_steps):
     import reference
 
-    theirs = reference.recipe("utils").cosine_scheduler(1.0, 0.1, epochs, 10, warmup_epochs, warmup_steps=warmup_steps)
+    theirs = reference.recipe("utils").cosine_scheduler(
+        1.0, 0.1, epochs, 10, warmup_epochs, warmup_steps=warmup_steps
+    )
     config = TrainConfig(lr=1.0, min_lr=0.1, warmup_lr=0.5)
     warmup = warmup_steps if warmup_steps > 0 else 10 * warmup_epochs
     ours = [train.learning_rate(step, 10 * epochs, warmup, config) for step in range(10 * epochs)]
@@ -132,11 +145,19 @@ def test_three_training_steps_equal_the_recipe(drawn, tmp_path):
     """Loss, ignored worst tokens from the step after `drop_worst_after` on, schedule, parameter groups, AdamW."""
     import reference
 
-    options = {"drop_worst_after": 1, "drop_worst_ratio": 0.3, "layer_decay": 0.8, "warmup_epochs": 0, "lr": 1e-3}
+    options = {
+        "drop_worst_after": 1,
+        "drop_worst_ratio": 0.3,
+        "layer_decay": 0.8,
+        "warmup_epochs": 0,
+        "lr": 1e-3,
+    }
     trainer = train.Trainer(quick(drawn, tmp_path, **options))
     config, model = trainer.config, deepcopy(trainer.model)
     theirs = reference.captioning_model(deepcopy(model))
-    criterion = reference.loss_function(config.label_smoothing, config.drop_worst_ratio, config.drop_worst_after)
+    criterion = reference.loss_function(
+        config.label_smoothing, config.drop_worst_ratio, config.drop_worst_after
+    )
     groups = train.parameter_groups(model, config)  # equal to the recipe's, see above
     names = {id(p): name for name, p in model.named_parameters()}
     for group in groups:
@@ -157,7 +178,9 @@ def test_three_training_steps_equal_the_recipe(drawn, tmp_path):
         expected.backward()
         optimizer.step()
         optimizer.zero_grad()
-        found = train.train_step(trainer.loss_model, window, trainer.optimizer, trainer.accelerator, config, step)
+        found = train.train_step(
+            trainer.loss_model, window, trainer.optimizer, trainer.accelerator, config, step
+        )
         assert found.loss == pytest.approx(expected.item(), rel=1e-5), step
     expected, before = dict(theirs.named_parameters()), dict(model.named_parameters())
     for name, found in trainer.model.named_parameters():
@@ -177,7 +200,9 @@ def test_packed_captions_have_the_losses_of_separate_captions(drawn):
     separate = []
     for number in range(10):
         mine = sequence.doc_ids == number
-        single = type(sequence)(*(column[mine] for column in sequence))._replace(doc_ids=np.zeros(mine.sum(), int))
+        single = type(sequence)(*(column[mine] for column in sequence))._replace(
+            doc_ids=np.zeros(mine.sum(), int)
+        )
         separate.append(model(data.collate([(pixels, single, name)])))
     assert torch.allclose(packed, torch.cat(separate), atol=1e-5) and len(packed) > 50
 
@@ -196,7 +221,9 @@ def test_clipping_limits_the_gradient_norm(drawn, tmp_path):
     trainer.optimizer.step = lambda: norms.append(
         math.sqrt(sum(p.grad.double().pow(2).sum().item() for p in parameters if p.grad is not None))
     )
-    done = train.train_step(trainer.loss_model, window, trainer.optimizer, trainer.accelerator, trainer.config, 0)
+    done = train.train_step(
+        trainer.loss_model, window, trainer.optimizer, trainer.accelerator, trainer.config, 0
+    )
     assert done.grad_norm > 0.25 and norms[0] == pytest.approx(0.25, rel=1e-3)
 
 
@@ -209,7 +236,9 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(drawn, tm
         return original(*arguments) * (bad if len(calls) == 4 else 1.0)
 
     monkeypatch.setattr(loss, "label_smoothed_loss", spoiled)
-    with pytest.raises(run_state.TrainingStopped, match=r"step 4: expected a finite loss.*: images/avg.*jpg, images/avg"):
+    with pytest.raises(
+        run_state.TrainingStopped, match=r"step 4: expected a finite loss.*: images/avg.*jpg, images/avg"
+    ):
         train.finetune(config)
     assert run_state.read_run_state(tmp_path / "last").step == 2
     results = train.finetune(config)  # the good state is still there
@@ -227,11 +256,15 @@ def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(drawn
 
 def test_steps_that_the_fp16_scaler_skips_are_counted(drawn, tmp_path, capsys):
     trainer = train.Trainer(quick(drawn, tmp_path, epochs=10, val_images=1))
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)  # overflows, and is halved at each step that does
+    scaler = torch.amp.GradScaler(
+        "cpu", init_scale=2.0**127
+    )  # overflows, and is halved at each step that does
     trainer.accelerator.scaler = scaler
     trainer.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=scaler)
     results = trainer.run()
-    assert 1 <= results["skipped_steps"] < 20 and scaler.get_scale() == 2.0 ** (127 - results["skipped_steps"])
+    assert 1 <= results["skipped_steps"] < 20 and scaler.get_scale() == 2.0 ** (
+        127 - results["skipped_steps"]
+    )
     assert events(tmp_path)[-2]["skipped"] == results["skipped_steps"]
     assert f"{results['skipped_steps']} steps skipped" in capsys.readouterr().out
 
@@ -241,7 +274,9 @@ def test_the_moving_average_is_what_best_holds(drawn, tmp_path):
     start = deepcopy(trainer.model.state_dict())
     trainer.run()
     assert close(weights(tmp_path / "best"), start, atol=1e-4)
-    assert not torch.allclose(weights(tmp_path / "last")["mlm_head.weight"], start["mlm_head.weight"], atol=1e-4)
+    assert not torch.allclose(
+        weights(tmp_path / "last")["mlm_head.weight"], start["mlm_head.weight"], atol=1e-4
+    )
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_the_global_batch_stays(drawn, tmp_path, monkeypatch, capsys):
@@ -273,8 +308,16 @@ def test_one_image_that_does_not_fit_is_an_error(drawn, tmp_path, monkeypatch):
 
 def test_best_is_the_epoch_with_the_best_score_and_patience_ends_the_run(drawn, tmp_path, monkeypatch):
     scores = iter([10.0, 30.0, 20.0, 25.0, 40.0])
-    result = {"captions": 1, "distinct": 1.0, "copied": 0.0, "references": {"distinct": 1.0}, "by_caption_type": {}}
-    monkeypatch.setattr(train, "validate", lambda *_: {**result, "score": next(scores), "samples": [], "seconds": 0.0})
+    result = {
+        "captions": 1,
+        "distinct": 1.0,
+        "copied": 0.0,
+        "references": {"distinct": 1.0},
+        "by_caption_type": {},
+    }
+    monkeypatch.setattr(
+        train, "validate", lambda *_: {**result, "score": next(scores), "samples": [], "seconds": 0.0}
+    )
     config = quick(drawn, tmp_path, epochs=5, patience=2, save_ckpt_freq=3)
     results = train.finetune(config)
     assert results["stopped"] == "no better score" and results["steps"] == 8 and results["best_score"] == 30.0
@@ -304,8 +347,14 @@ def test_without_a_validation_split_best_is_the_latest_state_without_a_score(dra
     assert capsys.readouterr().out.count("no validation split: best/ is the latest state") == 1
 
 
-def test_a_validation_split_without_captions_as_the_recipe_writes_it_is_captioned_and_not_scored(drawn, tmp_path, capsys):
-    data = copy_index(drawn, tmp_path / "data", lambda split, line: line | ({} if split == "train" else {"text_segment": None}))
+def test_a_validation_split_without_captions_as_the_recipe_writes_it_is_captioned_and_not_scored(
+    drawn, tmp_path, capsys
+):
+    data = copy_index(
+        drawn,
+        tmp_path / "data",
+        lambda split, line: line | ({} if split == "train" else {"text_segment": None}),
+    )
     results = train.finetune(quick(data, tmp_path))
     assert results["best_score"] is None and "no score on 2 captions" in capsys.readouterr().out
     assert [event["score"] for event in events(tmp_path) if event["event"] == "validation"] == [None, None]
@@ -314,7 +363,11 @@ def test_a_validation_split_without_captions_as_the_recipe_writes_it_is_captione
 @pytest.mark.parametrize("subject, aspect", [("all", "all"), ("vehicle", "road")])
 def test_the_recipes_own_index_is_one_caption_type_without_a_prompt(drawn, tmp_path, subject, aspect):
     keys = ("image_path", "text_segment", "image_id")
-    data = copy_index(drawn, tmp_path / "data", lambda _, line: line["aspect"] == "road" and {key: line[key] for key in keys})
+    data = copy_index(
+        drawn,
+        tmp_path / "data",
+        lambda _, line: line["aspect"] == "road" and {key: line[key] for key in keys},
+    )
     results = train.finetune(quick(data, tmp_path, subject=subject, aspect=aspect))
     assert 0 <= results["best_score"] <= 100
     captioner = load_captioner(tmp_path / "best", "cpu")
@@ -324,7 +377,9 @@ def test_the_recipes_own_index_is_one_caption_type_without_a_prompt(drawn, tmp_p
 
 def test_index_files_of_two_kinds_are_refused(drawn, tmp_path):
     keys = ("image_path", "text_segment", "image_id")
-    data = copy_index(drawn, tmp_path / "data", lambda s, line: line if s == "train" else {key: line[key] for key in keys})
+    data = copy_index(
+        drawn, tmp_path / "data", lambda s, line: line if s == "train" else {key: line[key] for key in keys}
+    )
     with pytest.raises(ValueError, match="expected subject and aspect in both index files or in neither"):
         train.Trainer(quick(data, tmp_path, subject="all", aspect="all"))
 
@@ -359,7 +414,9 @@ def test_eval_validates_the_named_weights_or_last(drawn, whole, tmp_path):
     assert last["captions"] == 2 and last["by_caption_type"] == named["by_caption_type"]
     other = train.finetune(quick(drawn, out, eval=True, finetune=str(sample.CHECKPOINT_PATH)))["validation"]
     assert other["samples"] != last["samples"]
-    assert (out / "log.jsonl").read_text() == log and read_json(out / "validation.json")["validation"] == other
+    assert (out / "log.jsonl").read_text() == log and read_json(out / "validation.json")[
+        "validation"
+    ] == other
     assert equals(out, whole)
 
 
@@ -390,7 +447,9 @@ def train_without_validation(trainer):
             for group in trainer.optimizer.param_groups:
                 group["lr"] = lr * group["lr_scale"]
             model, optimizer, accelerator = trainer.loss_model.train(), trainer.optimizer, trainer.accelerator
-            losses.append(train.train_step(model, window, optimizer, accelerator, trainer.config, len(losses)).loss)
+            losses.append(
+                train.train_step(model, window, optimizer, accelerator, trainer.config, len(losses)).loss
+            )
     return losses
 
 
@@ -405,7 +464,9 @@ def test_eight_images_are_memorized_and_captioned_word_for_word(tmp_path):
     )  # fmt: skip
     trainer = train.Trainer(config)
     train_without_validation(trainer)
-    found = train.validate(trainer.captioner(), trainer.val_set, trainer.train_set, config, trainer.accelerator)
+    found = train.validate(
+        trainer.captioner(), trainer.val_set, trainer.train_set, config, trainer.accelerator
+    )
     assert found["score"] > 95 and found["copied"] > 0.95, found
 
 
@@ -414,7 +475,9 @@ def test_a_finished_run_is_not_trained_again_unless_asked(drawn, whole, tmp_path
     assert train.finetune(quick(drawn, out, **WHOLE))["stopped"] == "finished" and equals(out, whole)
     assert "resumed from" in capsys.readouterr().out
     train.finetune(quick(drawn, out, auto_resume=False, lr=1e-3))
-    assert "starting from scratch; last/ and best/ of an earlier run will be replaced" in capsys.readouterr().out
+    assert (
+        "starting from scratch; last/ and best/ of an earlier run will be replaced" in capsys.readouterr().out
+    )
     assert not same(weights(out / "last"), weights(whole / "last")) and len(events(out)) == len(events(whole))
 
 
@@ -428,7 +491,9 @@ def test_a_run_out_of_time_after_every_step_ends_as_an_uninterrupted_one(drawn, 
 
 def test_a_run_out_of_time_in_its_first_epoch_can_be_captioned_with(drawn, tmp_path):
     train.finetune(quick(drawn, tmp_path, max_minutes=1e-6))
-    assert isinstance(load_captioner(tmp_path / "best", "cpu").caption(next((drawn / "images").iterdir())), str)
+    assert isinstance(
+        load_captioner(tmp_path / "best", "cpu").caption(next((drawn / "images").iterdir())), str
+    )
 
 
 def test_last_is_saved_within_an_epoch_every_few_minutes(drawn, tmp_path, monkeypatch):
@@ -440,7 +505,11 @@ def test_last_is_saved_within_an_epoch_every_few_minutes(drawn, tmp_path, monkey
 
 def interrupt(monkeypatch, where, number, at):
     """Send a signal to this process in call `at` of a function of `train`, or in a save before the folder is swapped."""
-    target, name = {"step": (train, "train_step"), "validation": (train, "validate"), "save": (torch, "save")}[where]
+    target, name = {
+        "step": (train, "train_step"),
+        "validation": (train, "validate"),
+        "save": (torch, "save"),
+    }[where]
     original, calls = getattr(target, name), []
 
     def interrupted(*arguments):
@@ -453,7 +522,9 @@ def interrupt(monkeypatch, where, number, at):
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("where, at, step", [("step", 3, 3), ("save", 1, 2), ("validation", 1, 2), ("validation", 2, 4)])
+@pytest.mark.parametrize(
+    "where, at, step", [("step", 3, 3), ("save", 1, 2), ("validation", 1, 2), ("validation", 2, 4)]
+)
 def test_an_interrupted_run_saves_exits_and_ends_as_an_uninterrupted_one(
     drawn, whole, tmp_path, monkeypatch, capsys, number, status, where, at, step
 ):
@@ -514,13 +585,21 @@ FILES = ["model.safetensors", "optimizer.pt", "state.json", "meta.json", "senten
 
 
 @pytest.mark.parametrize(
-    "some", [pytest.param(slice(1, None, 4), marks=pytest.mark.slow), pytest.param(slice(None), marks=pytest.mark.long)]
+    "some",
+    [
+        pytest.param(slice(1, None, 4), marks=pytest.mark.slow),
+        pytest.param(slice(None), marks=pytest.mark.long),
+    ],
 )
-def test_a_truncated_or_incomplete_last_falls_back_to_the_state_before_it(stopped, whole, tmp_path, capsys, some):
+def test_a_truncated_or_incomplete_last_falls_back_to_the_state_before_it(
+    stopped, whole, tmp_path, capsys, some
+):
     """Each file of last/ removed, and truncated at two random lengths; the default suite tries 4 of these 15 cases."""
     folder, config = stopped
     rng = np.random.default_rng(0)
-    damages = [(name, None) for name in FILES] + [(name, float(rng.random())) for name in FILES for _ in range(2)]
+    damages = [(name, None) for name in FILES] + [
+        (name, float(rng.random())) for name in FILES for _ in range(2)
+    ]
     for number, (name, share) in enumerate(damages[some]):
         out = shutil.copytree(folder, tmp_path / str(number))
         path = out / "last" / name
@@ -530,7 +609,11 @@ def test_a_truncated_or_incomplete_last_falls_back_to_the_state_before_it(stoppe
             os.truncate(path, int(share * path.stat().st_size))
         train.finetune(quick_like(config, out))
         text = capsys.readouterr().out
-        assert str(path) in text and "resumed from" in text and "after step 2, the state before the broken one" in text, text
+        assert (
+            str(path) in text
+            and "resumed from" in text
+            and "after step 2, the state before the broken one" in text
+        ), text
         assert equals(out, whole), (name, share)
         shutil.rmtree(out)
 
@@ -545,7 +628,8 @@ def test_a_broken_last_without_an_older_state_ends_in_one_line(stopped, name):
     shutil.rmtree(previous_folder(folder / "last"))
     os.truncate(folder / "last" / name, 10)
     with pytest.raises(
-        run_state.ResumeError, match="no complete state to resume from. Start from scratch with --no_auto_resume."
+        run_state.ResumeError,
+        match="no complete state to resume from. Start from scratch with --no_auto_resume.",
     ):
         train.finetune(config)
 
@@ -564,7 +648,17 @@ def test_a_temporary_file_of_a_killed_write_in_last_does_no_harm(stopped, whole)
     assert run_state.read_run_state(folder / "last").validated == 4 and equals(folder, whole)
 
 
-STATES = [[], {}, None, {"step": "three"}, {"step": -1}, {"step": 10**6}, {"files": 5}, {"options": []}, {"best_score": "a"}]
+STATES = [
+    [],
+    {},
+    None,
+    {"step": "three"},
+    {"step": -1},
+    {"step": 10**6},
+    {"files": 5},
+    {"options": []},
+    {"best_score": "a"},
+]
 
 
 @pytest.mark.parametrize("change", STATES, ids=str)
@@ -581,16 +675,23 @@ def test_tensors_of_another_run_in_last_fall_back(stopped, whole, tmp_path, caps
     """Files of the right size with other content: random bytes, and an optimizer without its moments."""
     folder, config = stopped
     last = folder / "last"
-    (last / "optimizer.pt").write_bytes(np.random.default_rng(0).bytes((last / "optimizer.pt").stat().st_size))
+    (last / "optimizer.pt").write_bytes(
+        np.random.default_rng(0).bytes((last / "optimizer.pt").stat().st_size)
+    )
     train.finetune(config)
-    assert f"{last}: expected the weights and optimizer of this run" in capsys.readouterr().out and equals(folder, whole)
+    assert f"{last}: expected the weights and optimizer of this run" in capsys.readouterr().out and equals(
+        folder, whole
+    )
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
         ({"lr": 1e-3}, r"found lr 0.0005 \(now 0.001\)"),
-        ({"epochs": 3, "seed": 1}, r"found seed 0 \(now 1\), epochs 2 \(now 3\)|found epochs 2 \(now 3\), seed 0 \(now 1\)"),
+        (
+            {"epochs": 3, "seed": 1},
+            r"found seed 0 \(now 1\), epochs 2 \(now 3\)|found epochs 2 \(now 3\), seed 0 \(now 1\)",
+        ),
         ({"batch_size": 2}, r"found a global batch of 4 \(now 2\)"),
         ({"layer_decay": 1.0}, "layer_decay"),
     ],
@@ -604,18 +705,26 @@ def test_resuming_with_other_options_is_refused_by_name(drawn, stopped, options,
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_resuming_with_another_index_of_equal_length_is_refused(drawn, stopped, tmp_path, split):
-    other = copy_index(drawn, tmp_path / "data", lambda s, line: {**line, "image_id": 99} if s == split else line)
+    other = copy_index(
+        drawn, tmp_path / "data", lambda s, line: {**line, "image_id": 99} if s == split else line
+    )
     same_paths = copy_index(drawn, tmp_path / "same")
     folder, config = stopped
     state = json.loads((folder / "last" / "state.json").read_text())
-    (folder / "last" / "state.json").write_text(json.dumps({**state, "index": run_state.index_hashes(same_paths)}))
+    (folder / "last" / "state.json").write_text(
+        json.dumps({**state, "index": run_state.index_hashes(same_paths)})
+    )
     with pytest.raises(run_state.ResumeError, match=f"found another {split} index. Use the same"):
         train.finetune(TrainConfig(**{**vars(config), "data_path": str(other)}))
 
 
 def test_options_of_a_session_may_change(stopped, whole):
     folder, config = stopped
-    train.finetune(TrainConfig(**{**vars(config), "num_workers": 1, "max_minutes": 60, "patience": 9, "save_every_minutes": 0}))
+    train.finetune(
+        TrainConfig(
+            **{**vars(config), "num_workers": 1, "max_minutes": 60, "patience": 9, "save_every_minutes": 0}
+        )
+    )
     assert equals(folder, whole)
 
 
@@ -629,7 +738,9 @@ def test_a_run_is_resumed_in_another_folder_from_a_read_only_one(stopped, whole,
         assert equals(tmp_path / "second", whole)
     with pytest.raises(FileNotFoundError, match="nothing/last: expected the folder last/ of a run"):
         train.finetune(
-            TrainConfig(**{**elsewhere, "output_dir": str(tmp_path / "c"), "resume": str(tmp_path / "nothing/last")})
+            TrainConfig(
+                **{**elsewhere, "output_dir": str(tmp_path / "c"), "resume": str(tmp_path / "nothing/last")}
+            )
         )
 
 
@@ -639,11 +750,16 @@ def test_a_log_keeps_unicode_line_ends_and_reports_damaged_lines(tmp_path, capsy
     bad = [b"garbage", b"null", b"[]", b'{"step": 1}', b'{"event": "step", "step": "x"}', b"\xff\xfe"]
     (tmp_path / "log.jsonl").write_bytes(b"\n".join([lines[0], *bad, *lines[1:], b'{"event": "st']))
     assert log.read_log(tmp_path / "log.jsonl") == events
-    assert "log.jsonl: expected an event per line, skipped damaged line 2, 3, 4, 5, 6, 7" in capsys.readouterr().out
+    assert (
+        "log.jsonl: expected an event per line, skipped damaged line 2, 3, 4, 5, 6, 7"
+        in capsys.readouterr().out
+    )
     assert log.read_log(tmp_path / "none.jsonl") == []
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, where every write finds a full disk")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="needs /dev/full, where every write finds a full disk"
+)
 def test_a_full_disk_names_the_log():
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         log.append_event(Path("/dev/full"), {"event": "step"})
@@ -687,7 +803,8 @@ print("EVENTS", count)
 
 
 @pytest.mark.parametrize(
-    "seeds, each", [pytest.param((5,), 2, marks=pytest.mark.slow), pytest.param((5, 6), 5, marks=pytest.mark.long)]
+    "seeds, each",
+    [pytest.param((5,), 2, marks=pytest.mark.slow), pytest.param((5, 6), 5, marks=pytest.mark.long)],
 )
 def test_a_run_killed_at_random_points_ends_as_an_uninterrupted_one(drawn, tmp_path, seeds, each):
     """SIGKILL in a step, in a save with half a file written, between the renames of a folder, in validation."""
@@ -704,7 +821,13 @@ def test_a_run_killed_at_random_points_ends_as_an_uninterrupted_one(drawn, tmp_p
             done = run_command(quick(drawn, out, **WHOLE), str(at), code=KILLED)
             if done.returncode == 0:  # this run is complete; the next kill hits another one
                 assert equals(out, whole)
-                assert {p.name for p in out.iterdir()} <= {"best", "last", "log.jsonl", "results.json", ".lock"}
+                assert {p.name for p in out.iterdir()} <= {
+                    "best",
+                    "last",
+                    "log.jsonl",
+                    "results.json",
+                    ".lock",
+                }
                 if kills == each:
                     return kills
                 out = tmp_path / f"{seed}-{kills}"
@@ -726,14 +849,24 @@ def test_a_full_disk_leaves_the_state_before_and_names_the_folder(drawn, tmp_pat
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)); "
     done = run_command(config, code=limit + "from beit3lib import train; train.main(sys.argv[1:])")
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert f"{tmp_path / 'last'}: saving failed" in done.stderr and "The state saved before is still there" in done.stderr
+    assert (
+        f"{tmp_path / 'last'}: saving failed" in done.stderr
+        and "The state saved before is still there" in done.stderr
+    )
     assert same(before, weights(tmp_path / "last")) and train.finetune(config)["steps"] == 4
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one_with_the_doubled_batch_and_can_resume_each_other(drawn, tmp_path):
     """The same losses, weights and validation, also 1 -> 2 and 2 -> 1 processes; stochastic depth is on."""
-    options = {"subject": "all", "aspect": "all", "val_images": 3, "num_max_bpe_tokens": 8, "batch_size": 2, "drop_path": 0.1}
+    options = {
+        "subject": "all",
+        "aspect": "all",
+        "val_images": 3,
+        "num_max_bpe_tokens": 8,
+        "batch_size": 2,
+        "drop_path": 0.1,
+    }
     options |= {"model_ema": True}
     one = lambda name, **more: quick(drawn, tmp_path / name, update_freq=2, **options, **more)  # noqa: E731
     two = lambda name, **more: quick(drawn, tmp_path / name, **options, **more)  # noqa: E731
@@ -746,7 +879,9 @@ def test_two_processes_equal_one_with_the_doubled_batch_and_can_resume_each_othe
         assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), rel=1e-4), name
         assert close(weights(tmp_path / "one" / "last"), weights(tmp_path / name / "last"), atol=1e-4), name
         validations = [[e for e in events(tmp_path / n) if e["event"] == "validation"] for n in ("one", name)]
-        assert [(e["step"], e["captions"]) for e in validations[0]] == [(e["step"], e["captions"]) for e in validations[1]]
+        assert [(e["step"], e["captions"]) for e in validations[0]] == [
+            (e["step"], e["captions"]) for e in validations[1]
+        ]
         assert validations[0][0]["samples"] == validations[1][0]["samples"]
 
 
@@ -803,8 +938,14 @@ def test_the_command_ends_with_one_line_for_a_broken_file(stopped, capsys):
 def test_the_package_limits_openmp_spinning_unless_the_user_has_chosen():
     code = "import os, sys, beit3lib; print(os.environ.get('GOMP_SPINCOUNT'), {'torch', 'transformers'} & {*sys.modules})"
     free = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    for more, expected in (({}, "10000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "5"}, "5")):
-        done = subprocess.run([sys.executable, "-c", code], env={**free, **more}, capture_output=True, text=True)
+    for more, expected in (
+        ({}, "10000"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"),
+        ({"GOMP_SPINCOUNT": "5"}, "5"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**free, **more}, capture_output=True, text=True
+        )
         assert done.stdout.strip() == f"{expected} set()"
 
 
@@ -826,7 +967,13 @@ def test_the_command_of_the_original_repository_runs_two_steps_and_its_checkpoin
     spm = write_large_vocabulary(tmp_path / "beit3.spm")
     draw_run(tmp_path / "run", train=2, val=0, spm=spm)
     save_public(make_large_model(model_config("beit3_base_patch16_224")).half(), tmp_path / "base.pth")
-    paths = {"S": spm, "C": tmp_path / "base.pth", "D": tmp_path / "run", "L": tmp_path / "log", ".": tmp_path / "out"}
+    paths = {
+        "S": spm,
+        "C": tmp_path / "base.pth",
+        "D": tmp_path / "run",
+        "L": tmp_path / "log",
+        ".": tmp_path / "out",
+    }
     words = [str(paths.get(word, word)) for word in ORIGINAL_COMMAND.split()]
     done = run_command([*words, "--max_steps", "2"])
     assert done.returncode == 0, done.stderr

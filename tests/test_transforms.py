@@ -22,7 +22,9 @@ from beit3lib.transforms import (
 
 
 def config(**options):
-    return SimpleNamespace(**{"crop_area": 0.5, "train_interpolation": "bicubic", "randaug": False, **options})
+    return SimpleNamespace(
+        **{"crop_area": 0.5, "train_interpolation": "bicubic", "randaug": False, **options}
+    )
 
 
 def noise(width=200, height=150, seed=0):
@@ -48,14 +50,21 @@ def recipe():
 
 
 def recipe_transform(recipe, train, size=64, randaug=False):
-    options = {"task": "coco_captioning", "input_size": size, "train_interpolation": "bicubic", "randaug": randaug}
+    options = {
+        "task": "coco_captioning",
+        "input_size": size,
+        "train_interpolation": "bicubic",
+        "randaug": randaug,
+    }
     return recipe.build_transform(train, SimpleNamespace(**options))
 
 
 @pytest.mark.parametrize("size", [(200, 150), (64, 64), (30, 90), (1920, 1080)])
 def test_evaluation_transform_equals_the_recipes(recipe, size):
     image = noise(*size)
-    torch.testing.assert_close(to_tensor(image, 64), recipe_transform(recipe, False)(image), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        to_tensor(image, 64), recipe_transform(recipe, False)(image), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("size", [(200, 150), (320, 180), (90, 300)])
@@ -97,7 +106,9 @@ def expected_operation(image, name, sign):
     shear, shift = sign * 0.7 * 0.3, sign * 0.7 * 10
     matrix = {"ShearX": (1, shear, 0, 0, 1, 0), "ShearY": (1, 0, 0, shear, 1, 0)}
     matrix |= {"TranslateX": (1, 0, shift, 0, 1, 0), "TranslateY": (1, 0, 0, 0, 1, shift)}
-    return image.transform(image.size, Image.Transform.AFFINE, matrix[name], Image.Resampling.BILINEAR, fillcolor=gray)
+    return image.transform(
+        image.size, Image.Transform.AFFINE, matrix[name], Image.Resampling.BILINEAR, fillcolor=gray
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "Identity"])
@@ -114,7 +125,9 @@ def test_randaug_operations_have_the_recipes_strength(recipe, name):
     theirs = [randaug["func_dict"][name](np.asarray(image), *randaug["arg_dict"][name](7)) for _ in range(20)]
     inner = (slice(20, -20), slice(20, -20))
     ours = [np.asarray(Image.frombytes("RGB", image.size, pixels))[inner].astype(float) for pixels in found]
-    for other in theirs:  # OpenCV rotates around a center half a pixel away, which is worth 1.7 gray levels here
+    for (
+        other
+    ) in theirs:  # OpenCV rotates around a center half a pixel away, which is worth 1.7 gray levels here
         assert min(np.abs(pixels - other[inner]).mean() for pixels in ours) < 2.0
 
 

@@ -7,7 +7,10 @@ SCENE = "20230707_1_AB1_T1"
 
 def phase(label, start, end, **captions):
     """One entry of event_phase as in a download: times are text."""
-    texts = {"caption_pedestrian": f"A person in phase {label}.", "caption_vehicle": f"A car in phase {label}."}
+    texts = {
+        "caption_pedestrian": f"A person in phase {label}.",
+        "caption_vehicle": f"A car in phase {label}.",
+    }
     return {"labels": [label], **(texts | captions), "start_time": str(start), "end_time": str(end)}
 
 
@@ -34,14 +37,18 @@ def add_view(root, view, videos, phases=FIVE, scenario=SCENE, split="train", bet
     return write(folder / f"{scenario}_caption.json", content | {"event_phase": phases})
 
 
-def add_bdd(root, number, phases=FIVE, split="train", folder="external/BDD_PC_5K", caption="caption", fps="30.0"):
+def add_bdd(
+    root, number, phases=FIVE, split="train", folder="external/BDD_PC_5K", caption="caption", fps="30.0"
+):
     base = root / folder
     touch(base / "videos" / split / f"video{number}.mp4")
     content = {"video_name": f"video{number}.mp4", "fps": fps, "event_phase": phases}
     return write(base / "annotations" / caption / split / f"video{number}_caption.json", content)
 
 
-def add_boxes(root, video, sizes, view="overhead_view", scenario=SCENE, kind="annotated", subject="pedestrian"):
+def add_boxes(
+    root, video, sizes, view="overhead_view", scenario=SCENE, kind="annotated", subject="pedestrian"
+):
     """Write square boxes: {phase: side in px}."""
     entries = [{"image_id": n, "bbox": [0, 0, side, side], "phase_number": n} for n, side in sizes.items()]
     folder = root / f"annotations/bbox_{kind}" / subject / "train" / scenario / view

@@ -14,7 +14,9 @@ import pandas as pd
 
 COLOR = r"(?:(?:light|dark|navy|pale|bright|deep)[- ])?(?:black|white|gr[ae]y|red|blue|navy|green|yellow|brown|beige|orange|pink|purple|khaki|cream|turquoise|silver)"
 CUT = r"(?:colou?rful|patterned|striped|checked|plain|denim|(?:short|long)[- ]sleeved?|long|upper|lower)"
-STYLE = rf"[- ,]{{1,2}}(?:(?:{COLOR}|colou?red|and|{CUT})[- ,]{{1,2}}){{0,5}}"  # between a color and its garment
+STYLE = (
+    rf"[- ,]{{1,2}}(?:(?:{COLOR}|colou?red|and|{CUT})[- ,]{{1,2}}){{0,5}}"  # between a color and its garment
+)
 UPPER = r"jackets?|t[- ]?shirts?|shirts?|blouses?|sweaters?|sweatshirts?|hoodies?|cardigans?|vests?|coats?|parkas?|jumpers?|suits?|tops?|uniforms?|dress(?:es)?"
 LOWER = r"(?:short )?pants|slacks|trousers|jeans|shorts|skirts?|leggings|bottoms?"
 OTHER_CLOTHES = r"outfits?|clothing|clothes|masks?|scar(?:f|ves)|gloves|shoes|sneakers|boots|sandals|bags?|backpacks?|handbags?|rucksacks?|purses?|hair"
@@ -25,7 +27,10 @@ BEGIN = r"(?:start~|beg[aiu]n\w*|initiat~|commenc~)(?: to| its)?"
 IS = r"(?: (?:is|was|are|were|be|being|of|at|as|to|seems?|appears?|remain~|described|stated|reported|considered|classified|also|relatively|quite|very))"
 SIDE = r"(?:(?:to|on|at|in|from) (?:the|its|his|her|their|a) )?"
 OTHER = r"(?:(?:the |a )?(?:vehicle|car|pedestrian)|it|them|him|her)"
-SIDES, DECADES = ("left", "right"), "teen(?:s|agers?) twenties thirties forties fifties sixties seventies eighties".split()
+SIDES, DECADES = (
+    ("left", "right"),
+    "teen(?:s|agers?) twenties thirties forties fifties sixties seventies eighties".split(),
+)
 
 # {aspect: {slot or kind: {value: pattern}}}. Every match is one fact of the aspect. A value "" has no meaning of its own, a
 # named group is a slot whose value is the words of the group. Patterns are whole words; "~" stands for the endings of a verb
@@ -33,7 +38,10 @@ SIDES, DECADES = ("left", "right"), "teen(?:s|agers?) twenties thirties forties 
 # would be quadratic or exponential in a caption's length.
 TABLE: dict[str, dict[str, dict[str, str]]] = {
     "pedestrian_description": {
-        "gender": {"female": r"female|wom[ae]n|girls?|lady|ladies", "male": r"male|m[ae]n|boys?|gentlem[ae]n"},
+        "gender": {
+            "female": r"female|wom[ae]n|girls?|lady|ladies",
+            "male": r"male|m[ae]n|boys?|gentlem[ae]n",
+        },
         "age": {
             "child": r"child(?:ren)?|aged? \d|\d[- ]years?[- ]old",
             **{
@@ -43,12 +51,16 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
             "elderly": "elderly",
             "": r"middle-aged|(?:young|old)(?:er)? (?:adult|person|people)",
         },
-        "height_cm": {"": r"(?P<height_cm>1\d\d)(?:\.\d)?[- ]?(?:cm|centimet\w+)|1\.\d+ ?m(?:eters?)?(?= tall)"},
+        "height_cm": {
+            "": r"(?P<height_cm>1\d\d)(?:\.\d)?[- ]?(?:cm|centimet\w+)|1\.\d+ ?m(?:eters?)?(?= tall)"
+        },
         "stature": {
             "": r"(?:tall|short|average)(?:er)? (?:in )?(?:stature|build|height)|(?:slim|stout|slender|heavy-set) build"
         },
         **{
-            slot: {"": rf"(?:(?P<{slot}_color>{COLOR}){STYLE}|(?:{CUT}[- ]){{0,3}})(?P<{slot}_garment>{garments})"}
+            slot: {
+                "": rf"(?:(?P<{slot}_color>{COLOR}){STYLE}|(?:{CUT}[- ]){{0,3}})(?P<{slot}_garment>{garments})"
+            }
             for slot, garments in (("upper", UPPER), ("lower", LOWER))
         },
         "hat": {"yes": rf"(?:(?P<hat_color>{COLOR}){STYLE})?(?:hats?|caps?|helmets?|beanies?)"},
@@ -77,7 +89,10 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
             "stopping": rf"{SOON} (?:come to a )?(?:stop|halt)|(?:slowing|coming) to a (?:stop|halt)|stopping",
             "rushing out": rf"(?:{SOON} )?(?:rush~|dash~|dart~)(?: out)?",
             "reversing": rf"(?:{SOON} )?(?:revers~|back~ up|mov~ backwards?)",
-            **{f"turning {side}": rf"(?:(?:{SOON}|{BEGIN}) )?(?:turn~(?: to the)? {side}|{side}[- ]turn)" for side in SIDES},
+            **{
+                f"turning {side}": rf"(?:(?:{SOON}|{BEGIN}) )?(?:turn~(?: to the)? {side}|{side}[- ]turn)"
+                for side in SIDES
+            },
             "starting": rf"(?:{SOON} (?:start|move|go|depart|proceed|initiat\w*|commenc\w*)\w*|{BEGIN} (?:mov|go|accelerat|driv|proceed)\w*)(?: (?:moving|walking|movement|forward|straight))?",
             "crossing": r"cross~(?! the line| point| signal| destination)",
             "straight": rf"{GO}<3> (?:straight|ahead|forwards?|along)(?: ahead| forward)?",
@@ -174,7 +189,12 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
         },
     },
     "road": {
-        "surface_condition": {"dry": "dry", "wet": "wet|damp", "icy": "icy|frozen", "": "slippery|snow-covered|muddy"},
+        "surface_condition": {
+            "dry": "dry",
+            "wet": "wet|damp",
+            "icy": "icy|frozen",
+            "": "slippery|snow-covered|muddy",
+        },
         "incline": {
             **{
                 f"{much} {way}": rf"(?:{words})<2> {way}"
@@ -192,7 +212,8 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
             "": "pav(?:ed|ement)|unpaved|cobblestones?|brick",
         },
         "setting": {
-            name: rf"{name}(?: (?:area|road|street|setting|environment|location))?" for name in ("urban", "suburban", "rural")
+            name: rf"{name}(?: (?:area|road|street|setting|environment|location))?"
+            for name in ("urban", "suburban", "rural")
         },
         "road_type": {
             "main": r"main(?= (?:[\w-]+,? ){0,3}?(?:road|street)|[.,])(?: (?:road|street))?|arterial",
@@ -202,7 +223,10 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
             "alley": "alley",
             "": r"(?:local|narrow|wide|national|mountain|private|commercial)(?: (?:area|road|street))?|driveway|boulevard|avenue|t-junction|roundabout|tunnel|bridge|straight road|curv~",
         },
-        "ways": {"two": r"(?:two|2|dual|bi)[- ]?(?:way|directional)", "one": r"(?:one|single|1)[- ]?(?:way|directional)"},
+        "ways": {
+            "two": r"(?:two|2|dual|bi)[- ]?(?:way|directional)",
+            "one": r"(?:one|single|1)[- ]?(?:way|directional)",
+        },
         "lanes": {
             "": r"(?P<lanes>one|two|three|four|five|six|\d|single)[- ](?:traffic )?lanes?|(?:multiple|several) lanes?|lane (?:road|markings?)|cent(?:er|re) ?line"
         },
@@ -211,7 +235,11 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
                 value: rf"(?:{words})<1> traffic|traffic(?: volume| flow| conditions?| situation)?(?: on(?: [\w-]+){{1,5}}?)?{IS}{{1,4}} (?:{words})"
                 rf"|(?:{words})<1> (?:traffic )?volume|volume of traffic{IS}{{1,2}} (?:{words})|{more}"
                 for value, words, more in (
-                    ("usual", "usual|normal|typical|regular|moderate|average", "usual day in terms of traffic"),
+                    (
+                        "usual",
+                        "usual|normal|typical|regular|moderate|average",
+                        "usual day in terms of traffic",
+                    ),
                     ("light", "light|low|minimal|sparse|little", "light volume of cars"),
                     ("heavy", "heavy|high|busy", r"congest\w+|traffic jam"),
                 )
@@ -249,7 +277,9 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
             "bright": rf"(?:bright(?:ly lit)?|well[- ]lit|sunlight){NOT_CLOTHES}|brightness(?: level)?(?: of the \w+)?{IS}{{1,3}} high",
             "": "lit|lighting",
         },
-        "time": {"": r"day ?time|night(?: ?time)?|morning|evening|afternoon|dusk|dawn|twilight|noon|sunset|sunrise"},
+        "time": {
+            "": r"day ?time|night(?: ?time)?|morning|evening|afternoon|dusk|dawn|twilight|noon|sunset|sunrise"
+        },
         "street_lights": {"yes": r"street ?(?:lights?|lamps?|lighting)"},
         "day": {"": r"week ?(?:days?|ends?)|(?:mon|tues|wednes|thurs|fri|satur|sun)day"},
     },
@@ -276,7 +306,9 @@ _PATTERNS = []  # (aspect, slot or kind, values, names of groups, pattern)
 for _aspect, _slots in TABLE.items():
     for _slot, _values in _slots.items():
         _pattern = "|".join(f"(?P<_{i}>{pattern})" for i, pattern in enumerate(_values.values()))
-        _pattern = re.sub(r"(?<!P)<(\d)>", r"(?: [\\w'-]+){0,\1}?", _pattern.replace("~", r"(?:e?s|e?d|e|ing)?\b"))
+        _pattern = re.sub(
+            r"(?<!P)<(\d)>", r"(?: [\\w'-]+){0,\1}?", _pattern.replace("~", r"(?:e?s|e?d|e|ing)?\b")
+        )
         _pattern = re.compile(rf"\b(?:{_pattern})\b")
         _names = [name for name in _pattern.groupindex if name[0] != "_"]
         _PATTERNS.append((_aspect, _slot, list(_values), _names, _pattern))
@@ -290,7 +322,9 @@ _NO_FACT = re.compile(
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?:[\"'”’)]*)(?:\s+|(?=[A-Z]))")
 _NOT_AN_END = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|approx|e\.g|i\.e|etc|vs|cf)|\b[A-Z])\.\s*$")
-_TURNED = re.compile(r"\b(?:turn|lean|fac|orient|tilt|look|mov|walk|head|go|cross|travel|runn?)(?:e|s|es|ed|ing)?(?: \w+ly)? $")
+_TURNED = re.compile(
+    r"\b(?:turn|lean|fac|orient|tilt|look|mov|walk|head|go|cross|travel|runn?)(?:e|s|es|ed|ing)?(?: \w+ly)? $"
+)
 
 
 def split_sentences(caption: str) -> list[str]:
@@ -331,9 +365,16 @@ def find_facts(sentence: str) -> tuple[Fact, ...]:
             for name, word in (stated | ({slot: value} if value or not stated else {})).items():
                 found.setdefault(name, []).append(Fact(*match.span(), aspect, name, word))
     for slot, others in HIDDEN_BY.items():
-        hidden = {place for other in others for fact in found.get(other, ()) for place in range(fact.start, fact.end)}
+        hidden = {
+            place
+            for other in others
+            for fact in found.get(other, ())
+            for place in range(fact.start, fact.end)
+        }
         found[slot] = [fact for fact in found.get(slot, ()) if hidden.isdisjoint(range(fact.start, fact.end))]
-    position = [fact for fact in found["position"] if not _TURNED.search(text, max(0, fact.start - 25), fact.start)]
+    position = [
+        fact for fact in found["position"] if not _TURNED.search(text, max(0, fact.start - 25), fact.start)
+    ]
     if "sidewalk" in found or "roadside_strip" in found:  # "a sidewalk only on the left side"
         position = [fact for fact in position if fact.value not in SIDES or text.startswith(" of", fact.end)]
     found["position"] = position
@@ -345,7 +386,9 @@ def find_facts(sentence: str) -> tuple[Fact, ...]:
         found["motion"] = [f for f in found["motion"] if not re.match(r"turn|stand", text[f.start : f.end])]
     if "visible" in found:  # "the driver can see and notice"
         found["notice"] = []
-    return tuple(sorted((fact for facts in found.values() for fact in facts), key=lambda fact: (fact.start, -fact.end)))
+    return tuple(
+        sorted((fact for facts in found.values() for fact in facts), key=lambda fact: (fact.start, -fact.end))
+    )
 
 
 _CLAUSE = re.compile(
@@ -376,7 +419,16 @@ def _yes_or_no(text: str, slot: str, start: int, end: int) -> str:
 
 # The motions of each subject; those of the pedestrian in the order of how much they say.
 MOTIONS = {
-    "pedestrian": ("standing", "walking", "about to cross", "crossing", "running", "rushing out", "falling", "colliding"),
+    "pedestrian": (
+        "standing",
+        "walking",
+        "about to cross",
+        "crossing",
+        "running",
+        "rushing out",
+        "falling",
+        "colliding",
+    ),
     "vehicle": (
         "stopped",
         "starting",
@@ -397,9 +449,15 @@ _OWN_WORDS = {  # of what a caption says in other words, or only, of its subject
         "stopping": "standing",
         "speed_kmh": None,
     },
-    "vehicle": {"standing": "stopped", **dict.fromkeys(("orientation", "travel_direction", "line_of_sight", "visual_status"))},
+    "vehicle": {
+        "standing": "stopped",
+        **dict.fromkeys(("orientation", "travel_direction", "line_of_sight", "visual_status")),
+    },
 }
-_NOUNS = {"vehicle": "(?:vehicle|car|driver)", "pedestrian": "(?:pedestrian|he|she|person|m[ae]n|wom[ae]n|victim|individual)"}
+_NOUNS = {
+    "vehicle": "(?:vehicle|car|driver)",
+    "pedestrian": "(?:pedestrian|he|she|person|m[ae]n|wom[ae]n|victim|individual)",
+}
 _AFTER_NO_PREPOSITION = "".join(
     rf"(?<!\b{word} the )(?<!\b{word} a )" for word in "of to from behind near with towards".split()
 )
@@ -409,7 +467,9 @@ _AS_SUBJECT = {  # "the vehicle is currently …" before a motion
     )
     for noun, words in _NOUNS.items()
 }
-_AS_OBJECT = {noun: re.compile(rf"(?: side)?(?: of| to| from)? (?:the |a )?{words}\b") for noun, words in _NOUNS.items()}
+_AS_OBJECT = {
+    noun: re.compile(rf"(?: side)?(?: of| to| from)? (?:the |a )?{words}\b") for noun, words in _NOUNS.items()
+}
 
 
 def stated_values(caption: str, subject: str) -> dict[str, list]:
@@ -421,7 +481,11 @@ def stated_values(caption: str, subject: str) -> dict[str, list]:
         text = sentence.lower()
         for start, end, _, slot, value in find_facts(sentence):
             value = _OWN_WORDS[subject].get(value, value) if slot == "motion" else value
-            if not value or _OWN_WORDS[subject].get(slot, slot) is None or (slot == "motion" and value not in MOTIONS[subject]):
+            if (
+                not value
+                or _OWN_WORDS[subject].get(slot, slot) is None
+                or (slot == "motion" and value not in MOTIONS[subject])
+            ):
                 continue
             # what the other does, and where the other is
             about_other = slot in ("motion", "speed", "speed_kmh", "aware") and value != "colliding"
@@ -449,7 +513,12 @@ def read_facts(caption: str, subject: str) -> dict[str, str | int]:
     return facts
 
 
-OUTCOMES = {"wrong": "wrong", "omitted": "incomplete", "added": "extended", "equal": "equal in fact"}  # the worst first
+OUTCOMES = {
+    "wrong": "wrong",
+    "omitted": "incomplete",
+    "added": "extended",
+    "equal": "equal in fact",
+}  # the worst first
 _SAME_GARMENT = ({"t-shirt", "shirt"}, {"slacks", "pants", "trousers"}, {"short pants", "shorts"})
 
 
@@ -466,10 +535,14 @@ def agree(slot: str, one: str | int, other: str | int) -> bool:
         return one == other or any(pair <= names for names in _SAME_GARMENT)
     if slot == "orientation":  # to which side it is perpendicular may be left out
         return one == other or one.startswith(f"{other} ") or other.startswith(f"{one} ")
-    if slot.endswith("_color") or slot == "incline":  # "blue" includes "navy blue", "uphill" includes "steep uphill"
+    if (
+        slot.endswith("_color") or slot == "incline"
+    ):  # "blue" includes "navy blue", "uphill" includes "steep uphill"
         shorter, longer = sorted(pair, key=len) if len(pair) > 1 else (one, other)
         return shorter == longer or f" {shorter} " in f" {longer} "
-    return one == other  # positions, motions and speeds are options that exclude each other, speeds in steps of 5 km/h
+    return (
+        one == other
+    )  # positions, motions and speeds are options that exclude each other, speeds in steps of 5 km/h
 
 
 def compare_facts(caption: str, reference: str | Mapping[str, str | int], subject: str) -> dict[str, str]:
@@ -479,7 +552,11 @@ def compare_facts(caption: str, reference: str | Mapping[str, str | int], subjec
     """
     facts = read_facts(caption, subject)
     expected = read_facts(reference, subject) if isinstance(reference, str) else reference
-    outcomes = {slot: "equal" if agree(slot, facts[slot], expected[slot]) else "wrong" for slot in facts if slot in expected}
+    outcomes = {
+        slot: "equal" if agree(slot, facts[slot], expected[slot]) else "wrong"
+        for slot in facts
+        if slot in expected
+    }
     return (
         outcomes
         | {slot: "omitted" for slot in expected if slot not in facts}
@@ -489,7 +566,9 @@ def compare_facts(caption: str, reference: str | Mapping[str, str | int], subjec
 
 def caption_kind(outcomes: Mapping[str, str]) -> str:
     """Return what a caption is by its worst outcome: "wrong", "incomplete", "extended" or "equal in fact"."""
-    return next(kind for outcome, kind in OUTCOMES.items() if outcome in outcomes.values() or outcome == "equal")
+    return next(
+        kind for outcome, kind in OUTCOMES.items() if outcome in outcomes.values() or outcome == "equal"
+    )
 
 
 def fact_table(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -500,13 +579,21 @@ def fact_table(predictions: pd.DataFrame) -> pd.DataFrame:
     """
     aspects = predictions["aspect"] if "aspect" in predictions else [None] * len(predictions)
     rows, index = [], []
-    columns = (predictions.index, predictions["subject"], aspects, predictions["caption"], predictions["reference"])
+    columns = (
+        predictions.index,
+        predictions["subject"],
+        aspects,
+        predictions["caption"],
+        predictions["reference"],
+    )
     for number, subject, aspect, caption, reference in zip(*columns, strict=True):
         if isinstance(reference, str | Mapping):
             facts = read_facts(caption, subject)
             expected = read_facts(reference, subject) if isinstance(reference, str) else reference
             for slot, outcome in compare_facts(caption, reference, subject).items():
-                rows.append((subject, aspect or SLOT_ASPECT[slot], slot, facts.get(slot), expected.get(slot), outcome))
+                rows.append(
+                    (subject, aspect or SLOT_ASPECT[slot], slot, facts.get(slot), expected.get(slot), outcome)
+                )
                 index.append(number)
     return pd.DataFrame(rows, index, ["subject", "aspect", "slot", "predicted", "reference", "outcome"])
 
@@ -521,5 +608,6 @@ def fact_scores(predictions: pd.DataFrame) -> pd.DataFrame:
     counts.loc["all"] = counts.sum()
     predicted = counts["equal"] + counts["wrong"]
     return counts.assign(
-        precision=counts["equal"] / (predicted + counts["added"]), recall=counts["equal"] / (predicted + counts["omitted"])
+        precision=counts["equal"] / (predicted + counts["added"]),
+        recall=counts["equal"] / (predicted + counts["omitted"]),
     )

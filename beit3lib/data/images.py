@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from beit3lib.data.wts import PHASES, video_stem
+from beit3lib.data.schema import PHASES
+from beit3lib.data.wts import video_stem
 from beit3lib.files import FileError, check_regular_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # of images of phases, in lower or upper case
@@ -35,16 +36,22 @@ def open_image(image: str | Path | Image.Image) -> Image.Image:
         if isinstance(image, Image.Image):
             return _to_rgb(image)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow warns from half of MAX_PIXELS on
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # Pillow warns from half of MAX_PIXELS on
             with Image.open(check_regular_file(image, MAX_BYTES), formats=FORMATS) as opened:
                 return _to_rgb(opened)
     except FileNotFoundError:
         raise FileNotFoundError(f"{image}: expected an image here, found nothing") from None
     except FileError as error:
         raise ImageError(str(error)) from None
-    except Exception as error:  # Pillow's decoders raise ValueError, SyntaxError, struct.error and others for bad files
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise ValueError, SyntaxError, struct.error and others for bad files
         reason = str(error).replace(f" '{image}'", "")
-        raise ImageError(f"{name}: expected an image, found a file that cannot be opened ({reason})") from None
+        raise ImageError(
+            f"{name}: expected an image, found a file that cannot be opened ({reason})"
+        ) from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -66,7 +73,9 @@ def list_images(folder: str | Path) -> dict[str, Path]:
     """Return {stem: path} of the images in a folder; of two files with one stem, the first by name."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: expected a folder of motion-blur images, found none. Run notebook 1 first.")
+        raise FileNotFoundError(
+            f"{folder}: expected a folder of motion-blur images, found none. Run notebook 1 first."
+        )
     images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
@@ -74,7 +83,9 @@ def list_images(folder: str | Path) -> dict[str, Path]:
     return images
 
 
-def find_image(images: dict[str, Path], video: str, *labels: object, prefixes: tuple[str, ...] = ("avg", "")) -> Path | None:
+def find_image(
+    images: dict[str, Path], video: str, *labels: object, prefixes: tuple[str, ...] = ("avg", "")
+) -> Path | None:
     """Return the image of a phase among those of `list_images`, by its name `{prefix}{video stem}phase{label}`; else None."""
     stems = (f"{prefix}{video_stem(video)}phase{label}" for label in labels for prefix in prefixes)
     return next((images[stem] for stem in stems if stem in images), None)
@@ -82,4 +93,7 @@ def find_image(images: dict[str, Path], video: str, *labels: object, prefixes: t
 
 def is_phase_image(path: Path) -> bool:
     """Return whether a file is named like an image of a phase, unlike the chart `phases.png` of a run."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and re.search(rf"phase(\d+|{'|'.join(PHASES)})$", path.stem) is not None
+    return (
+        path.suffix.lower() in IMAGE_SUFFIXES
+        and re.search(rf"phase(\d+|{'|'.join(PHASES)})$", path.stem) is not None
+    )

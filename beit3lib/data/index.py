@@ -1,12 +1,10 @@
-"""Write and read the index of a split, which pairs captions with images, and write and read tables as CSV.
+"""Write and read the index of a split, which pairs captions with images.
 
 `coco_captioning.{train,val,test}.jsonl` has one JSON object per line. The public recipe reads `image_path` (relative to the
 file's folder), `text_segment` (token ids without special tokens, or null) and `image_id`; the other keys are subject,
-aspect, caption, split, source, scenario, view, video, label and phase.
+aspect, caption and `schema.IMAGE_COLUMNS`.
 """
 
-import csv
-import io
 import json
 import os
 from collections import defaultdict
@@ -17,43 +15,15 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from beit3lib.data.aspects import ASPECTS, SUBJECTS, read_caption_files
+from beit3lib.data.caption_files import read_caption_files
 from beit3lib.data.images import ImageError, find_image, list_images, open_image
+from beit3lib.data.schema import ASPECTS, IMAGE_COLUMNS, SUBJECTS
 from beit3lib.data.wts import cap_problems
-from beit3lib.files import FileError, Problem, read_json_lines, read_text, write_text
+from beit3lib.files import FileError, Problem, read_json_lines, write_text
 
 INDEX_NAME = "coco_captioning.{split}.jsonl"
 NEEDED = ("image_path", "text_segment", "image_id")  # keys of the public recipe
-ABOUT = ("subject", "aspect", "caption", "split", "source", "scenario", "view", "video", "label", "phase")  # other keys
-NUMBERS = {"phase": "int64", "start_s": "float64", "end_s": "float64"}  # columns of tables that are not text
-
-
-def write_table(path: str | Path, table: pd.DataFrame) -> Path:
-    """Write a table as CSV with quoted text, so that captions with commas or line ends survive; missing values are empty.
-
-    Cells that begin with = + - @ are written unchanged, although a spreadsheet may read them as formulas.
-    """
-    return write_text(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC))
-
-
-def read_table(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
-    """Read a table of `write_table`; text stays text ("04", "N/A", "None", "nan"), and only empty cells are None.
-
-    Raises FileError, with the path, for a file that is not CSV or lacks one of `columns`.
-    """
-    text = read_text(path)
-    try:
-        if not text.endswith("\n"):
-            raise ValueError("the last line has no end")
-        table = pd.read_csv(io.StringIO(text, newline=""), dtype=str, index_col=False, keep_default_na=False, na_values=[""])
-        missing = [name for name in columns if name not in table]
-        if missing:
-            raise ValueError(f"no column {', '.join(missing)}")
-        numbers = {name: table[name].astype(kind) for name, kind in NUMBERS.items() if name in table}
-    except (ValueError, TypeError, csv.Error) as error:
-        todo = "Make it again by running the step that wrote it."
-        raise FileError(f"{path}: expected a table in CSV, found a file that is not ({error}). {todo}") from None
-    return table.astype(object).where(table.notna(), None).assign(**numbers)
+ABOUT = ("subject", "aspect", "caption", *IMAGE_COLUMNS)  # other keys
 
 
 class IndexReport(NamedTuple):
@@ -63,7 +33,9 @@ class IndexReport(NamedTuple):
     captions: int  # pairs of a caption and a video of its scenario
     lines: int
     skipped: int
-    cut: int  # lines whose caption has more than max_tokens - 2 tokens; training uses the first max_tokens - 2
+    cut: (
+        int  # lines whose caption has more than max_tokens - 2 tokens; training uses the first max_tokens - 2
+    )
     images: int
     longest: int  # tokens of the longest caption, without special tokens
     problems: list[Problem]
@@ -90,7 +62,9 @@ def build_index(
     """
     captions, problems = read_caption_files(caption_files)
     pairs = _pair_with_images(captions, Path(image_dir), phases)
-    check = cache(_why_unreadable)  # ten captions of a phase share an image, and the views of a scenario a caption
+    check = cache(
+        _why_unreadable
+    )  # ten captions of a phase share an image, and the views of a scenario a caption
     encode = cache(lambda caption: _encode(tokenizer, caption))
     lines: list[dict] = []
     skipped, lossy, cut = defaultdict(int), defaultdict(list), defaultdict(list)
@@ -107,11 +81,17 @@ def build_index(
             cut[caption_type].append((len(ids), where))
         lines.append({"image_path": _relative(image_dir, name, out_path), "text_segment": ids} | row)
     todo = "run notebook 1 again"
-    missing = [Problem(where, f"{number} captions, but {why}; skipped", todo) for (where, why), number in skipped.items()]
+    missing = [
+        Problem(where, f"{number} captions, but {why}; skipped", todo)
+        for (where, why), number in skipped.items()
+    ]
     problems += cap_problems(missing, str(image_dir))
     for (caption_type, loss), where in lossy.items():
         problems.append(
-            Problem(caption_type, f"{len(where)} captions decode to other words ({loss}), such as {where[0]}; kept")
+            Problem(
+                caption_type,
+                f"{len(where)} captions decode to other words ({loss}), such as {where[0]}; kept",
+            )
         )
     for caption_type, found in cut.items():
         longest, where = max(found)
@@ -168,10 +148,17 @@ def _encode(tokenizer: Any, caption: str) -> tuple[list[int], str]:
     ids = tokenizer.encode(caption, add_special_tokens=False)
     if tokenizer.decode(ids).split() == caption.split():
         return ids, ""
-    return ids, "characters unknown to the tokenizer" if tokenizer.unk_token_id in ids else "normalized by the tokenizer"
+    return (
+        ids,
+        "characters unknown to the tokenizer"
+        if tokenizer.unk_token_id in ids
+        else "normalized by the tokenizer",
+    )
 
 
-def write_index(out_path: str | Path, lines: list[dict], skipped: int, cut: int, problems: list[Problem]) -> IndexReport:
+def write_index(
+    out_path: str | Path, lines: list[dict], skipped: int, cut: int, problems: list[Problem]
+) -> IndexReport:
     """Write index lines, numbering their images as image_id, and return the report."""
     numbers: dict[str, int] = {}
     for line in lines:
@@ -181,7 +168,9 @@ def write_index(out_path: str | Path, lines: list[dict], skipped: int, cut: int,
         text = text.replace(end, f"\\u{ord(end):04x}")
     write_text(out_path, text)
     longest = max((len(line["text_segment"] or ()) for line in lines), default=0)
-    return IndexReport(Path(out_path), len(lines) + skipped, len(lines), skipped, cut, len(numbers), longest, problems)
+    return IndexReport(
+        Path(out_path), len(lines) + skipped, len(lines), skipped, cut, len(numbers), longest, problems
+    )
 
 
 def read_index(path: str | Path) -> pd.DataFrame:
@@ -193,12 +182,16 @@ def read_index(path: str | Path) -> pd.DataFrame:
     try:
         lines = read_json_lines(path)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: expected an index here, found none. Run notebook 2 first.") from None
+        raise FileNotFoundError(
+            f"{path}: expected an index here, found none. Run notebook 2 first."
+        ) from None
     for number, line in enumerate(lines, start=1):
         if wrong := _what_is_wrong(line):
             raise FileError(f"{path}, line {number}: {wrong}. Run notebook 2 again.")
     if not lines:
-        raise FileError(f"{path}: expected at least one line, found none. See the problems that notebook 2 lists.")
+        raise FileError(
+            f"{path}: expected at least one line, found none. See the problems that notebook 2 lists."
+        )
     table = pd.DataFrame(lines, columns=[*NEEDED, *ABOUT], dtype=object)
     return table.where(table.notna(), None).astype({"image_id": "int64"})
 
@@ -210,7 +203,9 @@ def _what_is_wrong(line: dict) -> str:
     path, ids, image_id = (line[name] for name in NEEDED)
     if not isinstance(path, str) or not path:
         return f"expected image_path to be text, found {path!r:.60}"
-    if ids is not None and not (isinstance(ids, list) and all(isinstance(i, int) and 0 <= i < 2**31 for i in ids)):
+    if ids is not None and not (
+        isinstance(ids, list) and all(isinstance(i, int) and 0 <= i < 2**31 for i in ids)
+    ):
         return f"expected text_segment to be a list of token ids or null, found {ids!r:.60}"
     if not isinstance(image_id, int) or abs(image_id) >= 2**63:
         return f"expected image_id to be an integer, found {image_id!r:.60}"

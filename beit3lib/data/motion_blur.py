@@ -38,10 +38,14 @@ from beit3lib.data.wts import video_stem
 from beit3lib.files import Problem, atomic_path, check_regular_file
 
 WEIGHTS = ("linear", "equal")
-ROUNDING_S = 0.0005  # annotations are rounded to 1 ms, so a frame 0.3 ms before the start of a phase belongs to it
+ROUNDING_S = (
+    0.0005  # annotations are rounded to 1 ms, so a frame 0.3 ms before the start of a phase belongs to it
+)
 # Over a gap shorter than the distance of two keyframes, seeking saves nothing: x264's default is 250 frames.
 GAP_S = 10.0
-SEEK_AHEAD_S = 0.5  # seek earlier by this: files are indexed by decoding time, a few frames before presentation time
+SEEK_AHEAD_S = (
+    0.5  # seek earlier by this: files are indexed by decoding time, a few frames before presentation time
+)
 
 Span = tuple[float, float]
 
@@ -78,11 +82,15 @@ def motion_blur(
     with closing(video.container):
         for time_s, frame in video.frames(spans_s):
             wanted = [mean for mean in means if mean.wants(time_s, frame)]
-            pixels = _resize(frame, image_size) if wanted else None  # once, for all spans that contain the frame
+            pixels = (
+                _resize(frame, image_size) if wanted else None
+            )  # once, for all spans that contain the frame
             for mean in wanted:
                 mean.add(pixels)
         if video.first is None:
-            raise ValueError(f"{video_path}: expected a video, found no frame that can be decoded ({video.damage})")
+            raise ValueError(
+                f"{video_path}: expected a video, found no frame that can be decoded ({video.damage})"
+            )
         images = [_upright(mean.value(), video.first) for mean in means]
         problems = [list(video.problems(mean, name)) for mean, name in zip(means, names, strict=True)]
         return Blur(images, [mean.frames for mean in means], problems)
@@ -108,7 +116,9 @@ class _Mean:
     def __init__(self, start_s: float, end_s: float, size: int, linear: bool):
         self.start_s, self.end_s, self.size, self.linear = start_s, end_s, size, linear
         self.frames, self.weight = 0, 0
-        self.total = np.zeros((size, size, 3))  # float64: a sum of 10,000 weighted frames exceeds the 24 bits of float32
+        self.total = np.zeros(
+            (size, size, 3)
+        )  # float64: a sum of 10,000 weighted frames exceeds the 24 bits of float32
         self.nearest_s, self.nearest, self.distance_s = math.nan, None, math.inf
 
     def wants(self, time_s: float, frame: av.VideoFrame) -> bool:
@@ -150,7 +160,9 @@ class _Video:
         try:
             self.container = av.open(str(path))
         except (av.error.FFmpegError, OSError) as error:
-            raise ValueError(f"{path}: expected a video, found a file that cannot be opened ({error.strerror})") from None
+            raise ValueError(
+                f"{path}: expected a video, found a file that cannot be opened ({error.strerror})"
+            ) from None
         self.stream = self.container.streams.best("video")  # not the first one, which may be cover art
         if self.stream is None:
             self.container.close()
@@ -158,7 +170,9 @@ class _Video:
         self.stream.thread_type = "AUTO"
         self.stream.codec_context.thread_count = threads
         self.origin = self.stream.start_time or 0
-        self.interval_s = float(1 / self.stream.average_rate) if self.stream.average_rate else 0.04  # 25 frames a second
+        self.interval_s = (
+            float(1 / self.stream.average_rate) if self.stream.average_rate else 0.04
+        )  # 25 frames a second
         # AVI has no presentation times, and those of FFmpeg are out of order with B-frames. But its frame rate is constant.
         self.counts_frames = self.container.format.name == "avi"
         self.first: av.VideoFrame | None = None
@@ -174,7 +188,9 @@ class _Video:
             if self.ended:
                 return
             for time_s, frame in self._from(start_s):
-                if time_s <= self.last_s:  # a seek to the keyframe led back to frames that were yielded before
+                if (
+                    time_s <= self.last_s
+                ):  # a seek to the keyframe led back to frames that were yielded before
                     continue
                 self.first = self.first or frame
                 self.last_s = time_s
@@ -201,7 +217,9 @@ class _Video:
 
     def _seek(self, time_s: float) -> None:
         try:
-            self.container.seek(self.origin + int(time_s / self.stream.time_base), stream=self.stream, backward=True)
+            self.container.seek(
+                self.origin + int(time_s / self.stream.time_base), stream=self.stream, backward=True
+            )
         except av.error.FFmpegError:
             return  # a file without an index cannot seek; decoding from the current position is slow but correct
 
@@ -212,7 +230,9 @@ class _Video:
                 if (packet := next(packets, None)) is None:
                     return
                 frames = packet.decode()
-            except av.error.FFmpegError as error:  # a damaged packet or a truncated file: all other frames are used
+            except (
+                av.error.FFmpegError
+            ) as error:  # a damaged packet or a truncated file: all other frames are used
                 self.damaged_packets, self.damage = self.damaged_packets + 1, str(error.strerror)
                 continue
             for frame in frames:
@@ -220,7 +240,9 @@ class _Video:
                 if self.counts_frames:
                     yield number * self.interval_s, frame
                 elif frame.pts is None:
-                    raise ValueError(f"{self.name}: expected timestamps, found none. Remux: ffmpeg -i IN -c copy OUT.mp4")
+                    raise ValueError(
+                        f"{self.name}: expected timestamps, found none. Remux: ffmpeg -i IN -c copy OUT.mp4"
+                    )
                 else:
                     yield float((frame.pts - self.origin) * self.stream.time_base), frame
                 number += 1
@@ -234,9 +256,15 @@ class _Video:
             what = f"ends at {mean.end_s:g} s, the video at {self.last_s + self.interval_s:.3f} s"
             yield Problem(where, f"{what}; made from the {mean.frames} frames that exist")
         if self.damaged_packets:
-            yield Problem(self.name, f"{self.damaged_packets} damaged packets skipped ({self.damage})", "download it again")
+            yield Problem(
+                self.name,
+                f"{self.damaged_packets} damaged packets skipped ({self.damage})",
+                "download it again",
+            )
         if self.damaged_frames:  # FFmpeg fills damaged parts from other frames, which looks plausible
-            yield Problem(self.name, f"{self.damaged_frames} damaged frames; images may be wrong", "download it again")
+            yield Problem(
+                self.name, f"{self.damaged_frames} damaged frames; images may be wrong", "download it again"
+            )
 
 
 def _merge(spans_s: Sequence[Span]) -> list[Span]:
@@ -271,7 +299,11 @@ class _Done(NamedTuple):
 
 
 def blur_table(
-    phases: pd.DataFrame, folder: str | Path, image_size: int = 224, jobs: int | None = None, weights: str = "linear"
+    phases: pd.DataFrame,
+    folder: str | Path,
+    image_size: int = 224,
+    jobs: int | None = None,
+    weights: str = "linear",
 ) -> ImageTable:
     """Make the image of every row of a WTS table, in `jobs` processes (None: one per core, or the active backend's).
 
@@ -280,7 +312,9 @@ def blur_table(
     in different scenarios get images of different names.
     """
     _check_options([], image_size, weights)
-    folder = Path(folder).resolve()  # and absolute videos: the processes of a cluster have other working directories
+    folder = Path(
+        folder
+    ).resolve()  # and absolute videos: the processes of a cluster have other working directories
     folder.mkdir(parents=True, exist_ok=True)
     phases, problems = _name_images(phases)
     videos = list(phases.groupby(["scenario", "video", "video_path"], sort=False))
@@ -293,7 +327,9 @@ def blur_table(
             existing.update(done.images)
             made += done.made
             problems += done.problems
-            bar.set_postfix_str(f"{made} images made, {len(existing) - made} found, {len(problems)} problems", refresh=False)
+            bar.set_postfix_str(
+                f"{made} images made, {len(existing) - made} found, {len(problems)} problems", refresh=False
+            )
             bar.update()
     return ImageTable(phases[phases["image"].isin(existing)].reset_index(drop=True), sorted(set(problems)))
 
@@ -302,11 +338,17 @@ def _name_images(phases: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
     """Add the column `image`, with the scenario in the name where another scenario has a video of the same name."""
     rows = list(zip(phases["scenario"], phases["video"], phases["phase"], strict=True))
     short = pd.Series([image_name(video, phase) for _, video, phase in rows], phases.index, dtype=object)
-    long = pd.Series([image_name(f"{scenario}_{video}", phase) for scenario, video, phase in rows], phases.index, dtype=object)
+    long = pd.Series(
+        [image_name(f"{scenario}_{video}", phase) for scenario, video, phase in rows],
+        phases.index,
+        dtype=object,
+    )
     phases = phases.assign(image=short.where(~short.duplicated(), long))
     double = phases.duplicated("image") | phases.duplicated(["scenario", "video", "video_path", "phase"])
     where = [f"{row.scenario}/{row.video}, phase {row.phase}" for row in phases[double].itertuples()]
-    return phases[~double], [Problem(name, "a second row for the same video and phase; skipped") for name in where]
+    return phases[~double], [
+        Problem(name, "a second row for the same video and phase; skipped") for name in where
+    ]
 
 
 def _run(work: list[tuple], processes: int) -> Iterator[_Done]:
@@ -315,7 +357,9 @@ def _run(work: list[tuple], processes: int) -> Iterator[_Done]:
     while left:
         parallel = joblib.Parallel(n_jobs=processes, return_as="generator_unordered", batch_size=1)
         try:
-            for number, done in parallel(joblib.delayed(_blur_video)(number, *args) for number, args in list(left.items())):
+            for number, done in parallel(
+                joblib.delayed(_blur_video)(number, *args) for number, args in list(left.items())
+            ):
                 del left[number]
                 yield done
         except TerminatedWorkerError:
@@ -326,7 +370,9 @@ def _run(work: list[tuple], processes: int) -> Iterator[_Done]:
                     ((_, done),) = joblib.Parallel(n_jobs=2)([joblib.delayed(_blur_video)(number, *args)])
                 except TerminatedWorkerError:
                     what = "its process was killed twice while reading it (a crash of the decoder, or out of memory); skipped"
-                    done = _Done([], 0, [Problem(args[0]["video"].iloc[0], what, "check the video, or use fewer jobs")])
+                    done = _Done(
+                        [], 0, [Problem(args[0]["video"].iloc[0], what, "check the video, or use fewer jobs")]
+                    )
                 yield done
 
 
@@ -341,9 +387,17 @@ def _blur_video(
         if not path:
             raise FileNotFoundError("expected a video, found none on disk")
         status = check_regular_file(path).stat()
-        record = {"weights": weights, "size": size, "video_bytes": status.st_size, "video_mtime_ns": status.st_mtime_ns}
+        record = {
+            "weights": weights,
+            "size": size,
+            "video_bytes": status.st_size,
+            "video_mtime_ns": status.st_mtime_ns,
+        }
         spans_s = zip(rows["start_s"].tolist(), rows["end_s"].tolist(), strict=True)
-        records = {name: record | {"span_s": list(span_s)} for name, span_s in zip(rows["image"], spans_s, strict=True)}
+        records = {
+            name: record | {"span_s": list(span_s)}
+            for name, span_s in zip(rows["image"], spans_s, strict=True)
+        }
         for name in records:
             if (problems := _read_record(folder / name, records[name], size)) is not None:
                 existing[name] = problems

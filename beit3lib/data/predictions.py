@@ -15,20 +15,20 @@ import pandas as pd
 import pydantic
 from pydantic import Field
 
-from beit3lib.data.aspects import ASPECTS, SUBJECTS
+from beit3lib.data.schema import ASPECTS, SUBJECTS
 from beit3lib.files import FileError, atomic_path, printable, read_json
 
 PREDICTIONS_NAME, QUICK_NAME = "predictions.json", "predictions.quick.json"
-TODO = "Use a file that `python -m beit3lib.evaluate` or notebook 4 wrote."
+TODO = "Use a file that `python -m beit3lib.caption` or notebook 4 wrote."
 
 
 class Record(pydantic.BaseModel, strict=True):
     """One caption of one image."""
 
     image: str
-    scenario: str | None = None
     split: str | None = None
     source: str | None = None
+    scenario: str | None = None
     view: str | None = None
     video: str | None = None
     label: str | None = None
@@ -53,8 +53,12 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
     """
     records = _read(path)["predictions"]
     if not isinstance(records, list):
-        raise FileError(f"{path}: expected a list under the key predictions, got {type(records).__name__}. {TODO}")
-    rows = [_check_record(record, f"{path}, record {number}") for number, record in enumerate(records, start=1)]
+        raise FileError(
+            f"{path}: expected a list under the key predictions, got {type(records).__name__}. {TODO}"
+        )
+    rows = [
+        _check_record(record, f"{path}, record {number}") for number, record in enumerate(records, start=1)
+    ]
     table = predictions_table(rows)
     return table.assign(outside=[not is_inside(image) for image in table["image"]])
 
@@ -70,7 +74,9 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     """Read the options and hashes that a predictions file was made with."""
     meta = _read(path).get("meta", {})
     if not isinstance(meta, dict):
-        raise FileError(f"{path}: expected an object {{…}} under the key meta, got {type(meta).__name__}. {TODO}")
+        raise FileError(
+            f"{path}: expected an object {{…}} under the key meta, got {type(meta).__name__}. {TODO}"
+        )
     return meta
 
 
@@ -78,9 +84,13 @@ def write_predictions(path: str | Path, table: pd.DataFrame, meta: dict[str, Any
     """Write `table` (missing columns become null) and `meta`, one record per line, completely or not at all."""
     columns = [name for name in COLUMNS if name in table]
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write('{"meta": ' + json.dumps(meta, ensure_ascii=False, allow_nan=False) + ',\n"predictions": [')
+        file.write(
+            '{"meta": ' + json.dumps(meta, ensure_ascii=False, allow_nan=False) + ',\n"predictions": ['
+        )
         for number, values in enumerate(zip(*(table[name] for name in columns), strict=True)):
-            record = dict.fromkeys(COLUMNS) | {name: _plain(value) for name, value in zip(columns, values, strict=True)}
+            record = dict.fromkeys(COLUMNS) | {
+                name: _plain(value) for name, value in zip(columns, values, strict=True)
+            }
             if record["phase"] is not None:  # pandas makes floats of whole numbers where some are missing
                 record["phase"] = int(record["phase"])
             file.write(",\n" if number else "\n")
@@ -98,7 +108,9 @@ def is_inside(image: str) -> bool:
 def _read(path: str | Path) -> dict[str, Any]:
     value = read_json(path, dict)
     if "predictions" not in value:
-        raise FileError(f"{path}: expected the keys meta and predictions, got {', '.join(map(repr, list(value)[:5]))}. {TODO}")
+        raise FileError(
+            f"{path}: expected the keys meta and predictions, got {', '.join(map(repr, list(value)[:5]))}. {TODO}"
+        )
     return value
 
 
@@ -107,7 +119,9 @@ def _check_record(record: Any, where: str) -> list[Any]:
     if not isinstance(record, dict):
         raise FileError(f"{where}: expected an object {{…}}, got {type(record).__name__}. {TODO}")
     try:
-        checked = Record(**{key: printable(value) if isinstance(value, str) else value for key, value in record.items()})
+        checked = Record(
+            **{key: printable(value) if isinstance(value, str) else value for key, value in record.items()}
+        )
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         name, value = first["loc"][0], first["input"]

@@ -28,11 +28,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from beit3lib.data.aspects import SUBJECTS, caption_file_name, caption_type_of, merge_aspects, read_caption_file
+from beit3lib.data.aspects import merge_aspects
+from beit3lib.data.caption_files import caption_file_name, caption_type_of, read_caption_file
 from beit3lib.data.images import ImageError, find_image, is_phase_image, list_images, open_image
 from beit3lib.data.index import INDEX_NAME, IndexReport, write_index
 from beit3lib.data.motion_blur import ImageTable, image_name
-from beit3lib.data.wts import COLUMNS, SPLITS, cap_problems, list_files, list_segments, split_by_group
+from beit3lib.data.schema import PHASE_COLUMNS, SPLITS, SUBJECTS
+from beit3lib.data.wts import cap_problems, list_files, list_segments, split_by_group
 from beit3lib.files import Problem, atomic_folder, atomic_path, check_regular_file, write_json
 
 VAL_SHARE = 0.1  # the share of the recordings of train that becomes val if the input has no val
@@ -94,7 +96,9 @@ def import_prepared(prepared: PreparedRoot, run: str | Path) -> ImageTable:
         source = find_image(images[split], video, phase, *group["label"].unique())
         where = f"{scenario}/{video} phase {phase}"
         if source is None:
-            missing.append(Problem(where, f"{len(group)} captions, but no image below {prepared.root}; skipped"))
+            missing.append(
+                Problem(where, f"{len(group)} captions, but no image below {prepared.root}; skipped")
+            )
             continue
         name = image_name(video, phase)
         if sources.get(name, source) != source:  # another scenario has a video of the same name
@@ -105,20 +109,39 @@ def import_prepared(prepared: PreparedRoot, run: str | Path) -> ImageTable:
             problems.append(Problem(where, f"{error}; skipped", "make the image again"))
             continue
         sources[name] = source
-        row = {"split": split, "source": _source(scenario), "scenario": scenario, "video": video, "video_path": ""}
+        row = {
+            "split": split,
+            "source": _source(scenario),
+            "scenario": scenario,
+            "video": video,
+            "video_path": "",
+        }
         row["view"] = "vehicle_view" if row["source"] == "bdd" or "vehicle_view" in video else "overhead_view"
-        row |= {"label": group["label"].iloc[0], "phase": phase, "start_s": math.nan, "end_s": math.nan, "image": name}
+        row |= {
+            "label": group["label"].iloc[0],
+            "phase": phase,
+            "start_s": math.nan,
+            "end_s": math.nan,
+            "image": name,
+        }
         for subject in SUBJECTS:
-            parts = group[group["subject"] == subject].drop_duplicates("aspect").set_index("aspect")["caption"].to_dict()
+            parts = (
+                group[group["subject"] == subject]
+                .drop_duplicates("aspect")
+                .set_index("aspect")["caption"]
+                .to_dict()
+            )
             row[f"caption_{subject}"] = merge_aspects(parts, subject) if parts else None
         rows.append(row)
     problems += cap_problems(missing, str(prepared.root))
     unused = sum(map(len, prepared.images.values())) - len(set(sources.values()))
     if unused:
         problems.append(Problem(str(prepared.root), f"{unused} images that no caption file lists; not used"))
-    phases = pd.DataFrame(rows, columns=[*COLUMNS, "image"])
+    phases = pd.DataFrame(rows, columns=[*PHASE_COLUMNS, "image"])
     if not rows:
-        raise FileNotFoundError(f"{prepared.root}: expected images of the videos that its caption files list, found none")
+        raise FileNotFoundError(
+            f"{prepared.root}: expected images of the videos that its caption files list, found none"
+        )
     if any(file.split == "val" for file in prepared.files):
         captions = captions.merge(phases[KEYS])
     else:
@@ -133,7 +156,9 @@ def list_test_segments(prepared: PreparedRoot) -> pd.DataFrame:
     """Return the segments to caption, with or without an image, with the columns of `wts.list_segments`."""
     tests = [file for file in prepared.files if file.split == "test"]
     rows = _read_captions(prepared._replace(files=tests), [])
-    return list_segments(rows.assign(source=rows["scenario"].map(_source), caption_vehicle=None, caption_pedestrian=None))
+    return list_segments(
+        rows.assign(source=rows["scenario"].map(_source), caption_vehicle=None, caption_pedestrian=None)
+    )
 
 
 def _read_captions(prepared: PreparedRoot, problems: list[Problem]) -> pd.DataFrame:
@@ -141,7 +166,9 @@ def _read_captions(prepared: PreparedRoot, problems: list[Problem]) -> pd.DataFr
     rows = []
     for file in prepared.files:
         is_test = file.subject is None
-        for scenario, videos, label, phase, caption in read_caption_file(file.path, problems, keep_empty=is_test):
+        for scenario, videos, label, phase, caption in read_caption_file(
+            file.path, problems, keep_empty=is_test
+        ):
             about = (phase, label, file.subject, file.aspect, None if is_test else caption)
             rows += [(file.split, scenario, video, *about) for video in videos]
     return pd.DataFrame(rows, columns=[*KEYS, "label", "subject", "aspect", "caption"])
@@ -164,7 +191,9 @@ def _copy(source: Path, target: Path) -> None:
     time_ns = source.stat().st_mtime_ns
     if target.is_file() and target.stat().st_mtime_ns == time_ns:
         return
-    image = open_image(source)  # raises ImageError also for a damaged JPEG, which is copied unchanged otherwise
+    image = open_image(
+        source
+    )  # raises ImageError also for a damaged JPEG, which is copied unchanged otherwise
     with atomic_path(target) as temporary:
         if source.suffix.lower() == ".png":
             image.save(temporary, quality=95, subsampling=0)
@@ -180,7 +209,9 @@ def _write_captions(captions: pd.DataFrame, folder: Path) -> None:
             content = {}
             for scenario, of_scenario in rows.groupby("scenario"):
                 texts = of_scenario.drop_duplicates(["label", "caption"]).sort_values("phase", kind="stable")
-                entries = [{"label": x, "caption": y} for x, y in zip(texts["label"], texts["caption"], strict=True)]
+                entries = [
+                    {"label": x, "caption": y} for x, y in zip(texts["label"], texts["caption"], strict=True)
+                ]
                 content[scenario] = {"videos": sorted(of_scenario["video"].unique()), "caption": entries}
             write_json(new / split / caption_file_name(*caption_type), content)
 
@@ -206,7 +237,13 @@ def original_index(
     lines, problems, skipped = [], [], 0
     for scenario, videos, label, phase, caption in read_caption_file(path, problems, keep_empty=True):
         ids = tokenizer.encode(caption, add_special_tokens=False) if caption else None
-        about = {"caption": caption, "split": split_name, "scenario": scenario, "label": label, "phase": phase}
+        about = {
+            "caption": caption,
+            "split": split_name,
+            "scenario": scenario,
+            "label": label,
+            "phase": phase,
+        }
         for video in videos:
             image = find_image(images, video, label, phase, prefixes=prefixes)
             if image is None:

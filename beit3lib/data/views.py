@@ -38,7 +38,10 @@ def read_boxes(root: str | Path, phases: pd.DataFrame) -> Boxes:
     """
     report = Report(Path(root).expanduser())
     columns = ["split", "scenario", "view", "video"]
-    wanted = {(s, n, v, video_stem(video)): video for s, n, v, video in phases[columns].drop_duplicates().values.tolist()}
+    wanted = {
+        (s, n, v, video_stem(video)): video
+        for s, n, v, video in phases[columns].drop_duplicates().values.tolist()
+    }
     rows: list[tuple] = []
     for path, file in report.located(skip=("videos", "caption")):
         if file is None or not file.kind.startswith("bbox_"):
@@ -51,19 +54,28 @@ def read_boxes(root: str | Path, phases: pd.DataFrame) -> Boxes:
         found, skipped = len(content["annotations"]), len(content["annotations"]) - len(boxes)
         report.counts.update(boxes=found, boxes_used=len(boxes), boxes_skipped=skipped)
         if skipped:
-            report.add(path, f"{skipped} of {found} boxes skipped: no area, or no phase, frame and four numbers")
+            report.add(
+                path, f"{skipped} of {found} boxes skipped: no area, or no phase, frame and four numbers"
+            )
         about = (file.scenario, file.split, file.view, video, file.subject, file.kind.removeprefix("bbox_"))
         rows += [(*about, *box) for box in boxes]
     boxes = pd.DataFrame.from_records(rows, columns=BOX_COLUMNS).astype({"phase": "int64", "frame": "int64"})
     _report_missing_boxes(report, phases, boxes)
-    return Boxes(boxes, report.problems, {name: report.counts[name] for name in ("boxes", "boxes_used", "boxes_skipped")})
+    return Boxes(
+        boxes,
+        report.problems,
+        {name: report.counts[name] for name in ("boxes", "boxes_used", "boxes_skipped")},
+    )
 
 
 def _read_box(entry: Any) -> tuple[int, int, tuple[float, ...]] | None:
     """Return (phase, frame, box) of an entry, or None if it cannot be used: WTS has boxes without an area (irregularity 11)."""
     if not isinstance(entry, dict) or not isinstance(entry.get("bbox"), list) or len(entry["bbox"]) != 4:
         return None
-    phase, numbers = parse_phase(entry.get("phase_number")), [finite(v) for v in [entry.get("image_id"), *entry["bbox"]]]
+    phase, numbers = (
+        parse_phase(entry.get("phase_number")),
+        [finite(v) for v in [entry.get("image_id"), *entry["bbox"]]],
+    )
     if phase is None or any(number is None or abs(number) > MAX_PX for number in numbers):
         return None
     frame, x, y, width, height = numbers
@@ -81,7 +93,10 @@ def _report_missing_boxes(report: Report, phases: pd.DataFrame, boxes: pd.DataFr
     for video, wanted in phases.groupby(keys)["phase"]:
         for subject, kind in kinds:
             missing = sorted(set(wanted) - set(present.get((*video, subject, kind), ())))
-            if missing and (subject, video[2]) != ("vehicle", "vehicle_view"):  # the vehicle carries this camera
+            if missing and (subject, video[2]) != (
+                "vehicle",
+                "vehicle_view",
+            ):  # the vehicle carries this camera
                 report.add(video[3], f"no {kind} {subject} box in phase {', '.join(map(str, missing))}")
 
 
@@ -103,7 +118,10 @@ class ChosenViews(NamedTuple):
 
 
 def choose_views(
-    phases: pd.DataFrame, views: str = "all", root: str | Path | None = None, boxes: pd.DataFrame | None = None
+    phases: pd.DataFrame,
+    views: str = "all",
+    root: str | Path | None = None,
+    boxes: pd.DataFrame | None = None,
 ) -> ChosenViews:
     """Keep the rows of the chosen videos of each scenario; every scenario keeps at least one video.
 
@@ -115,7 +133,9 @@ def choose_views(
     if views not in VIEW_CHOICES:
         raise ValueError(f"views: expected one of {', '.join(VIEW_CHOICES)}, found {views!r}")
     if root is None and (views == "main" or (views == "best" and boxes is None)):
-        raise ValueError(f"views={views!r}: expected root, the folder of the WTS download, found None. Give root=…")
+        raise ValueError(
+            f"views={views!r}: expected root, the folder of the WTS download, found None. Give root=…"
+        )
     problems: list[Problem] = []
     if views == "best" and boxes is None:
         boxes, problems, _ = read_boxes(root, phases)
@@ -128,11 +148,21 @@ def choose_views(
         if views == "main":
             names, why = _choose_listed(cameras, listed.get(scenario))
         elif views == "best":
-            scored = {video: scores[scenario, split, video] for video in cameras if (scenario, split, video) in scores}
+            scored = {
+                video: scores[scenario, split, video]
+                for video in cameras
+                if (scenario, split, video) in scores
+            }
             names, why = _choose_best(cameras, scored)
         else:
             names = [video for video, view in cameras.items() if views in ("all", view.removesuffix("_view"))]
-            why = "every camera" if views == "all" else f"{views}_view" if names else f"no {views}_view: every camera"
+            why = (
+                "every camera"
+                if views == "all"
+                else f"{views}_view"
+                if names
+                else f"no {views}_view: every camera"
+            )
         names = names or list(cameras)
         choices.append(ViewChoice(scenario, split, ", ".join(names), why))
         kept += rows.index[rows["video"].isin(names)].tolist()
@@ -151,9 +181,13 @@ def _choose_listed(cameras: dict[str, str], listed: list[str] | None) -> tuple[l
 def _choose_best(cameras: dict[str, str], scored: dict[str, tuple[int, float]]) -> tuple[list[str], str]:
     if scored:
         best = max(scored, key=scored.__getitem__)
-        return [best], f"pedestrian boxes in {scored[best][0]} phases, the largest of {scored[best][1]:.0f} px²"
+        return [
+            best
+        ], f"pedestrian boxes in {scored[best][0]} phases, the largest of {scored[best][1]:.0f} px²"
     vehicle = [video for video, view in cameras.items() if view == "vehicle_view"]
-    return (vehicle[:1], "no boxes: vehicle view") if vehicle else (list(cameras)[:1], "no boxes: first camera")
+    return (
+        (vehicle[:1], "no boxes: vehicle view") if vehicle else (list(cameras)[:1], "no boxes: first camera")
+    )
 
 
 def _box_scores(boxes: pd.DataFrame) -> dict[tuple[str, str, str], tuple[int, float]]:
@@ -161,7 +195,10 @@ def _box_scores(boxes: pd.DataFrame) -> dict[tuple[str, str, str], tuple[int, fl
     boxes = boxes[boxes["subject"] == "pedestrian"]
     areas = boxes["bbox_xywh_px"].map(lambda box: box[2] * box[3])
     scores: dict[tuple, tuple] = {}
-    for kind in ("generated", "annotated"):  # a video with boxes of both kinds is scored by the annotated ones
+    for kind in (
+        "generated",
+        "annotated",
+    ):  # a video with boxes of both kinds is scored by the annotated ones
         for video, rows in boxes[boxes["kind"] == kind].groupby(["scenario", "split", "video"]):
             scores[video] = (rows["phase"].nunique(), areas[rows.index].max())
     return scores
@@ -169,7 +206,9 @@ def _box_scores(boxes: pd.DataFrame) -> dict[tuple[str, str, str], tuple[int, fl
 
 def _read_view_csvs(root: Path) -> dict[str, list[str]]:
     """Return the videos that view_used_as_main_reference….csv lists: {scenario: [video]}; blank cells are skipped."""
-    paths = [p for p in list_files(root, skip=("videos", "caption", "external")) if VIEW_CSV.fullmatch(p.name)]
+    paths = [
+        p for p in list_files(root, skip=("videos", "caption", "external")) if VIEW_CSV.fullmatch(p.name)
+    ]
     if not paths:
         raise FileNotFoundError(
             f"{root}: expected view_used_as_main_reference.csv or …_for_multiview_scenario.csv, found none. "
@@ -180,7 +219,9 @@ def _read_view_csvs(root: Path) -> dict[str, list[str]]:
         try:
             rows = list(csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
         except csv.Error as error:
-            raise FileError(f"{path}: expected CSV, found a file that is not ({error}). Download it again.") from None
+            raise FileError(
+                f"{path}: expected CSV, found a file that is not ({error}). Download it again."
+            ) from None
         for scenario, *videos in filter(None, rows):
             names = [f"{video_stem(video.strip())}.mp4" for video in videos if video.strip()]
             if scenario.strip().lower() != "scene" and names:

@@ -21,21 +21,20 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from beit3lib.data.schema import PHASE_COLUMNS, PHASES, SPLITS
 from beit3lib.files import FileError, Problem, finite, printable, read_json
 
-SPLITS = ("train", "val", "test")
-PHASES = ("prerecognition", "recognition", "judgement", "action", "avoidance")
-COLUMNS = ("split source scenario view video video_path label phase start_s end_s caption_vehicle caption_pedestrian").split()
-
 MAX_DEPTH = 12  # levels of folders below the root; the deepest file of WTS is at level 10
-MAX_LISTED = 100  # problems listed per file, so that a file of a million broken phases does not fill the report
+MAX_LISTED = (
+    100  # problems listed per file, so that a file of a million broken phases does not fill the report
+)
 MAX_SECONDS = 1e6  # the longest video of WTS has 200 s; larger times are nanoseconds or garbage
 
 Camera = tuple[str, str, str]  # split, scenario, view
 
 
 class WtsTable(NamedTuple):
-    """The phases (columns `COLUMNS`), the problems, and how many files, phases, videos and rows were used or skipped."""
+    """The phases (columns `PHASE_COLUMNS`), the problems, and how many files, phases, videos and rows were used or skipped."""
 
     phases: pd.DataFrame
     problems: list[Problem]
@@ -64,7 +63,9 @@ def parse_phase(label: Any) -> int | None:
     text = str(label).strip().lower()
     if text in PHASES:
         return PHASES.index(text)
-    match = re.fullmatch(r"0*([0-4])", text)  # int() would accept digits of other scripts, and raise at 5,000 of them
+    match = re.fullmatch(
+        r"0*([0-4])", text
+    )  # int() would accept digits of other scripts, and raise at 5,000 of them
     return int(match[1]) if match else None
 
 
@@ -76,7 +77,9 @@ def recording_group(scenario: str) -> str:
     return re.sub(r"_(event_\d+|T\d+)(?=_|$)", "", scenario)
 
 
-def list_files(root: str | Path, problems: list[Problem] | None = None, skip: Iterable[str] = ()) -> Iterator[Path]:
+def list_files(
+    root: str | Path, problems: list[Problem] | None = None, skip: Iterable[str] = ()
+) -> Iterator[Path]:
     """Yield all files below `root`, sorted by name within each folder, without hidden names and folders named in `skip`.
 
     Links to folders are followed, except to a folder that contains the link. Unreadable folders and names that are not
@@ -89,10 +92,17 @@ def list_files(root: str | Path, problems: list[Problem] | None = None, skip: It
         problems.append(Problem(printable(Path(path).relative_to(root).as_posix()), what, todo))
 
     def report_unreadable(error: OSError) -> None:
-        report(error.filename, f"expected a readable folder, found {error.strerror}; skipped", "check its permissions")
+        report(
+            error.filename,
+            f"expected a readable folder, found {error.strerror}; skipped",
+            "check its permissions",
+        )
 
     for folder, dirs, files in os.walk(root, onerror=report_unreadable, followlinks=True):
-        for names in (dirs, files):  # hidden names are .DS_Store, and ._… that macOS adds to archives (irregularity 8)
+        for names in (
+            dirs,
+            files,
+        ):  # hidden names are .DS_Store, and ._… that macOS adds to archives (irregularity 8)
             names[:] = sorted(name for name in names if not name.startswith("."))
             for name in [name for name in names if printable(name) != name]:
                 report(Path(folder, name), "expected a name in UTF-8; skipped", "rename it")
@@ -124,11 +134,15 @@ def locate(path: Path) -> WtsFile | None:
     found = LAYOUT.fullmatch(path.as_posix())
     if found is None:
         return None
-    kind = "video" if found["video"] else found["kind"] or "caption"  # some copies of BDD lack the folder caption
+    kind = (
+        "video" if found["video"] else found["kind"] or "caption"
+    )  # some copies of BDD lack the folder caption
     ending = {"video": ".mp4", "caption": "_caption.json"}.get(kind, "_bbox.json")
     if not path.name.lower().endswith(ending):
         return None
-    subject = found["subject"] or "pedestrian"  # BDD has boxes of pedestrians only, and no folder for the subject
+    subject = (
+        found["subject"] or "pedestrian"
+    )  # BDD has boxes of pedestrians only, and no folder for the subject
     if found["scenario"]:
         return WtsFile(kind, found["split"], "wts", found["scenario"], found["view"], subject, path)
     return WtsFile(kind, found["split"], "bdd", path.name[: -len(ending)], "vehicle_view", subject, path)
@@ -196,7 +210,9 @@ class Report:
         return content
 
 
-def _read_caption_file(report: Report, file: WtsFile, found: dict[str, Path], keep_missing: bool) -> list[tuple]:
+def _read_caption_file(
+    report: Report, file: WtsFile, found: dict[str, Path], keep_missing: bool
+) -> list[tuple]:
     """Return the rows of one caption file; `found` are the videos of its scenario and view on disk, by stem."""
     content = report.read_json(file.path, "event_phase", "videos")
     if content is None:
@@ -216,14 +232,24 @@ def _read_caption_file(report: Report, file: WtsFile, found: dict[str, Path], ke
 
     listed = _listed_videos(report, file, content)
     if not listed and not found:
-        report.add(file.path, "lists no video, and none of this scenario and view is on disk; no row comes from it")
+        report.add(
+            file.path, "lists no video, and none of this scenario and view is on disk; no row comes from it"
+        )
     rows = []
-    for stem in dict.fromkeys([*listed, *sorted(found)]):  # each has videos that the other lacks (irregularity 8)
+    for stem in dict.fromkeys(
+        [*listed, *sorted(found)]
+    ):  # each has videos that the other lacks (irregularity 8)
         report.counts.update(videos=1, videos_used=int(stem in found), rows_expected=len(phases))
         if stem not in found:
-            report.add(file.path, f"video {stem}.mp4 is listed, but not on disk; skipped", "download it again if it exists")
+            report.add(
+                file.path,
+                f"video {stem}.mp4 is listed, but not on disk; skipped",
+                "download it again if it exists",
+            )
         elif stem not in listed:
-            report.add(file.path, f"video {stem}.mp4 is on disk, but not listed; read with the times of this view")
+            report.add(
+                file.path, f"video {stem}.mp4 is on disk, but not listed; read with the times of this view"
+            )
         if stem in found or keep_missing:
             path = str(report.root / found[stem]) if stem in found else ""
             about = (file.split, file.source, file.scenario, file.view, f"{stem}.mp4", path)
@@ -234,10 +260,14 @@ def _read_caption_file(report: Report, file: WtsFile, found: dict[str, Path], ke
 def _listed_videos(report: Report, file: WtsFile, content: dict) -> list[str]:
     if file.source == "bdd":
         return [file.scenario]  # a caption file of BDD has the name of its one video
-    key = "overhead_videos" if file.view == "overhead_view" else "vehicle_view"  # a list of names, and one name
+    key = (
+        "overhead_videos" if file.view == "overhead_view" else "vehicle_view"
+    )  # a list of names, and one name
     listed = content.get(key) or []
     listed = listed if isinstance(listed, list) else [listed]
-    names = [printable(os.path.basename(name.strip())) for name in listed if isinstance(name, str) and name.strip()]
+    names = [
+        printable(os.path.basename(name.strip())) for name in listed if isinstance(name, str) and name.strip()
+    ]
     if len(names) < len([name for name in listed if name != ""]):
         report.add(file.path, f"expected names of videos in {key}, found {show(content[key])}")
     return list(dict.fromkeys(map(video_stem, names)))
@@ -258,19 +288,30 @@ def _read_phase(report: Report, file: WtsFile, number: int, entry: Any) -> tuple
     times_s = [finite(entry.get(name)) for name in ("start_time", "end_time")]
     if any(time_s is None or abs(time_s) > MAX_SECONDS for time_s in times_s):
         found = show([entry.get("start_time"), entry.get("end_time")])
-        report.add(file.path, f"phase {label}: expected start_time and end_time in seconds, found {found}; skipped")
+        report.add(
+            file.path, f"phase {label}: expected start_time and end_time in seconds, found {found}; skipped"
+        )
         return None
     if times_s[0] > times_s[1]:
-        report.add(file.path, f"phase {label}: ends at {times_s[1]} s, before it starts at {times_s[0]} s; times are swapped")
+        report.add(
+            file.path,
+            f"phase {label}: ends at {times_s[1]} s, before it starts at {times_s[0]} s; times are swapped",
+        )
     captions: list[str | None] = []
     for subject in ("vehicle", "pedestrian"):
         caption = entry.get(f"caption_{subject}")
         if not isinstance(caption, str) or not re.search(r"\w", caption):
             if file.split != "test":
-                report.add(file.path, f"phase {label}: expected text in caption_{subject}, found {show(caption)}; no caption")
+                report.add(
+                    file.path,
+                    f"phase {label}: expected text in caption_{subject}, found {show(caption)}; no caption",
+                )
             caption = None
         elif printable(caption) != caption:
-            report.add(file.path, f"phase {label}: caption_{subject} has characters that no file can hold; replaced by U+FFFD")
+            report.add(
+                file.path,
+                f"phase {label}: caption_{subject} has characters that no file can hold; replaced by U+FFFD",
+            )
             caption = printable(caption)
         captions.append(caption)
     return (label, phase, min(times_s), max(times_s), *captions)
@@ -301,15 +342,19 @@ def read_wts(root: str | Path, split: str | None = None, keep_missing: bool = Fa
     for name, paths in uncaptioned.items():
         report.counts["videos_without_captions"] += len(paths)
         examples = ", ".join(path.name for path in paths[:5])
-        report.add(f"videos/{name}", f"{len(paths)} videos without a caption file, such as {examples}; skipped")
-    phases = pd.DataFrame.from_records(rows, columns=COLUMNS)
+        report.add(
+            f"videos/{name}", f"{len(paths)} videos without a caption file, such as {examples}; skipped"
+        )
+    phases = pd.DataFrame.from_records(rows, columns=PHASE_COLUMNS)
     phases = phases.astype({"phase": "int64", "start_s": "float64", "end_s": "float64"})
     phases = phases.sort_values(["scenario", "split", "view", "video", "phase"], ignore_index=True)
     # "04" in one view and "4" in another are one segment
     phases["label"] = phases.groupby(["split", "scenario", "phase"])["label"].transform("first")
     for group, scenarios in _shared_groups(phases).items():
         report.add(group, f"one recording in both train and val: {', '.join(scenarios)}")
-    counts = {name: report.counts[name] for name in ("videos_without_captions", "rows_expected")} | {"rows": len(phases)}
+    counts = {name: report.counts[name] for name in ("videos_without_captions", "rows_expected")} | {
+        "rows": len(phases)
+    }
     counts["rows_skipped"] = counts["rows_expected"] - len(phases)
     for kind in ("caption_files", "phases", "videos"):
         found, used = report.counts[kind], report.counts[f"{kind}_used"]
@@ -317,7 +362,9 @@ def read_wts(root: str | Path, split: str | None = None, keep_missing: bool = Fa
     return WtsTable(phases, report.problems, counts)
 
 
-def _find_files(report: Report, split: str | None) -> tuple[dict[Camera, WtsFile], dict[Camera, dict[str, Path]]]:
+def _find_files(
+    report: Report, split: str | None
+) -> tuple[dict[Camera, WtsFile], dict[Camera, dict[str, Path]]]:
     """Return the caption file and the videos ({stem: path}) of each split, scenario and view."""
     captions: dict[Camera, WtsFile] = {}
     videos: dict[Camera, dict[str, Path]] = defaultdict(dict)
@@ -325,7 +372,10 @@ def _find_files(report: Report, split: str | None) -> tuple[dict[Camera, WtsFile
     for path, file in report.located(skip=("bbox_annotated", "bbox_generated")):
         if file is None:
             if path.name.endswith("_caption.json"):
-                report.add(path, "expected …/caption/<split>/<scenario>/<view>/ above it, found other folders; skipped")
+                report.add(
+                    path,
+                    "expected …/caption/<split>/<scenario>/<view>/ above it, found other folders; skipped",
+                )
             continue
         camera = (file.split, file.scenario, file.view)
         if split not in (None, file.split):
@@ -337,11 +387,15 @@ def _find_files(report: Report, split: str | None) -> tuple[dict[Camera, WtsFile
             if captions.setdefault(camera, file) is not file:
                 report.add(path, f"the same scenario and view as {captions[camera].path.as_posix()}; skipped")
     if not captions and other_splits:
-        raise ValueError(f"{report.root}: expected caption files of {split}, found only those of other splits")
+        raise ValueError(
+            f"{report.root}: expected caption files of {split}, found only those of other splits"
+        )
     if not captions:
         root = report.root
         names = sorted(printable(path.name) for path in root.glob("[!.]*"))
-        found = ", ".join(names[:8]) or ("an empty folder" if root.is_dir() else "a file" if root.exists() else "nothing")
+        found = ", ".join(names[:8]) or (
+            "an empty folder" if root.is_dir() else "a file" if root.exists() else "nothing"
+        )
         raise FileNotFoundError(
             f"{root}: expected a WTS download with annotations/caption/{{train,val,test}}, here or in folders below, "
             f"found {found}. Unpack the download here, or give the folder that contains it."
@@ -374,7 +428,9 @@ def split_by_group(phases: pd.DataFrame, val_share: float | None = None, seed: i
     rows = train + val + test + skipped.
     """
     if val_share is not None and not 0 < val_share < 1:
-        raise ValueError(f"val_share: expected a share between 0 and 1, or None for the official split, found {val_share!r}")
+        raise ValueError(
+            f"val_share: expected a share between 0 and 1, or None for the official split, found {val_share!r}"
+        )
     out, problems = phases.copy(), []
     groups = out["scenario"].map(recording_group)
     if val_share is None:
@@ -390,7 +446,9 @@ def split_by_group(phases: pd.DataFrame, val_share: float | None = None, seed: i
             random.Random(seed).shuffle(names)
             number = max(1, round(val_share * len(names))) if len(names) > 1 else 0
             if len(names) == 1:
-                problems.append(Problem(source, "1 recording: expected at least 2 to draw a validation split from"))
+                problems.append(
+                    Problem(source, "1 recording: expected at least 2 to draw a validation split from")
+                )
             out.loc[rows, "split"] = "train"
             out.loc[rows & groups.isin(names[:number]), "split"] = "val"
     counts = {"rows": len(phases), **{split: int((out["split"] == split).sum()) for split in SPLITS}}

@@ -30,8 +30,14 @@ PURE_WHEELS = ("rouge-score", "absl-py", *WITHOUT_DEPENDENCIES)
 PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_28_x86_64")
 NOTEBOOKS = ("01_prepare_data", "02_build_index", "03_finetune", "04_inspect_captions", "05_score_and_submit")
 ON_GPU = ("03_finetune", "04_inspect_captions")
-INPUTS = {"01_prepare_data": ("wts", "bdd", "prepared"), "02_build_index": ("tokenizer",), "03_finetune": ("beit3_",)}
-PARAMETERS = {"03_finetune": {"num_gpus": 2, "max_minutes": 660.0}}  # real data only; a session lasts 12 hours
+INPUTS = {
+    "01_prepare_data": ("wts", "bdd", "prepared"),
+    "02_build_index": ("tokenizer",),
+    "03_finetune": ("beit3_",),
+}
+PARAMETERS = {
+    "03_finetune": {"num_gpus": 2, "max_minutes": 660.0}
+}  # real data only; a session lasts 12 hours
 
 
 class KaggleError(ValueError):
@@ -51,7 +57,11 @@ def slug(title: str) -> str:
 def kernel_metadata(name: str, owner: str, attach: Sequence[str], manifest: Manifest) -> dict[str, Any]:
     """Return `kernel-metadata.json` of a notebook: private, without internet, with the notebook before it as an input."""
     before = NOTEBOOKS[: NOTEBOOKS.index(name)][-1:]
-    inputs = [manifest.entries[entry].kaggle for entry in attach if name in INPUTS and entry.startswith(INPUTS[name])]
+    inputs = [
+        manifest.entries[entry].kaggle
+        for entry in attach
+        if name in INPUTS and entry.startswith(INPUTS[name])
+    ]
     gpu = name in ON_GPU
     return {
         "id": f"{owner}/{slug(title_of(name))}",
@@ -79,10 +89,14 @@ def stage(out: str | Path, owner: str, attach: Sequence[str] = (), python: str =
 
     out, manifest = Path(out), load_manifest()
     if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9-]{1,48}", owner):
-        raise KaggleError(f"--owner: expected your user name on Kaggle, got {owner!r}. Use make kaggle KAGGLE_OWNER=name.")
+        raise KaggleError(
+            f"--owner: expected your user name on Kaggle, got {owner!r}. Use make kaggle KAGGLE_OWNER=name."
+        )
     known = [name for name, entry in manifest.entries.items() if entry.kaggle]
     if unknown := [name for name in attach if name not in known]:
-        raise KaggleError(f"--attach: expected some of {', '.join(known)} ({MANIFEST_NAME}), got {', '.join(unknown)}.")
+        raise KaggleError(
+            f"--attach: expected some of {', '.join(known)} ({MANIFEST_NAME}), got {', '.join(unknown)}."
+        )
     wheels = fetch_wheels(out / f"wheels-{python}", python)
     folders = [out / PACKAGE_SLUG, *(out / name for name in NOTEBOOKS)]
     with atomic_folder(folders[0]) as new:
@@ -98,7 +112,9 @@ def stage(out: str | Path, owner: str, attach: Sequence[str] = (), python: str =
         with atomic_folder(folder) as new:
             write_json(new / "kernel-metadata.json", kernel_metadata(folder.name, owner, attach, manifest))
             notebook = f"{folder.name}.ipynb"
-            if attach and folder.name in PARAMETERS:  # Kaggle runs a notebook without parameters, so the copy contains them
+            if (
+                attach and folder.name in PARAMETERS
+            ):  # Kaggle runs a notebook without parameters, so the copy contains them
                 paths = str(BESIDE / "notebooks" / notebook), str(new / notebook)
                 execute_notebook(*paths, PARAMETERS[folder.name], prepare_only=True, progress_bar=False)
             else:
@@ -128,10 +144,14 @@ def fetch_wheels(folder: Path, python: str = PYTHON) -> list[Path]:
 @exit_on_error(RuntimeError)
 def main(arguments: list[str] | None = None) -> None:
     """`python -m beit3lib.pipeline.kaggle`."""
-    parser = argparse.ArgumentParser(prog="python -m beit3lib.pipeline.kaggle", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m beit3lib.pipeline.kaggle", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("out", nargs="?", default="runs/kaggle", help="folder to stage in [runs/kaggle]")
     parser.add_argument("--owner", required=True, help="your user name on Kaggle")
-    parser.add_argument("--attach", nargs="*", default=[], help="inputs you have uploaded, such as wts tokenizer")
+    parser.add_argument(
+        "--attach", nargs="*", default=[], help="inputs you have uploaded, such as wts tokenizer"
+    )
     parser.add_argument("--python", default=PYTHON, help=f"Python of Kaggle's image [{PYTHON}]")
     options = parser.parse_args(arguments)
     package, *notebooks = stage(options.out, options.owner, options.attach, options.python)

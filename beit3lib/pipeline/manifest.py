@@ -73,7 +73,9 @@ class Entry(BaseModel):
     def _one_way_to_recognize(self) -> "Entry":
         given = [name for name in ("contains", "file", "reader", "models") if getattr(self, name) is not None]
         if len(given) != 1 and self.checkpoints is None:
-            raise ValueError(f"expected exactly one of contains, file, reader, models, got {', '.join(given) or 'none'}")
+            raise ValueError(
+                f"expected exactly one of contains, file, reader, models, got {', '.join(given) or 'none'}"
+            )
         if self.reader is not None and self.reader not in READERS:
             raise ValueError(f"reader: expected one of {', '.join(READERS)}, got {self.reader!r}")
         return self
@@ -83,8 +85,12 @@ class Entry(BaseModel):
         if self.reader is not None:
             return [] if READERS[self.reader](path) else [f"what the reader of {self.reader} data expects"]
         if self.contains is not None:
-            return [pattern for pattern, least in self.contains.items() if _count(path, pattern, least) < least]
-        is_there = path.is_file() or (self.checkpoints and any(_count(path, pattern, 1) for pattern in WEIGHT_FILES))
+            return [
+                pattern for pattern, least in self.contains.items() if _count(path, pattern, least) < least
+            ]
+        is_there = path.is_file() or (
+            self.checkpoints and any(_count(path, pattern, 1) for pattern in WEIGHT_FILES)
+        )
         return [] if is_there else [path.name]
 
     def paths_in(self, folder: Path) -> list[Path]:
@@ -110,7 +116,11 @@ class Manifest:
         """Return the path of an input, or raise `MissingInput` with every path that was tried and how to get the input."""
         entry, found = self._entry(name), self.find(name)
         if found is None:
-            tried = [f"${entry.env}", *(str(self.here / path) for path in entry.looked_for), "the same in the folders above"]
+            tried = [
+                f"${entry.env}",
+                *(str(self.here / path) for path in entry.looked_for),
+                "the same in the folders above",
+            ]
             raise MissingInput(
                 f"{name}: expected {entry.what}, found nothing in {', '.join([*tried, str(kaggle_root())])}. "
                 f"Get it from {entry.source} (terms: {entry.terms}), or set {entry.env} to its path."
@@ -122,10 +132,16 @@ class Manifest:
         rows = []
         for name in names or self.entries:
             entry, found = self._entry(name), self.find(name)
-            near = next((path for path in self._candidates(entry) if path.exists()), None) if found is None else None
+            near = (
+                next((path for path in self._candidates(entry) if path.exists()), None)
+                if found is None
+                else None
+            )
             lacks = ", ".join(entry.lacks(near)) if near and entry.contains else ""
             source = "" if found else f"{entry.source}; or set {entry.env}"
-            rows.append((name, entry.what, "yes" if found else "no", str(found or ""), lacks, source, entry.terms))
+            rows.append(
+                (name, entry.what, "yes" if found else "no", str(found or ""), lacks, source, entry.terms)
+            )
         columns = ["input", "what", "found", "where", "lacks", "get it from", "terms"]
         return pd.DataFrame(rows, columns=columns).set_index("input")
 
@@ -140,7 +156,9 @@ class Manifest:
             path = Path(named).expanduser()
             if lacks := entry.lacks(path):
                 found = f"no {' and no '.join(lacks)}" if path.exists() else "nothing"
-                raise MissingInput(f"{entry.env}={named}: expected {entry.what}, found {found}. Correct or unset {entry.env}.")
+                raise MissingInput(
+                    f"{entry.env}={named}: expected {entry.what}, found {found}. Correct or unset {entry.env}."
+                )
             yield path
         for folder in (self.here, *self.here.parents, self.path.parent):
             for name in entry.looked_for:
@@ -157,14 +175,18 @@ def _count(folder: Path, pattern: str, enough: int) -> int:
 
 def load_manifest(path: str | Path | None = None, here: Path | None = None) -> Manifest:
     """Read a manifest; by default `data_manifest.yaml` beside the package, in the working folder, or as installed."""
-    share = Path(sysconfig.get_path("data")) / "share" / "beit3lib"  # on Debian below /usr/local, unlike sys.prefix
+    share = (
+        Path(sysconfig.get_path("data")) / "share" / "beit3lib"
+    )  # on Debian below /usr/local, unlike sys.prefix
     own = [Path(__file__).parents[2] / NAME, Path.cwd() / NAME, share / NAME]
     path = Path(path) if path else next((p for p in own if p.is_file()), own[0])
     try:
         content = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ManifestError(f"{path}: expected YAML, found text that is not ({reason}). Correct the file.") from None
+        raise ManifestError(
+            f"{path}: expected YAML, found text that is not ({reason}). Correct the file."
+        ) from None
     entries = content.get("entries") if isinstance(content, dict) else None
     if not isinstance(entries, dict):
         raise ManifestError(f"{path}: expected a mapping with `version` and `entries`. Correct the file.")
@@ -178,7 +200,9 @@ def _checked(path: Path, entries: dict) -> Iterator[tuple[str, Entry]]:
             entry = Entry.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ", ".join([f"{path}, entry {str(name)[:50]}", *(f"key {part}" for part in first["loc"][:1])])
+            where = ", ".join(
+                [f"{path}, entry {str(name)[:50]}", *(f"key {part}" for part in first["loc"][:1])]
+            )
             problem = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
             raise ManifestError(f"{where}: {problem}. Correct the file.") from None
         if entry.models is None:
@@ -192,12 +216,20 @@ def _checked(path: Path, entries: dict) -> Iterator[tuple[str, Entry]]:
 @exit_on_error()
 def main() -> int:
     """`python -m beit3lib.pipeline.manifest [entry …]`."""
-    parser = argparse.ArgumentParser(prog="python -m beit3lib.pipeline.manifest", description=__doc__.splitlines()[0])
-    parser.add_argument("entries", nargs="*", help="inputs to look for; exit code 1 if one is missing [all, exit code 0]")
+    parser = argparse.ArgumentParser(
+        prog="python -m beit3lib.pipeline.manifest", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "entries", nargs="*", help="inputs to look for; exit code 1 if one is missing [all, exit code 0]"
+    )
     names = parser.parse_args().entries
     table = load_manifest().table(names or None)
     for name, row in table.iterrows():
-        print(f"{name}: {row.pop('what')}", *(f"  {key}: {value}" for key, value in row.items() if value), sep="\n")
+        print(
+            f"{name}: {row.pop('what')}",
+            *(f"  {key}: {value}" for key, value in row.items() if value),
+            sep="\n",
+        )
     return int(bool(names) and (table["found"] == "no").any())
 
 

@@ -21,7 +21,11 @@ def kaggle_inputs() -> list[Path]:
     """Return the top folder of every attached input."""
     root = kaggle_root()
     named = [path for kind in KINDS for path in sorted((root / kind).glob("*/*"))]
-    return [path for path in [*sorted(root.glob("*")), *named] if path.is_dir() and path not in [root / k for k in KINDS]]
+    return [
+        path
+        for path in [*sorted(root.glob("*")), *named]
+        if path.is_dir() and path not in [root / k for k in KINDS]
+    ]
 
 
 def folders_in(folder: Path, depth: int) -> Iterator[Path]:

@@ -38,8 +38,12 @@ class Stage(NamedTuple):
 STAGES = {
     "prepare": Stage((), (PHASES_NAME, SEGMENTS_NAME, "images", "captions"), None),
     "index": Stage((PHASES_NAME, "images", "captions"), ("coco_captioning.*.jsonl", SPM_NAME), "prepare"),
-    "finetune": Stage(("coco_captioning.train.jsonl", "coco_captioning.val.jsonl", SPM_NAME), ("best",), "index"),
-    "caption": Stage(("best", "coco_captioning.val.jsonl", "coco_captioning.test.jsonl"), (PREDICTIONS_NAME,), "finetune"),
+    "finetune": Stage(
+        ("coco_captioning.train.jsonl", "coco_captioning.val.jsonl", SPM_NAME), ("best",), "index"
+    ),
+    "caption": Stage(
+        ("best", "coco_captioning.val.jsonl", "coco_captioning.test.jsonl"), (PREDICTIONS_NAME,), "finetune"
+    ),
     "score": Stage((PREDICTIONS_NAME, SEGMENTS_NAME), (SCORES_NAME, "submission.*.json"), "caption"),
     "submit": Stage((PREDICTIONS_NAME, SEGMENTS_NAME), (SUBMISSION_NAME,), "caption"),
 }
@@ -58,7 +62,9 @@ def open_run(name: str, folder: str | Path = "runs") -> Path:
     writable here; an interrupted copy starts from scratch.
     """
     if not re.fullmatch(r"\w[\w .+=-]*", name):
-        raise ValueError(f"run: expected a name such as 'demo', got {name!r}. Use letters, digits, '-', '_' and '.' only.")
+        raise ValueError(
+            f"run: expected a name such as 'demo', got {name!r}. Use letters, digits, '-', '_' and '.' only."
+        )
     run = project_folder() / folder / name
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -66,7 +72,9 @@ def open_run(name: str, folder: str | Path = "runs") -> Path:
             print(f"{run}: continues {source}")
             _copy_run(source, run)
     except OSError as error:
-        raise OSError(f"{run}: expected a folder that can be written, got: {error}. Start in another folder.") from error
+        raise OSError(
+            f"{run}: expected a folder that can be written, got: {error}. Start in another folder."
+        ) from error
     return run
 
 
@@ -74,10 +82,18 @@ def _mounted_run(name: str) -> Path | None:
     """Return the run of this name on Kaggle's mounts with the most finished stages, the latest one if several have as many."""
 
     def progress(run: Path) -> tuple[int, float]:
-        finished = [record["finished"] for stage in STAGES if (record := read_record(run, stage)) and "outputs" in record]
+        finished = [
+            record["finished"]
+            for stage in STAGES
+            if (record := read_record(run, stage)) and "outputs" in record
+        ]
         return len(finished), max(finished, default=0.0)
 
-    runs = [folder / "runs" / name for folder in kaggle_inputs() if (folder / "runs" / name / RECORDS_NAME).is_dir()]
+    runs = [
+        folder / "runs" / name
+        for folder in kaggle_inputs()
+        if (folder / "runs" / name / RECORDS_NAME).is_dir()
+    ]
     return max(runs, key=progress, default=None)
 
 
@@ -103,7 +119,11 @@ def read_record(run: Path, stage: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     complete = isinstance(record.get("outputs", {}), dict) and finite(record.get("finished", 0)) is not None
-    return record if complete and all(isinstance(record.get(name), dict) for name in ("options", "inputs")) else None
+    return (
+        record
+        if complete and all(isinstance(record.get(name), dict) for name in ("options", "inputs"))
+        else None
+    )
 
 
 def fingerprints(run: Path, names: tuple[str, ...]) -> dict[str, str]:
@@ -122,7 +142,9 @@ def fingerprints(run: Path, names: tuple[str, ...]) -> dict[str, str]:
         for file in sorted(path.rglob("*")):
             if file.is_file() and not file.name.startswith("."):
                 content = file_hash(file) if file.suffix == ".json" else file.stat().st_size
-                digest.update(f"{file.relative_to(path).as_posix()} {content}\n".encode("utf-8", "surrogateescape"))
+                digest.update(
+                    f"{file.relative_to(path).as_posix()} {content}\n".encode("utf-8", "surrogateescape")
+                )
         hashes[path.name] = digest.hexdigest()
     return hashes
 
@@ -142,13 +164,21 @@ def stale(run: Path, stage: str) -> str:
     for kind, names in (("outputs", STAGES[stage].outputs), ("inputs", STAGES[stage].inputs)):
         now, then = fingerprints(run, names), record[kind]
         if changed := sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name)):
-            verb = "is missing" if changed[0] not in now else "is new" if changed[0] not in then else "has changed"
+            verb = (
+                "is missing"
+                if changed[0] not in now
+                else "is new"
+                if changed[0] not in then
+                else "has changed"
+            )
             return f"{changed[0]} {verb}"
     return ""
 
 
 @contextmanager
-def record_stage(run: Path, stage: str, options: dict[str, Any], lock: bool = True) -> Iterator[dict[str, Any]]:
+def record_stage(
+    run: Path, stage: str, options: dict[str, Any], lock: bool = True
+) -> Iterator[dict[str, Any]]:
     """Lock the run while a stage runs, and write the record of the stage and its section of summary.json at the end.
 
     Yields the section, a dict for the stage to fill; `seconds` is added. If the stage sets `unfinished` in it, the stage counts
@@ -168,7 +198,9 @@ def record_stage(run: Path, stage: str, options: dict[str, Any], lock: bool = Tr
         add_summary(run, stage, section)
         if not section.get("unfinished"):
             outputs = fingerprints(run, STAGES[stage].outputs)
-            write_json(path, {**record, "outputs": outputs, "finished": round(finished, 3), "versions": versions()})
+            write_json(
+                path, {**record, "outputs": outputs, "finished": round(finished, 3), "versions": versions()}
+            )
 
 
 def _sweep(run: Path) -> None:

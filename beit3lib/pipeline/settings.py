@@ -69,8 +69,12 @@ def read_parameters(namespace: Mapping[str, Any], **kinds: Any) -> Parameters:
     shorten_errors()
     problems = list(_unknown_names(namespace.get("In", ()), list(kinds)))
     if missing := [name for name in kinds if name not in namespace]:
-        problems.append(f"{', '.join(missing)}: expected in the parameters cell, found nothing. Run that cell first.")
-    model = create_model("Parameters", __base__=Parameters, **{name: (STRICT.get(k, k), ...) for name, k in kinds.items()})
+        problems.append(
+            f"{', '.join(missing)}: expected in the parameters cell, found nothing. Run that cell first."
+        )
+    model = create_model(
+        "Parameters", __base__=Parameters, **{name: (STRICT.get(k, k), ...) for name, k in kinds.items()}
+    )
     try:
         if not problems:
             return model(**{name: namespace[name] for name in kinds})
@@ -89,8 +93,12 @@ def shorten_errors() -> None:
 
     def show(shell, kind, error, trace, tb_offset=None):
         last = traceback.extract_tb(trace)[-1]
-        expected = Path(__file__).parents[1] in Path(last.filename).parents and (last.line or "").startswith("raise")
-        shell.showtraceback((kind, error.with_traceback(None), None) if expected else (kind, error, trace), tb_offset)
+        expected = Path(__file__).parents[1] in Path(last.filename).parents and (last.line or "").startswith(
+            "raise"
+        )
+        shell.showtraceback(
+            (kind, error.with_traceback(None), None) if expected else (kind, error, trace), tb_offset
+        )
 
     builtins.get_ipython().set_custom_exc((ValueError, OSError, RuntimeError), show)
 
@@ -113,7 +121,9 @@ def _assigned(source: str) -> list[str]:
         body = ast.parse(source).body
     except SyntaxError:  # a cell with a magic
         return []
-    targets = [part.targets[0] if isinstance(part, ast.Assign) else getattr(part, "target", None) for part in body]
+    targets = [
+        part.targets[0] if isinstance(part, ast.Assign) else getattr(part, "target", None) for part in body
+    ]
     values = [part.value if isinstance(part, (ast.Assign, ast.AnnAssign)) else None for part in body]
     # A literal contains no name, except `float`, which papermill writes for infinity and NaN.
     used = [node.id for value in values if value for node in ast.walk(value) if isinstance(node, ast.Name)]

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from beit3lib.data.aspects import READING_ORDER, SUBJECTS
-from beit3lib.data.wts import PHASES
+from beit3lib.data.aspects import READING_ORDER
+from beit3lib.data.schema import PHASES, SUBJECTS
 from beit3lib.files import atomic_folder, atomic_path, exit_on_error, write_json, write_text
 from beit3lib.sample import CHECKPOINT_PATH, DRAWN_NAME, SPM_PATH
 
@@ -74,7 +74,12 @@ VALUES: dict[str, tuple[str, ...]] = {
     "vehicle_motion": tuple(TRAIL_UNITS),
     "pedestrian_motion": tuple(WALK_UNITS),
 }
-OF_PHASE = ("side", "distance", "vehicle_motion", "pedestrian_motion")  # the other values are those of a whole scenario
+OF_PHASE = (
+    "side",
+    "distance",
+    "vehicle_motion",
+    "pedestrian_motion",
+)  # the other values are those of a whole scenario
 
 
 def draw_values(rng: np.random.Generator, names=tuple(VALUES)) -> dict[str, str]:
@@ -271,7 +276,11 @@ def draw_frames(scene: Scene, camera: Camera, count: int, size=(WIDTH_PX, HEIGHT
     _draw_sky(background, scene, rng)
     _draw_road(background, scene, rng)
     light = [0.44, 0.46, 0.56] if scene.light == "dark" else [1, 1, 1]
-    gain = np.array(light, np.float32) * np.float32(camera.gain) * np.float32(0.2 if scene.condition == "very dark" else 1)
+    gain = (
+        np.array(light, np.float32)
+        * np.float32(camera.gain)
+        * np.float32(0.2 if scene.condition == "very dark" else 1)
+    )
     noise = np.random.default_rng(camera.seed).normal(0, 4, (size[1], size[0], 1)).astype(np.float32)
     for number in range(count):
         canvas = Canvas(background.image.copy(), camera)
@@ -280,7 +289,9 @@ def draw_frames(scene: Scene, camera: Camera, count: int, size=(WIDTH_PX, HEIGHT
         _draw_pedestrian(canvas, pedestrian, scene)
         if scene.condition == "occluded":
             left, top, right, bottom = boxes_at(scene, 1.0)[1]
-            canvas.box((left - 0.5, top + 1.0, right + 0.5, bottom + 0.3), (52, 84, 48), 0.2)  # a hedge up to the chest
+            canvas.box(
+                (left - 0.5, top + 1.0, right + 0.5, bottom + 0.3), (52, 84, 48), 0.2
+            )  # a hedge up to the chest
         if camera.vehicle_view:
             canvas.fixed_box((0, 7.55, 8, 8), (26, 28, 34))  # the hood of the vehicle
         yield (np.asarray(canvas.image) * gain + noise).clip(0, 255).astype(np.uint8)
@@ -334,11 +345,16 @@ def boxes_at(scene: Scene, time: float) -> tuple[Box, Box]:
     start = 4 + whole / 2 - PEDESTRIAN_UNITS[0] + back * WALK_UNITS[scene.pedestrian_motion]
     pedestrian = (start, 3.35, start + PEDESTRIAN_UNITS[0], 3.35 + PEDESTRIAN_UNITS[1])
     if scene.side == "right":
-        vehicle, pedestrian = ((UNITS - box[2], box[1], UNITS - box[0], box[3]) for box in (vehicle, pedestrian))
+        vehicle, pedestrian = (
+            (UNITS - box[2], box[1], UNITS - box[0], box[3]) for box in (vehicle, pedestrian)
+        )
     if scene.condition == "distant":  # smaller, and near the middle of the far side of the road
         x, y = UNITS / 2, 3.2
         vehicle, pedestrian = (
-            tuple(center + DISTANT_SCALE * (value - center) for value, center in zip(box, (x, y, x, y), strict=True))
+            tuple(
+                center + DISTANT_SCALE * (value - center)
+                for value, center in zip(box, (x, y, x, y), strict=True)
+            )
             for box in (vehicle, pedestrian)
         )
     return vehicle, pedestrian
@@ -349,7 +365,11 @@ def _draw_vehicle(canvas: Canvas, box: Box, paint) -> None:
     width, unit = right - left, (bottom - top) / VEHICLE_UNITS[1]
     canvas.box((left, top + 0.5 * unit, right, bottom - 0.2 * unit), paint, 0.15 * unit)
     canvas.box((left + 0.2 * width, top, right - 0.2 * width, top + 0.6 * unit), paint, 0.2 * unit)
-    canvas.box((left + 0.27 * width, top + 0.12 * unit, right - 0.27 * width, top + 0.5 * unit), (60, 76, 96), 0.08 * unit)
+    canvas.box(
+        (left + 0.27 * width, top + 0.12 * unit, right - 0.27 * width, top + 0.5 * unit),
+        (60, 76, 96),
+        0.08 * unit,
+    )
     for x in (left + 0.18 * width, right - 0.38 * width):
         canvas.ellipse((x, bottom - 0.5 * unit, x + 0.2 * width, bottom), (20, 20, 22))
 
@@ -360,7 +380,11 @@ def _draw_pedestrian(canvas: Canvas, box: Box, scene: Scene) -> None:
     center, waist = (left + right) / 2, top + WAIST_UNITS * unit
     canvas.ellipse((center - 0.34 * unit, top, center + 0.34 * unit, top + 0.6 * unit), (226, 178, 146))
     canvas.box((left, top + 0.5 * unit, right, waist), CLOTHES[scene.upper], 0.12 * unit)
-    canvas.box((left + 0.08 * unit, waist - 0.05 * unit, right - 0.08 * unit, bottom), CLOTHES[scene.lower], 0.06 * unit)
+    canvas.box(
+        (left + 0.08 * unit, waist - 0.05 * unit, right - 0.08 * unit, bottom),
+        CLOTHES[scene.lower],
+        0.06 * unit,
+    )
 
 
 def draw_blur(scene: Scene, camera: Camera, frames: int = 8, size: int = 64) -> Image.Image:
@@ -371,7 +395,11 @@ def draw_blur(scene: Scene, camera: Camera, frames: int = 8, size: int = 64) -> 
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
-COUNTS = {"train": (64, 8, 20), "val": (16, 4, 8), "test": (4, 2, 3)}  # scenarios with events, normal_trimmed, BDD
+COUNTS = {
+    "train": (64, 8, 20),
+    "val": (16, 4, 8),
+    "test": (4, 2, 3),
+}  # scenarios with events, normal_trimmed, BDD
 CAPTION_FOLDER = {"train": "train", "val": "val", "test": "test/public_challenge"}
 VIDEO_FOLDER = {"train": "train", "val": "val", "test": "test/public"}
 MAIN_VIEWS_CSV = "view_used_as_main_reference_for_multiview_scenario.csv"
@@ -426,7 +454,9 @@ def _plan_scenario(number: int, split: str, kind: str, rng: np.random.Generator)
         "bdd": f"video{1000 + number}",
     }[kind]
     whole = draw_values(rng, tuple(name for name in VALUES if name not in OF_PHASE))
-    present = {0: [4], 1: [2, 3, 4], 2: [0, 1, 2, 3]}.get(number % 12, list(range(5)))  # some lack phases, as in WTS
+    present = {0: [4], 1: [2, 3, 4], 2: [0, 1, 2, 3]}.get(
+        number % 12, list(range(5))
+    )  # some lack phases, as in WTS
     phases = {phase: _draw_scene(whole, rng) for phase in present}
     return Scenario(name, split, kind, phases, {phase: int(rng.integers(6, 11)) for phase in present})
 
@@ -440,7 +470,9 @@ def _draw_scene(whole: dict[str, str], rng: np.random.Generator) -> Scene:
     return Scene(**values, condition=condition, wording=int(rng.integers(1, 2**31)))
 
 
-def write_sample(root: str | Path, counts: dict[str, tuple[int, int, int]] = COUNTS, seed: int = 0, jobs: int = -1) -> Path:
+def write_sample(
+    root: str | Path, counts: dict[str, tuple[int, int, int]] = COUNTS, seed: int = 0, jobs: int = -1
+) -> Path:
     """Draw the whole download in the folder `root`, completely or not at all, and return `root`.
 
     An earlier sample is replaced. Raises FileExistsError if `root` contains other files.
@@ -449,14 +481,21 @@ def write_sample(root: str | Path, counts: dict[str, tuple[int, int, int]] = COU
 
     root = Path(root)
     if root.is_file() or (root.is_dir() and any(root.iterdir()) and not (root / DRAWN_NAME).is_file()):
-        raise FileExistsError(f"{root}: expected a new folder or an earlier sample, found something else. Name another folder.")
+        raise FileExistsError(
+            f"{root}: expected a new folder or an earlier sample, found something else. Name another folder."
+        )
     scenarios = plan(counts, seed)
     with atomic_folder(root) as folder:
         Parallel(n_jobs=jobs)(delayed(write_scenario)(folder, scenario) for scenario in scenarios)
         drawn = {s.name: {str(phase): asdict(scene) for phase, scene in s.phases.items()} for s in scenarios}
         write_json(folder / DRAWN_NAME, drawn)
-        main_views = [f"{s.name},{next(iter(next(s.views())[1]))},,,\n" for s in scenarios if s.kind == "event"]
-        write_text(folder / MAIN_VIEWS_CSV, "Scene,Viewpoint1,Viewpoint2,Viewpoint3,Viewpoint4\n" + "".join(main_views))
+        main_views = [
+            f"{s.name},{next(iter(next(s.views())[1]))},,,\n" for s in scenarios if s.kind == "event"
+        ]
+        write_text(
+            folder / MAIN_VIEWS_CSV,
+            "Scene,Viewpoint1,Viewpoint2,Viewpoint3,Viewpoint4\n" + "".join(main_views),
+        )
         shutil.copyfile(SPM_PATH, folder / "beit3.spm")
         shutil.copyfile(CHECKPOINT_PATH, folder / CHECKPOINT_PATH.name)
     return root
@@ -470,13 +509,21 @@ def write_scenario(root: Path, scenario: Scenario) -> None:
     for view, videos, start_s in scenario.views():
         folder = f"{'normal_trimmed/' if scenario.kind == 'normal' else ''}{scenario.name}/{view}"
         for name, camera in videos.items():
-            boxes = _write_video(root / "videos" / VIDEO_FOLDER[scenario.split] / folder / name, scenario, camera, start_s)
+            boxes = _write_video(
+                root / "videos" / VIDEO_FOLDER[scenario.split] / folder / name, scenario, camera, start_s
+            )
             for subject, annotations in boxes.items():
                 path = root / "annotations/bbox_annotated" / subject / VIDEO_FOLDER[scenario.split] / folder
                 write_json(path / f"{name.removesuffix('.mp4')}_bbox.json", {"annotations": annotations})
         about = {"id": scenario.seed % 1000, "overhead_videos": list(videos)}
         about = {"vehicle_view": next(iter(videos))} if view == "vehicle_view" else about
-        path = root / "annotations/caption" / CAPTION_FOLDER[scenario.split] / folder / f"{scenario.name}_caption.json"
+        path = (
+            root
+            / "annotations/caption"
+            / CAPTION_FOLDER[scenario.split]
+            / folder
+            / f"{scenario.name}_caption.json"
+        )
         write_json(path, {**about, "event_phase": _event_phases(scenario, start_s)})
 
 
@@ -486,7 +533,11 @@ def _write_bdd(root: Path, scenario: Scenario) -> None:
     boxes = _write_video(base / "videos" / VIDEO_FOLDER[split] / f"{name}.mp4", scenario, camera, 0.0)
     path = base / "annotations/bbox_annotated" / VIDEO_FOLDER[split] / f"{name}_bbox.json"
     write_json(path, {"annotations": boxes["pedestrian"]})
-    content = {"video_name": f"{name}.mp4", "fps": f"{FRAMES_PER_S}.00", "event_phase": _event_phases(scenario, 0.0)}
+    content = {
+        "video_name": f"{name}.mp4",
+        "fps": f"{FRAMES_PER_S}.00",
+        "event_phase": _event_phases(scenario, 0.0),
+    }
     write_json(base / "annotations/caption" / CAPTION_FOLDER[split] / f"{name}_caption.json", content)
 
 
@@ -494,7 +545,10 @@ def _event_phases(scenario: Scenario, start_s: float) -> list[dict]:
     """Return the `event_phase` of a caption file: the last phase first, as in WTS, and no captions in the test split."""
     listed = []
     for phase, (start, end) in reversed(scenario.times(start_s).items()):
-        captions = {f"caption_{subject}": full_caption(scenario.phases[phase], subject) for subject in reversed(SUBJECTS)}
+        captions = {
+            f"caption_{subject}": full_caption(scenario.phases[phase], subject)
+            for subject in reversed(SUBJECTS)
+        }
         label = PHASES[phase] if scenario.kind == "bdd" else str(phase)
         times = {"start_time": f"{start:.3f}", "end_time": f"{end:.3f}"}
         listed.append({"labels": [label], **({} if scenario.split == "test" else captions), **times})
@@ -517,7 +571,9 @@ def _write_video(path: Path, scenario: Scenario, camera: Camera, start_s: float)
         container.mux(stream.encode(None))
     boxes: dict[str, list[dict]] = {subject: [] for subject in SUBJECTS}
     for phase, (_, end_s) in scenario.times(start_s).items():
-        for subject, box in zip(("vehicle", "pedestrian"), boxes_at(scenario.phases[phase], 1.0), strict=True):
+        for subject, box in zip(
+            ("vehicle", "pedestrian"), boxes_at(scenario.phases[phase], 1.0), strict=True
+        ):
             boxes[subject].append(_annotation(box, camera, round(end_s * FRAMES_PER_S) - 1, phase))
     return boxes
 
@@ -539,7 +595,9 @@ def _annotation(box: Box, camera: Camera, frame: int, phase: int) -> dict:
 def main() -> None:
     """`python -m beit3lib.sample.draw`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("data/sample"), help="where to draw the sample")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path("data/sample"), help="where to draw the sample"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     print(f"The sample is in {write_sample(options.folder, seed=options.seed)}.")

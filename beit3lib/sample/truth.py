@@ -32,10 +32,18 @@ ATTRIBUTES = {  # that the captions of an aspect state
     "road": ("surface", "lanes", "sidewalk"),
     "weather": ("weather", "light"),
 }
-LABELS = {"upper": "color of the jacket", "lower": "color of the slacks", "side": "side of the vehicle"}  # in figures
+LABELS = {
+    "upper": "color of the jacket",
+    "lower": "color of the slacks",
+    "side": "side of the vehicle",
+}  # in figures
 OPTIONAL = ("light", "lower", "distance", "sidewalk")  # a correct caption may leave them out
 PATTERNS = {name: {value: rf"\b{value}\b" for value in values} for name, values in VALUES.items()} | {
-    "vehicle_motion": {"stopped": r"stopped|\b0 km/h", "slow": r"slowly|\b10 km/h", "fast": r"\bfast|\b30 km/h"},
+    "vehicle_motion": {
+        "stopped": r"stopped|\b0 km/h",
+        "slow": r"slowly|\b10 km/h",
+        "fast": r"\bfast|\b30 km/h",
+    },
     "side": {side: rf"\b{side} side\b" for side in VALUES["side"]},
     "distance": {name: rf"\b{words}\b" for name, words in GAPS.items()},
     "sidewalk": {"both": r"\bsidewalks on both\b", "no": r"\bno sidewalk\b"},
@@ -47,9 +55,15 @@ def read_drawn(root: str | Path) -> Truth:
     path = Path(root) / DRAWN_NAME
     scenarios = read_json(path, dict).items()
     try:
-        return {(name, int(phase)): Scene(**values) for name, phases in scenarios for phase, values in phases.items()}
+        return {
+            (name, int(phase)): Scene(**values)
+            for name, phases in scenarios
+            for phase, values in phases.items()
+        }
     except (AttributeError, TypeError, ValueError) as error:
-        raise FileError(f"{path}: expected {{scenario: {{phase: values}}}}, found {error}. Draw the sample again.") from None
+        raise FileError(
+            f"{path}: expected {{scenario: {{phase: values}}}}, found {error}. Draw the sample again."
+        ) from None
 
 
 def stated_attributes(subject: str, aspect: str) -> tuple[str, ...]:
@@ -74,7 +88,10 @@ def states_correctly(caption: str, scene: Scene, subject: str, aspect: str) -> b
     if aspect not in describe(scene, subject):
         return not caption.strip()
     stated = read_attributes(caption, subject, aspect)
-    return all(value == getattr(scene, name) or (value is None and name in OPTIONAL) for name, value in stated.items())
+    return all(
+        value == getattr(scene, name) or (value is None and name in OPTIONAL)
+        for name, value in stated.items()
+    )
 
 
 def has_sample_wording(caption: str, subject: str, aspect: str) -> bool:
@@ -90,8 +107,12 @@ def omitted_facts(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return per optional attribute the share of `captions` and of `references` that do not state it."""
     rows = []
     for row in predictions[predictions["reference"].fillna("") != ""].itertuples(index=False):
-        caption, reference = (read_attributes(text, row.subject, row.aspect) for text in (row.caption, row.reference))
-        rows += [(name, caption[name] is None, reference[name] is None) for name in caption if name in OPTIONAL]
+        caption, reference = (
+            read_attributes(text, row.subject, row.aspect) for text in (row.caption, row.reference)
+        )
+        rows += [
+            (name, caption[name] is None, reference[name] is None) for name in caption if name in OPTIONAL
+        ]
     return pd.DataFrame(rows, columns=["attribute", "captions", "references"]).groupby("attribute").mean()
 
 
@@ -126,7 +147,10 @@ def attribute_shares(predictions: pd.DataFrame, drawn: Truth, seed: int = 0) -> 
         names, scenes = group["scenario"].to_numpy(), group["scene"].tolist()
         others = [np.flatnonzero(names != name) for name in names]
         shuffled = [scenes[rng.choice(other)] if len(other) else scenes[0] for other in others]
-        correct, hard = _are_correct(group, scenes), np.array([scene.condition != "plain" for scene in scenes])
+        correct, hard = (
+            _are_correct(group, scenes),
+            np.array([scene.condition != "plain" for scene in scenes]),
+        )
         rows[aspect] = {
             "own": _mean(correct),
             "plain": _mean(correct[~hard]),
@@ -146,7 +170,9 @@ def _mean(correct: np.ndarray) -> float:
     return float(correct.mean()) if len(correct) else float("nan")
 
 
-def share_in_box(weights: np.ndarray, box_xywh: tuple[float, float, float, float], size: tuple[float, float]) -> float:
+def share_in_box(
+    weights: np.ndarray, box_xywh: tuple[float, float, float, float], size: tuple[float, float]
+) -> float:
     """Return the share of attention weights (rows, columns) inside a box of an image of `size` (width, height).
 
     A patch on the edge of the box counts in proportion to its area inside.
@@ -154,9 +180,14 @@ def share_in_box(weights: np.ndarray, box_xywh: tuple[float, float, float, float
     weights = np.asarray(weights, float)
     x, y, width, height = box_xywh
     inside = []
-    for cells, low, high, length in ((weights.shape[0], y, y + height, size[1]), (weights.shape[1], x, x + width, size[0])):
+    for cells, low, high, length in (
+        (weights.shape[0], y, y + height, size[1]),
+        (weights.shape[1], x, x + width, size[0]),
+    ):
         edges = np.linspace(0, length, cells + 1)
-        inside.append(np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None) * cells / length)
+        inside.append(
+            np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None) * cells / length
+        )
     return float(inside[0] @ weights @ inside[1] / weights.sum())
 
 
@@ -181,6 +212,12 @@ def attention_shares(captioner, scenes: int = 50, seed: int = 0) -> pd.DataFrame
             found = word_attention(captioner, image, subject, aspect, words)
             if found is not None:
                 box = (left + camera.shift_x, top + camera.shift_y, right - left, bottom - top)
-                rows.append((name, share_in_box(found.weights.numpy(), box, (UNITS, UNITS)), box[2] * box[3] / UNITS**2))
+                rows.append(
+                    (
+                        name,
+                        share_in_box(found.weights.numpy(), box, (UNITS, UNITS)),
+                        box[2] * box[3] / UNITS**2,
+                    )
+                )
     table = pd.DataFrame(rows, columns=["word", "in_box", "box"]).groupby("word").mean()
     return table.assign(times=table["in_box"] / table["box"])

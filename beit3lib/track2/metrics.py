@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 from nltk.stem.porter import PorterStemmer
@@ -27,7 +28,7 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from nltk.translate.meteor_score import meteor_score
 from rouge_score.tokenize import tokenize as rouge_tokenize
 
-from beit3lib.data.aspects import SUBJECTS
+from beit3lib.data.schema import SUBJECTS
 from beit3lib.data.wts import list_files, parse_phase
 from beit3lib.files import Problem, exit_on_error, printable, read_json, write_json
 from beit3lib.track2.wordnet import find_synonyms, warn_without_wordnet
@@ -97,7 +98,9 @@ def cider_d(hypothesis: Sequence[str], reference: Sequence[str]) -> float:
     """
     cosines = 0.0
     for n in range(1, 5):
-        h, r = (Counter(zip(*(tokens[i:] for i in range(n)), strict=False)) for tokens in (hypothesis, reference))
+        h, r = (
+            Counter(zip(*(tokens[i:] for i in range(n)), strict=False)) for tokens in (hypothesis, reference)
+        )
         if common := sum(min(count, r[gram]) * r[gram] for gram, count in h.items() if gram in r):
             cosines += common / math.sqrt(sum(v * v for v in h.values()) * sum(v * v for v in r.values()))
     difference = max(len(hypothesis) - 1, 0) - max(len(reference) - 1, 0)
@@ -118,7 +121,9 @@ def score_name(comparable: bool | None = None) -> str:
     return "Official score" if comparable else "Score without WordNet (not official)"
 
 
-def score_pairs(predictions: Sequence[str], references: Sequence[str], jobs: int | None = None) -> pd.DataFrame:
+def score_pairs(
+    predictions: Sequence[str], references: Sequence[str], jobs: int | None = None
+) -> pd.DataFrame:
     """Return a row per pair with the four metrics and `score`, their weighted mean (0 to 100).
 
     `jobs` is the number of processes; by default there is one per 2,500 different pairs. Equal pairs are scored once.
@@ -131,10 +136,31 @@ def score_pairs(predictions: Sequence[str], references: Sequence[str], jobs: int
     different = list(dict.fromkeys(pairs))
     processes = jobs or max(1, min(os.cpu_count() or 1, len(different) // PAIRS_PER_PROCESS))
     warn_without_wordnet()
-    scores = Parallel(n_jobs=processes if len(different) > 1 else 1)(delayed(score_caption)(*pair) for pair in different)
+    scores = Parallel(n_jobs=processes if len(different) > 1 else 1)(
+        delayed(score_caption)(*pair) for pair in different
+    )
     known = dict(zip(different, scores, strict=True))
     table = pd.DataFrame([known[pair] for pair in pairs], columns=list(METRICS), dtype=float)
     return table.assign(score=mean_score(table))
+
+
+def score_predictions(table: pd.DataFrame) -> pd.DataFrame:
+    """Return `table` with `official_score`: the mean of the challenge's four metrics, 0 to 100, NaN without a reference.
+
+    An aspect that the reference does not mention (reference "") scores 100 if the caption is empty too. An empty caption
+    or reference alone scores 0.
+    """
+    pairs = list(zip(table["caption"], table["reference"], strict=True))
+    scores = np.array(
+        [
+            np.nan if reference is None else 100.0 * (caption == reference == "")
+            for caption, reference in pairs
+        ]
+    )
+    both = [i for i, (caption, reference) in enumerate(pairs) if caption and reference]
+    if both:
+        scores[both] = score_pairs([pairs[i][0] for i in both], [pairs[i][1] for i in both])["score"]
+    return table.assign(official_score=scores)
 
 
 @dataclass(frozen=True)
@@ -144,7 +170,9 @@ class Scores:
     final: float  # mean of internal and external, or the one that the ground truth has
     internal: dict[str, float] | None  # WTS: mean of each metric, and score
     external: dict[str, float] | None  # BDD
-    segments: pd.DataFrame  # scenario, label, phase, subject, caption, reference, metrics, score: a row per subject
+    segments: (
+        pd.DataFrame
+    )  # scenario, label, phase, subject, caption, reference, metrics, score: a row per subject
     missing: list[str]
     problems: list[Problem]
     meteor_comparable: bool
@@ -190,7 +218,9 @@ def score_submission(submission: dict | str | Path, *ground_truth: str | Path) -
     return score_segments(submission, truth, problems)
 
 
-def score_segments(submission: dict, truth: dict[Segment, dict[str, str]], problems: Sequence[Problem] = ()) -> Scores:
+def score_segments(
+    submission: dict, truth: dict[Segment, dict[str, str]], problems: Sequence[Problem] = ()
+) -> Scores:
     """Score a submission against {(scenario or BDD video, label): {subject: caption}}."""
     if not truth:
         raise ValueError("ground truth: expected segments with captions, found none")
@@ -214,7 +244,9 @@ def score_segments(submission: dict, truth: dict[Segment, dict[str, str]], probl
     is_external = segments["scenario"].str.startswith("video")
     internal, external = _means(segments[~is_external]), _means(segments[is_external])
     finals = [part["score"] for part in (internal, external) if part]
-    return Scores(sum(finals) / len(finals), internal, external, segments, missing, problems, meteor_is_comparable())
+    return Scores(
+        sum(finals) / len(finals), internal, external, segments, missing, problems, meteor_is_comparable()
+    )
 
 
 def segment_label(entry: Any) -> str | None:
@@ -237,7 +269,9 @@ def _entries(submission: dict, truth: dict[Segment, Any], problems: list[Problem
     unknown = []
     for scenario, listed in submission.items():
         if not isinstance(listed, list):
-            problems.append(Problem(scenario, f"expected a list of segments, found {type(listed).__name__}; skipped"))
+            problems.append(
+                Problem(scenario, f"expected a list of segments, found {type(listed).__name__}; skipped")
+            )
             continue
         for number, entry in enumerate(listed):
             label = segment_label(entry) if isinstance(entry, dict) else None
@@ -246,11 +280,15 @@ def _entries(submission: dict, truth: dict[Segment, Any], problems: list[Problem
             elif (scenario, label) not in truth:
                 unknown.append(f"{scenario} label {label}")
             elif (scenario, label) in entries:
-                problems.append(Problem(f"{scenario} label {label}", "expected once, found again; the first counts"))
+                problems.append(
+                    Problem(f"{scenario} label {label}", "expected once, found again; the first counts")
+                )
             else:
                 entries[scenario, label] = entry
     if unknown:
-        problems.append(Problem("submission", f"{_examples(unknown, 'segment')} not in the ground truth; skipped"))
+        problems.append(
+            Problem("submission", f"{_examples(unknown, 'segment')} not in the ground truth; skipped")
+        )
     return entries
 
 
@@ -259,7 +297,9 @@ def _examples(names: list[str], thing: str) -> str:
     return f"{len(names)} {thing}{'s' if len(names) > 1 else ''} ({', '.join(names[:3])}{more})"
 
 
-def read_ground_truth(folder: str | Path, problems: list[Problem] | None = None) -> dict[Segment, dict[str, str]]:
+def read_ground_truth(
+    folder: str | Path, problems: list[Problem] | None = None
+) -> dict[Segment, dict[str, str]]:
     """Read {(scenario or BDD video, label): {subject: caption}} from a tree of caption files; the first view counts.
 
     What cannot be used is added to `problems`. Raises FileNotFoundError if there is no JSON file, and ValueError if no
@@ -269,7 +309,9 @@ def read_ground_truth(folder: str | Path, problems: list[Problem] | None = None)
     folder = Path(folder)
     files = sorted(path for path in list_files(folder, problems) if path.suffix == ".json")
     if not files:
-        raise FileNotFoundError(f"{folder}: expected a folder of caption files (*_caption.json), found no JSON file")
+        raise FileNotFoundError(
+            f"{folder}: expected a folder of caption files (*_caption.json), found no JSON file"
+        )
     others = [str(path.relative_to(folder)) for path in files if not path.name.endswith("_caption.json")]
     if others:
         problems.append(Problem(str(folder), f"{_examples(others, 'other JSON file')}; skipped"))
@@ -278,7 +320,9 @@ def read_ground_truth(folder: str | Path, problems: list[Problem] | None = None)
         if path.name.endswith("_caption.json"):
             _read_caption_file(path, truth, problems)
     if not truth:
-        raise ValueError(f"{folder}: expected captions in *_caption.json, found none. The test split has no captions; use val.")
+        raise ValueError(
+            f"{folder}: expected captions in *_caption.json, found none. The test split has no captions; use val."
+        )
     return truth
 
 
@@ -290,9 +334,13 @@ def _read_caption_file(path: Path, truth: dict[Segment, dict[str, str]], problem
         problems.append(Problem(str(path), str(error).removeprefix(f"{path}: "), "download the file again"))
         return
     if not isinstance(phases, list):
-        problems.append(Problem(str(path), f"expected a list event_phase, found {type(phases).__name__}; skipped"))
+        problems.append(
+            Problem(str(path), f"expected a list event_phase, found {type(phases).__name__}; skipped")
+        )
         return
-    scenario = path.name.removesuffix("_caption.json")  # str.strip, as in the official script, would also cut other names
+    scenario = path.name.removesuffix(
+        "_caption.json"
+    )  # str.strip, as in the official script, would also cut other names
     for number, phase in enumerate(phases):
         label = segment_label(phase) if isinstance(phase, dict) else None
         if label is None:
@@ -301,9 +349,15 @@ def _read_caption_file(path: Path, truth: dict[Segment, dict[str, str]], problem
         captions = {subject: phase.get(f"caption_{subject}") for subject in SUBJECTS}
         absent = [s for s, caption in captions.items() if not isinstance(caption, str) or not caption.strip()]
         if absent:
-            problems.append(Problem(f"{path}: label {label}", f"found no caption of the {' and the '.join(absent)}"))
+            problems.append(
+                Problem(f"{path}: label {label}", f"found no caption of the {' and the '.join(absent)}")
+            )
         elif truth.setdefault((scenario, label), captions) != captions:
-            problems.append(Problem(f"{path}: label {label}", "expected the captions of the first view, found others; skipped"))
+            problems.append(
+                Problem(
+                    f"{path}: label {label}", "expected the captions of the first view, found others; skipped"
+                )
+            )
 
 
 def _means(segments: pd.DataFrame) -> dict[str, float] | None:
@@ -319,11 +373,16 @@ def report(scores: Scores) -> str:
     lines = [f"{'':10}" + "".join(f"{name:>10}" for name in (*METRICS, "score"))]
     for name, part in (("internal", scores.internal), ("external", scores.external)):
         numbers = (
-            "".join(f"{part[m]:10.4f}" for m in METRICS) + f"{part['score']:10.2f}" if part else "  not in the ground truth"
+            "".join(f"{part[m]:10.4f}" for m in METRICS) + f"{part['score']:10.2f}"
+            if part
+            else "  not in the ground truth"
         )
         lines.append(f"{name:10}{numbers}")
     lines.append(f"{scores.name}: {scores.final:.2f} over {len(scores.segments) // len(SUBJECTS)} segments")
-    for heading, items in (("missing, counted as 0", scores.missing), ("problems", list(map(str, scores.problems)))):
+    for heading, items in (
+        ("missing, counted as 0", scores.missing),
+        ("problems", list(map(str, scores.problems))),
+    ):
         if items:
             lines += [f"{len(items)} {heading}:", *(f"  {item}" for item in items[:20])]
             lines += [f"  … {len(items) - 20} more; --json lists all of them"] if len(items) > 20 else []
@@ -335,7 +394,9 @@ def main() -> None:
     """`python -m beit3lib.track2.metrics`, with the flags of the official script."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--predictions_file", required=True, help="submission.json")
-    parser.add_argument("--ground_truth", required=True, nargs="+", help="folders of caption files, of WTS and of BDD_PC_5K")
+    parser.add_argument(
+        "--ground_truth", required=True, nargs="+", help="folders of caption files, of WTS and of BDD_PC_5K"
+    )
     parser.add_argument("--json", help="also write the scores to this file")
     options = parser.parse_args()
     scores = score_submission(options.predictions_file, *options.ground_truth)

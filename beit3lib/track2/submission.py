@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from beit3lib.data.aspects import ASPECTS, READING_ORDER, SUBJECTS, merge_aspects, split_sentences
+from beit3lib.data.aspects import READING_ORDER, merge_aspects, split_sentences
+from beit3lib.data.schema import ASPECTS, SUBJECTS
 from beit3lib.data.wts import parse_phase
 from beit3lib.files import finite, write_json
 from beit3lib.track2.metrics import Segment, common_subsequence, score_segments, segment_label
@@ -45,7 +46,9 @@ def choose_view(captions: Sequence[str], log_probs: Sequence[float], choose: str
     similarity = [0.0] * len(captions)
     if choose == "consensus":
         words = [caption.split() for caption in captions]
-        similarity = [sum(2 * common_subsequence(a, b) / max(1, len(a) + len(b)) for b in words) for a in words]
+        similarity = [
+            sum(2 * common_subsequence(a, b) / max(1, len(a) + len(b)) for b in words) for a in words
+        ]
     return captions[max(range(len(captions)), key=lambda i: (similarity[i], log_probs[i]))]
 
 
@@ -59,7 +62,11 @@ def compose(parts: Mapping[str, str], subject: str, most_words: float | None = N
     seen: set[str] = set()
     kept: dict[str, str] = {}
     for aspect in READING_ORDER[subject]:
-        fresh = [s for s in split_sentences(parts.get(aspect) or "") if not (s.lower() in seen or seen.add(s.lower()))]
+        fresh = [
+            s
+            for s in split_sentences(parts.get(aspect) or "")
+            if not (s.lower() in seen or seen.add(s.lower()))
+        ]
         if fresh:
             kept[aspect] = " ".join(fresh)
     return fit_length(split_sentences(merge_aspects(kept, subject)), most_words)
@@ -95,7 +102,11 @@ def usual_lengths(train: pd.DataFrame) -> dict[str, float]:
     `train` has the columns caption_vehicle and caption_pedestrian.
     """
     captions = {subject: train[f"caption_{subject}"].dropna() for subject in SUBJECTS}
-    return {subject: float(text.str.split().str.len().quantile(0.9)) for subject, text in captions.items() if len(text)}
+    return {
+        subject: float(text.str.split().str.len().quantile(0.9))
+        for subject, text in captions.items()
+        if len(text)
+    }
 
 
 def build_submission(
@@ -108,7 +119,9 @@ def build_submission(
     """
     unknown = sorted(set(predictions["aspect"]) - {*ASPECTS, "full"})
     if unknown:
-        raise ValueError(f"predictions: expected aspects {', '.join(ASPECTS)} or full, got {', '.join(map(str, unknown))}")
+        raise ValueError(
+            f"predictions: expected aspects {', '.join(ASPECTS)} or full, got {', '.join(map(str, unknown))}"
+        )
     log_probs = [finite(value) for value in predictions["log_prob"]]
     predictions = predictions.assign(log_prob=[-np.inf if value is None else value for value in log_probs])
     built: Submission = {}
@@ -116,7 +129,9 @@ def build_submission(
         entry: dict[str, Any] = {"labels": [_shortest(segment["label"])]}
         for subject in SUBJECTS:
             parts = {
-                str(aspect): choose_view(views["caption"].fillna("").tolist(), views["log_prob"].tolist(), choose)
+                str(aspect): choose_view(
+                    views["caption"].fillna("").tolist(), views["log_prob"].tolist(), choose
+                )
                 for aspect, views in segment[segment["subject"] == subject].groupby("aspect")
             }
             entry[f"caption_{subject}"] = compose(parts, subject, (most_words or {}).get(subject))
@@ -153,7 +168,9 @@ def expected_segments(phases: pd.DataFrame, split: str) -> dict[str, list[str]]:
 
     `phases` has a row per phase and view with split, scenario, label and phase, including phases without a video.
     """
-    segments = phases[phases["split"] == split].groupby(["scenario", "phase"], sort=True)["label"].agg(_shortest)
+    segments = (
+        phases[phases["split"] == split].groupby(["scenario", "phase"], sort=True)["label"].agg(_shortest)
+    )
     expected: dict[str, list[str]] = {}
     for (scenario, _), label in segments.items():
         expected.setdefault(str(scenario), []).append(label)
@@ -177,14 +194,18 @@ def check_submission(submission: Any, expected: Mapping[str, Sequence[str]]) -> 
                 continue
             found.append((scenario, labels[0]))
             problems += [f"{scenario} label {labels[0]}: {text}" for text in _check_entry(entry)]
-    return problems + _compare_segments([(s, label) for s, labels in expected.items() for label in labels], found)
+    return problems + _compare_segments(
+        [(s, label) for s, labels in expected.items() for label in labels], found
+    )
 
 
 def _check_entry(entry: dict) -> list[str]:
     problems = [f"unknown key {name}" for name in sorted(set(entry) - {"labels", *CAPTIONS})]
     for name in CAPTIONS:
         if not isinstance(entry.get(name), str):
-            problems.append(f"{name}: expected text, found {type(entry[name]).__name__ if name in entry else 'none'}")
+            problems.append(
+                f"{name}: expected text, found {type(entry[name]).__name__ if name in entry else 'none'}"
+            )
         elif not entry[name].strip():
             problems.append(f"{name}: expected text, found an empty caption")
     return problems
@@ -204,7 +225,11 @@ def _compare_segments(expected: list[tuple[str, str]], found: list[tuple[str, st
         elif spelling.get(segment, label) != label:
             problems.append(f'{scenario} label "{label}": expected as "{spelling[segment]}"')
     for scenario in sorted(known):
-        if missing := [label for (name, key), label in spelling.items() if name == scenario and (name, key) not in present]:
+        if missing := [
+            label
+            for (name, key), label in spelling.items()
+            if name == scenario and (name, key) not in present
+        ]:
             problems.append(f"{scenario}: no segment with label {', '.join(missing)}")
     return problems
 
@@ -231,8 +256,14 @@ def write_submission(
         submission, filled = fill(submission, expected, usual or {})
     problems = check_submission(submission, expected)
     if problems:
-        listed = "\n  ".join(problems[:50]) + (f"\n  … {len(problems) - 50} more" if len(problems) > 50 else "")
-        advice = "" if fill_missing else " Caption the whole split, or pass fill_missing=True to fill with frequent captions."
+        listed = "\n  ".join(problems[:50]) + (
+            f"\n  … {len(problems) - 50} more" if len(problems) > 50 else ""
+        )
+        advice = (
+            ""
+            if fill_missing
+            else " Caption the whole split, or pass fill_missing=True to fill with frequent captions."
+        )
         raise SubmissionError(f"{path}: found {len(problems)} problems, wrote nothing.{advice}\n  {listed}")
     return Written(write_json(path, submission), submission, filled)
 
@@ -251,7 +282,9 @@ def fill(
             if missing:
                 filled.append(f"{scenario} label {label}: {', '.join(missing)}")
             chosen = captions | {name: usual[name] for name in missing}
-            built.setdefault(scenario, []).append({"labels": [label], **{k: v for k, v in chosen.items() if v}})
+            built.setdefault(scenario, []).append(
+                {"labels": [label], **{k: v for k, v in chosen.items() if v}}
+            )
     return built, filled
 
 
@@ -266,7 +299,9 @@ def most_frequent_captions(train: pd.DataFrame, segments: pd.DataFrame) -> Submi
     return _first_of_each_segment(segments, [usual_captions(train)] * len(segments))
 
 
-def nearest_captions(train: pd.DataFrame, segments: pd.DataFrame, image_dir: str | Path, size: int = 16) -> Submission:
+def nearest_captions(
+    train: pd.DataFrame, segments: pd.DataFrame, image_dir: str | Path, size: int = 16
+) -> Submission:
     """Build a submission with the captions of the training image of another scenario that is nearest in pixels.
 
     Images (column `image`) are compared by the squared difference of thumbnails of `size` x `size` pixels; images that cannot
@@ -279,7 +314,9 @@ def nearest_captions(train: pd.DataFrame, segments: pd.DataFrame, image_dir: str
         found = {}
         for index, name in table["image"].items():
             try:
-                found[index] = np.asarray(open_image(Path(image_dir) / str(name)).resize((size, size)), np.float32).ravel()
+                found[index] = np.asarray(
+                    open_image(Path(image_dir) / str(name)).resize((size, size)), np.float32
+                ).ravel()
             except (ImageError, OSError):
                 continue
         return np.stack(list(found.values()) or [np.zeros(3 * size * size)]), table.loc[list(found)]

@@ -27,8 +27,22 @@ LOCK_TIMEOUT_S = 300  # a download of 11 MB on a slow line
 
 # The last word of each index, exception list and data file of WordNet 3.0, which a truncated file lacks.
 LAST_WORDS = (
-    *(("zyrian", "n"), ("zoonoses", "n"), ("9/11", "n"), ("zoom_in", "v"), ("zipping", "v"), ("deflagrate", "v")),
-    *(("zymotic", "a"), ("zippiest", "a"), ("unsaponified", "a"), ("zigzag", "r"), ("hardest", "r"), ("wrongfully", "r")),
+    *(
+        ("zyrian", "n"),
+        ("zoonoses", "n"),
+        ("9/11", "n"),
+        ("zoom_in", "v"),
+        ("zipping", "v"),
+        ("deflagrate", "v"),
+    ),
+    *(
+        ("zymotic", "a"),
+        ("zippiest", "a"),
+        ("unsaponified", "a"),
+        ("zigzag", "r"),
+        ("hardest", "r"),
+        ("wrongfully", "r"),
+    ),
 )
 # Names of WordNet's 45 lexicographer files in their fixed order. nltk needs this list, and Debian's packages lack it.
 LEXICOGRAPHER_FILES = (
@@ -58,7 +72,12 @@ class Synonyms:
         """Return the single-word lemmas of all synsets of `word` as one synset, which is all that METEOR reads."""
         try:
             synsets = self.reader.synsets(word) if self.reader else []
-            lemmas = {lemma.name(): lemma for synset in synsets for lemma in synset.lemmas() if "_" not in lemma.name()}
+            lemmas = {
+                lemma.name(): lemma
+                for synset in synsets
+                for lemma in synset.lemmas()
+                if "_" not in lemma.name()
+            }
         except Exception:  # a file that is damaged in the middle makes the reader raise almost any error
             self.reader, lemmas = None, {}
         return [SimpleNamespace(lemmas=lambda: lemmas.values())]
@@ -72,13 +91,18 @@ def find_synonyms() -> Synonyms:
             return Synonyms(reader)
     for folder in _cache_folders():
         try:
-            if reader := _open(folder):  # the lock is for making a copy; a process that makes one may hold it for minutes
+            if reader := _open(
+                folder
+            ):  # the lock is for making a copy; a process that makes one may hold it for minutes
                 return Synonyms(reader)
             folder.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(folder / "wordnet.lock", timeout=LOCK_TIMEOUT_S):
                 if reader := _open(folder) or _copy_debian(folder) or _download(folder):
                     return Synonyms(reader)
-        except (OSError, NotImplementedError):  # not writable, no space, no file locks, or the lock is held for too long
+        except (
+            OSError,
+            NotImplementedError,
+        ):  # not writable, no space, no file locks, or the lock is held for too long
             continue
     return Synonyms(None)
 
@@ -99,17 +123,26 @@ def _open(folder: Path) -> WordNetCorpusReader | None:
     if str(folder) not in nltk.data.path:  # nltk 3.10 refuses to read anything outside of these folders
         nltk.data.path.append(str(folder))
     unpacked, zipped = folder / "corpora" / "wordnet", folder / "corpora" / "wordnet.zip"
-    for path, pointer in ((unpacked, nltk.data.FileSystemPathPointer), (zipped, nltk.data.ZipFilePathPointer)):
+    for path, pointer in (
+        (unpacked, nltk.data.FileSystemPathPointer),
+        (zipped, nltk.data.ZipFilePathPointer),
+    ):
         if not path.exists():
             continue
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # "multilingual functions are not available", "no synset found"
-                reader = WordNetCorpusReader(pointer(str(path), *(["wordnet/"] if path == zipped else [])), None)
+                warnings.simplefilter(
+                    "ignore"
+                )  # "multilingual functions are not available", "no synset found"
+                reader = WordNetCorpusReader(
+                    pointer(str(path), *(["wordnet/"] if path == zipped else [])), None
+                )
                 for word, part in LAST_WORDS:
                     reader.synsets(word, part)[0].lemmas()
             return reader
-        except Exception:  # each kind of damage raises another: BadZipFile, AssertionError, IndexError, StopIteration, …
+        except (
+            Exception
+        ):  # each kind of damage raises another: BadZipFile, AssertionError, IndexError, StopIteration, …
             continue
     return None
 
@@ -123,7 +156,9 @@ def _copy_debian(folder: Path) -> WordNetCorpusReader | None:
             for file in DEBIAN_FOLDER.glob(pattern):
                 shutil.copyfile(file, new / file.name)
         parts = [(name, PART_OF_SPEECH[name.split(".")[0]]) for name in LEXICOGRAPHER_FILES]
-        write_text(new / "lexnames", "".join(f"{i:02d}\t{name}\t{part}\n" for i, (name, part) in enumerate(parts)))
+        write_text(
+            new / "lexnames", "".join(f"{i:02d}\t{name}\t{part}\n" for i, (name, part) in enumerate(parts))
+        )
     return _open(folder)
 
 
@@ -132,7 +167,9 @@ def _download(folder: Path) -> WordNetCorpusReader | None:
     if os.environ.get("BEIT3LIB_OFFLINE"):
         return None
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # nltk sets none, and a network that drops packets would block forever
+    socket.setdefaulttimeout(
+        DOWNLOAD_TIMEOUT_S
+    )  # nltk sets none, and a network that drops packets would block forever
     try:
         # nltk prints errors to the stderr of its import, which a notebook or a test may have closed
         nltk.download("wordnet", str(folder), quiet=True, force=True, print_error_to=io.StringIO())

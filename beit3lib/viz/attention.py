@@ -41,7 +41,9 @@ def word_attention(
     word, indices = _first_occurrence(tokenizer.convert_ids_to_tokens(caption.ids), words)
     if not indices:
         return None
-    prompt = captioner.prompts[captioner.caption_types.index((subject, aspect))] if captioner.caption_types else []
+    prompt = (
+        captioner.prompts[captioner.caption_types.index((subject, aspect))] if captioner.caption_types else []
+    )
     memory = model.encode_image(pixels)
     maps = []
     for index in indices:
@@ -73,7 +75,9 @@ def _patch_contributions(model, memory: ImageMemory, input_ids: Tensor) -> Tenso
     with hooks:
         for layer in model.beit3.encoder.layers:
             for module, outputs in ((layer.self_attn.q_proj.B, queries), (layer.self_attn.k_proj.B, keys)):
-                hook = module.register_forward_hook(lambda _, __, output, outputs=outputs: outputs.append(output[0]))
+                hook = module.register_forward_hook(
+                    lambda _, __, output, outputs=outputs: outputs.append(output[0])
+                )
                 hooks.callback(hook.remove)
         model.encode_text(memory, input_ids)
     total = torch.zeros(model.config.image_tokens - 1, device=input_ids.device)

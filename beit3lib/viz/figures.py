@@ -1,6 +1,6 @@
 """Charts of a run, as matplotlib figures that a notebook shows, and tables to read, as HTML.
 
-    from beit3lib.log import read_log
+    from beit3lib.run.log import read_log
     from beit3lib.viz.figures import learning_curve
 
     learning_curve(read_log("runs/demo/log.jsonl")).savefig("learning_curve.png")
@@ -47,8 +47,10 @@ STYLE = {
     "legend.frameon": False,
     "text.parse_math": False,  # a "$" in a name or caption is a dollar
 }
-HEAT = LinearSegmentedColormap.from_list(  # transparent where attention is weak, so that the image stays visible
-    "heat", [(0, (1.0, 0.93, 0.6, 0.0)), (0.5, (0.95, 0.56, 0.1, 0.75)), (1, (0.6, 0.02, 0.12, 0.92))]
+HEAT = (
+    LinearSegmentedColormap.from_list(  # transparent where attention is weak, so that the image stays visible
+        "heat", [(0, (1.0, 0.93, 0.6, 0.0)), (0.5, (0.95, 0.56, 0.1, 0.75)), (1, (0.6, 0.02, 0.12, 0.92))]
+    )
 )
 
 
@@ -127,11 +129,21 @@ def attribute_bars(own: Mapping[str, float], shuffled: Mapping[str, float]) -> C
     `own`: captions of the image itself; `shuffled`: of an image of another scenario.
     """
     aspects = list(own)
-    shares = [np.array([values.get(aspect, np.nan) for aspect in aspects], float) for values in map(dict, (own, shuffled))]
-    means = [f"{100 * np.nanmean(values):.0f} %" if np.isfinite(values).any() else "none" for values in shares]
-    chart = Chart(f"Captions without a wrong attribute: {means[0]}; for another scenario's image {means[1]}", 4)
+    shares = [
+        np.array([values.get(aspect, np.nan) for aspect in aspects], float)
+        for values in map(dict, (own, shuffled))
+    ]
+    means = [
+        f"{100 * np.nanmean(values):.0f} %" if np.isfinite(values).any() else "none" for values in shares
+    ]
+    chart = Chart(
+        f"Captions without a wrong attribute: {means[0]}; for another scenario's image {means[1]}", 4
+    )
     axes, positions = chart.panels[0, 0], np.arange(len(aspects))
-    looks = (("own image", -0.2, {"color": BLUE}), ("image of another scenario", 0.2, {"color": ORANGE, "hatch": "///"}))
+    looks = (
+        ("own image", -0.2, {"color": BLUE}),
+        ("image of another scenario", 0.2, {"color": ORANGE, "hatch": "///"}),
+    )
     for values, (name, offset, look) in zip(shares, looks, strict=True):
         bars = axes.bar(positions + offset, values, 0.38, label=name, edgecolor="white", **look)
         axes.bar_label(bars, ["" if np.isnan(v) else f"{100 * v:.0f} %" for v in values], padding=4)
@@ -158,21 +170,31 @@ def score_bars(
     """
     missing = [name for name in ("metric", "value", groups, bars) if name not in scores]
     if missing:
-        raise ValueError(f"scores: expected the columns metric, value, {groups} and {bars}. Add {', '.join(missing)}.")
+        raise ValueError(
+            f"scores: expected the columns metric, value, {groups} and {bars}. Add {', '.join(missing)}."
+        )
     metrics, rows, names = (list(dict.fromkeys(scores[name])) for name in ("metric", groups, bars))
     columns = min(2, len(metrics))
     lines = math.ceil(len(metrics) / columns)
-    chart = Chart(title, 1.2 + lines * (0.8 + 0.22 * len(rows) * max(1, len(names))), lines, columns, sharey=True)
+    chart = Chart(
+        title, 1.2 + lines * (0.8 + 0.22 * len(rows) * max(1, len(names))), lines, columns, sharey=True
+    )
     thick = 0.8 / len(names)
     for axes, metric in zip(chart.panels.ravel(), metrics, strict=False):
-        means = scores[scores["metric"] == metric].groupby([groups, bars], sort=False)["value"].mean().unstack()
+        means = (
+            scores[scores["metric"] == metric].groupby([groups, bars], sort=False)["value"].mean().unstack()
+        )
         means = means.reindex(index=rows, columns=names)
         top = max(float(np.nanmax(means.to_numpy(float), initial=0)), 1e-9)
         for i, name in enumerate(names):
             positions = np.arange(len(rows)) + (i - (len(names) - 1) / 2) * thick
-            drawn = axes.barh(positions, means[name], thick * 0.9, color=SERIES[i % len(SERIES)], label=_spaced(name))
+            drawn = axes.barh(
+                positions, means[name], thick * 0.9, color=SERIES[i % len(SERIES)], label=_spaced(name)
+            )
             digits = 1 if top >= 20 else 2
-            axes.bar_label(drawn, ["" if np.isnan(v) else f"{v:.{digits}f}" for v in means[name]], padding=3, size=10)
+            axes.bar_label(
+                drawn, ["" if np.isnan(v) else f"{v:.{digits}f}" for v in means[name]], padding=3, size=10
+            )
         axes.set_yticks(np.arange(len(rows)), [_spaced(row) for row in rows])
         limit = (limits or {}).get(metric)
         right = 1.08 * limit if limit else 1.2 * top
@@ -181,7 +203,11 @@ def score_bars(
     for axes in chart.panels.ravel()[len(metrics) :]:
         axes.set_visible(False)
     if len(names) > 1:
-        chart.legend(*chart.panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(3, len(names)))
+        chart.legend(
+            *chart.panels[0, 0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=min(3, len(names)),
+        )
     return chart
 
 
@@ -215,7 +241,9 @@ def attention_map(image: Image.Image | str | Path, weights: np.ndarray, word: st
     """
     weights = np.asarray(weights, float)
     if weights.ndim != 2 or not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
-        raise ValueError(f"weights: expected (rows, columns) of numbers ≥ 0, not all 0, found shape {weights.shape}")
+        raise ValueError(
+            f"weights: expected (rows, columns) of numbers ≥ 0, not all 0, found shape {weights.shape}"
+        )
     pixels = np.asarray(open_image(image))
     height, width = pixels.shape[:2]
     chart = Chart(f"Attention of the word “{word}”", 4.2, 1, 2)
@@ -224,7 +252,9 @@ def attention_map(image: Image.Image | str | Path, weights: np.ndarray, word: st
         axes.imshow(background)
         axes.set_axis_off()
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    shown = chart.panels[0, 1].imshow(weights / weights.mean(), extent=extent, cmap=HEAT, vmin=0, interpolation="nearest")
+    shown = chart.panels[0, 1].imshow(
+        weights / weights.mean(), extent=extent, cmap=HEAT, vmin=0, interpolation="nearest"
+    )
     chart.colorbar(shown, ax=chart.panels[0, 1], shrink=0.8, label="multiple of an even distribution")
     chart.supxlabel(textwrap.fill(label, 110), size=10)
     return chart
@@ -232,7 +262,10 @@ def attention_map(image: Image.Image | str | Path, weights: np.ndarray, word: st
 
 def confusion(pairs: Iterable[tuple[object, object]], attribute: str) -> "Styler":
     """Count (drawn value, value in the caption) of one attribute as a table; right ones are bold, None is "not stated"."""
-    names = [tuple("not stated" if value is None or value == "" else str(value) for value in pair) for pair in pairs]
+    names = [
+        tuple("not stated" if value is None or value == "" else str(value) for value in pair)
+        for pair in pairs
+    ]
     if not names:
         raise ValueError(f"pairs: expected (drawn, caption) values of {attribute}, found none")
     table = pd.crosstab(*(pd.Series(values) for values in zip(*names, strict=True)))
@@ -241,7 +274,9 @@ def confusion(pairs: Iterable[tuple[object, object]], attribute: str) -> "Styler
     table.index.name, table.columns.name = "drawn ↓ caption →", None
     right = sum(drawn == stated for drawn, stated in names)
     styled = table.style.background_gradient("Blues", axis=None, vmax=1.3 * table.to_numpy().max())
-    styled = styled.apply(lambda row: ["font-weight: bold" if name == row.name else "" for name in row.index], axis=1)
+    styled = styled.apply(
+        lambda row: ["font-weight: bold" if name == row.name else "" for name in row.index], axis=1
+    )
     styled = styled.format_index(escape="html").format_index(escape="html", axis=1)
     return _left(styled.set_caption(f"{_spaced(attribute).capitalize()}: {right} of {len(names)} as drawn"))
 
@@ -277,9 +312,15 @@ def repeated_captions(predictions: pd.DataFrame) -> pd.DataFrame:
     """
     table = predictions.reindex(columns=["image", "scenario", "subject", "aspect", "caption", "reference"])
     table = table[table["caption"].fillna("").str.strip() != ""]
-    counted = {"images": ("image", "nunique"), "scenarios": ("scenario", "nunique"), "references": ("reference", "nunique")}
+    counted = {
+        "images": ("image", "nunique"),
+        "scenarios": ("scenario", "nunique"),
+        "references": ("reference", "nunique"),
+    }
     repeated = table.groupby(["subject", "aspect", "caption"], as_index=False, sort=False).agg(**counted)
     totals = predictions.groupby(["subject", "aspect"])["image"].nunique().rename("total").reset_index()
     repeated = repeated.merge(totals, on=["subject", "aspect"])
     repeated["share"] = repeated["images"] / repeated.pop("total")
-    return repeated[repeated["images"] > 1].sort_values("images", ascending=False, kind="stable", ignore_index=True)
+    return repeated[repeated["images"] > 1].sort_values(
+        "images", ascending=False, kind="stable", ignore_index=True
+    )

@@ -33,10 +33,9 @@ import pandas as pd
 from markupsafe import Markup
 from PIL import Image
 
-from beit3lib.data.aspects import SUBJECTS
 from beit3lib.data.images import open_image
 from beit3lib.data.predictions import is_inside, read_meta, read_predictions
-from beit3lib.data.wts import PHASES
+from beit3lib.data.schema import PHASES, SUBJECTS
 from beit3lib.files import exit_on_error, finite, printable, write_text
 from beit3lib.track2.metrics import score_name
 from beit3lib.viz.marks import CONFIDENT, SAME, find_contradictions, mark_words, styled_words
@@ -77,11 +76,16 @@ def caption_records(predictions: pd.DataFrame) -> list[dict[str, Any]]:
     missing = [name for name in REQUIRED if name not in predictions]
     if missing:
         found = ", ".join(map(str, predictions.columns)) or "no column"
-        raise ValueError(f"predictions: expected the columns {', '.join(REQUIRED)}, found {found}. Add {', '.join(missing)}.")
+        raise ValueError(
+            f"predictions: expected the columns {', '.join(REQUIRED)}, found {found}. Add {', '.join(missing)}."
+        )
     records = [_record(row) for row in predictions.to_dict("records")]
     position = {image: i for i, image in enumerate(dict.fromkeys(record["image"] for record in records))}
     subjects = {subject: i for i, subject in enumerate(SUBJECTS)}
-    return sorted(records, key=lambda record: (position[record["image"]], subjects.get(record["subject"], len(subjects))))
+    return sorted(
+        records,
+        key=lambda record: (position[record["image"]], subjects.get(record["subject"], len(subjects))),
+    )
 
 
 def _record(row: dict[str, Any]) -> dict[str, Any]:
@@ -108,7 +112,11 @@ def _record(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None or (not isinstance(value, (str, list, dict)) and pd.isna(value)) else printable(str(value))
+    return (
+        None
+        if value is None or (not isinstance(value, (str, list, dict)) and pd.isna(value))
+        else printable(str(value))
+    )
 
 
 def _boxes(value: Any) -> list[dict[str, Any]]:
@@ -138,15 +146,23 @@ def _attention(value: Any) -> dict[str, list[list[float]]]:
 def phase_name(phase: str, label: str = "") -> str:
     """Return "phase 3 · action", with the label where it is neither the number nor the name."""
     name = PHASES[int(phase)] if phase.isdecimal() and int(phase) < len(PHASES) else ""
-    parts = [f"phase {phase}" if phase else "", name, f"label {label}" if label and label not in (phase, name) else ""]
+    parts = [
+        f"phase {phase}" if phase else "",
+        name,
+        f"label {label}" if label and label not in (phase, name) else "",
+    ]
     return " · ".join(filter(None, parts))
 
 
-def compare_table(predictions: pd.DataFrame, others: Mapping[str, pd.DataFrame], name: str = "this run") -> pd.DataFrame:
+def compare_table(
+    predictions: pd.DataFrame, others: Mapping[str, pd.DataFrame], name: str = "this run"
+) -> pd.DataFrame:
     """Mean official score of each run by caption type and over all, of the captions that every run has."""
     keys = ["image", "subject", "aspect"]
     runs = {name: predictions, **others}
-    scores = pd.concat({n: run.groupby(keys, sort=False)["official_score"].mean() for n, run in runs.items()}, axis=1).dropna()
+    scores = pd.concat(
+        {n: run.groupby(keys, sort=False)["official_score"].mean() for n, run in runs.items()}, axis=1
+    ).dropna()
     groups = scores.groupby(["subject", "aspect"], sort=False)
     table = groups.mean()
     table.insert(0, "captions", groups.size())
@@ -164,7 +180,9 @@ def embed(image: Image.Image | str | Path, size_px: int = EMBED_PX) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _image_entry(record: dict[str, Any], root: Path, page_folder: Path | None, embedded: bool) -> dict[str, Any]:
+def _image_entry(
+    record: dict[str, Any], root: Path, page_folder: Path | None, embedded: bool
+) -> dict[str, Any]:
     """Describe an image: its facts, `src` relative to the page, `embedded` as a data URI, or a `problem` instead of both.
 
     A predictions file may come from anyone: a path that leaves `root` would show, or embed, any image of this machine.
@@ -186,7 +204,9 @@ def _image_entry(record: dict[str, Any], root: Path, page_folder: Path | None, e
     return entry
 
 
-def page_data(runs: Mapping[str, list[dict[str, Any]]], entries: dict[str, dict], official: bool = True) -> dict[str, Any]:
+def page_data(
+    runs: Mapping[str, list[dict[str, Any]]], entries: dict[str, dict], official: bool = True
+) -> dict[str, Any]:
     """Return all data of the page as JSON values.
 
     `texts` has each caption and reference once; elsewhere they are its indices, -1 where there is none. `rows` are the
@@ -208,11 +228,13 @@ def page_data(runs: Mapping[str, list[dict[str, Any]]], entries: dict[str, dict]
             low, high = min(values) if low is None else low, max(values, default=0) if high is None else high
             measures[name] = {"title": title, "digits": digits, "low": round(low, 4), "high": round(high, 4)}
     columns = [
-        {"name": name, **_run_columns([found[i] for found in rows.values()], texts, measures)} for i, name in enumerate(runs)
+        {"name": name, **_run_columns([found[i] for found in rows.values()], texts, measures)}
+        for i, name in enumerate(runs)
     ]
     for run, records in zip(columns, runs.values(), strict=True):
         run["contradictions"] = [
-            {**found, "type": types[found["subject"], found["aspect"]]} for found in find_contradictions(records)
+            {**found, "type": types[found["subject"], found["aspect"]]}
+            for found in find_contradictions(records)
         ]
     return {
         "images": list(entries.values()),
@@ -243,24 +265,31 @@ def _intern(text: str | None, texts: dict[str, int]) -> int:
     return -1 if text is None else texts.setdefault(text, len(texts))
 
 
-def _run_columns(records: list[dict | None], texts: dict[str, int], measures: Iterable[str]) -> dict[str, Any]:
+def _run_columns(
+    records: list[dict | None], texts: dict[str, int], measures: Iterable[str]
+) -> dict[str, Any]:
     return {
         "caption": [_intern(r and r["caption"], texts) for r in records],
         "marks": [
-            ["".join(mark[0] for mark in own) for own in r["marks"]] if r and r["marks"] and not r["exact"] else 0
+            ["".join(mark[0] for mark in own) for own in r["marks"]]
+            if r and r["marks"] and not r["exact"]
+            else 0
             for r in records
         ],
         "confidence": [(r and r["confidence"]) or 0 for r in records],
         "attention": {i: r["attention"] for i, r in enumerate(records) if r and r["attention"]},
         "measures": {
-            name: [round(r["measures"][name], 4) if r and name in r["measures"] else None for r in records] for name in measures
+            name: [round(r["measures"][name], 4) if r and name in r["measures"] else None for r in records]
+            for name in measures
         },
     }
 
 
 def _template(name: str) -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.globals |= {"styled_words": styled_words, "confident": round(100 * CONFIDENT)}
     environment.filters["spaced"] = lambda name: name.replace("_", " ")
@@ -288,8 +317,12 @@ def write_gallery(
     """
     path, root = Path(path), Path(image_root)
     if name in (others or {}):
-        raise ValueError(f"others: expected different names for two runs, found {name!r} twice. Rename one of them.")
-    runs = {name: caption_records(predictions)} | {n: caption_records(other) for n, other in (others or {}).items()}
+        raise ValueError(
+            f"others: expected different names for two runs, found {name!r} twice. Rename one of them."
+        )
+    runs = {name: caption_records(predictions)} | {
+        n: caption_records(other) for n, other in (others or {}).items()
+    }
     first: dict[str, dict] = {}
     for record in chain(*runs.values()):
         first.setdefault(record["image"], record)
@@ -299,10 +332,14 @@ def write_gallery(
     notes = [f"{_count(n, 'image')} not shown: {problem}." for problem, n in problems.items()]
     lost = sum(record["confidence_lost"] for record in chain(*runs.values()))
     if lost:
-        notes.append(f"{_count(lost, 'caption')} without confidence: word_probs has another length than the words.")
+        notes.append(
+            f"{_count(lost, 'caption')} without confidence: word_probs has another length than the words."
+        )
     css, js = (Markup(Path(__file__).with_suffix(suffix).read_text("utf-8")) for suffix in (".css", ".js"))
     data = page_data(runs, entries, official)
-    page = _template("gallery.html.jinja").render(title=printable(title), notes=notes, data=data, css=css, js=js)
+    page = _template("gallery.html.jinja").render(
+        title=printable(title), notes=notes, data=data, css=css, js=js
+    )
     return write_text(path, page)
 
 
@@ -315,7 +352,9 @@ def _by_image(records: Iterable[dict[str, Any]], root: str | Path) -> list[dict[
     return list(cards.values())
 
 
-def caption_cards(predictions: pd.DataFrame, image_root: str | Path = ".", max_cards: int = 4, official: bool = True) -> Html:
+def caption_cards(
+    predictions: pd.DataFrame, image_root: str | Path = ".", max_cards: int = 4, official: bool = True
+) -> Html:
     """Return the first `max_cards` images with their captions as HTML that needs no other file."""
     records = caption_records(predictions)
     images = list(dict.fromkeys(record["image"] for record in records))[:max_cards]
@@ -328,14 +367,23 @@ def storyboard(predictions: pd.DataFrame, scenario: str, image_root: str | Path 
     records = [record for record in caption_records(predictions) if record["scenario"] == scenario]
     if not records:
         known = ", ".join(sorted({record["scenario"] for record in caption_records(predictions)})[:12])
-        raise ValueError(f"scenario: expected one of {known}, found {scenario!r}. Choose one of these, or caption more images.")
-    cards = _by_image(sorted(records, key=lambda record: (len(record["phase"]), record["phase"], record["label"])), image_root)
+        raise ValueError(
+            f"scenario: expected one of {known}, found {scenario!r}. Choose one of these, or caption more images."
+        )
+    cards = _by_image(
+        sorted(records, key=lambda record: (len(record["phase"]), record["phase"], record["label"])),
+        image_root,
+    )
     heads = list(dict.fromkeys(card["image"]["about"] for card in cards))
     cameras: dict[str, dict[str, list]] = {}
     for card in cards:
         camera = " · ".join(filter(None, (card["image"]["view"].replace("_", " "), card["image"]["video"])))
         cameras.setdefault(camera, {}).setdefault(card["image"]["about"], []).append(card)
-    return Html(_template("cards.html.jinja").module.storyboard(scenario, heads, cameras, find_contradictions(records)))
+    return Html(
+        _template("cards.html.jinja").module.storyboard(
+            scenario, heads, cameras, find_contradictions(records)
+        )
+    )
 
 
 def image_row(images: Sequence[Image.Image | str | Path], captions: Sequence[str], title: str = "") -> Html:
@@ -349,20 +397,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write the gallery of a predictions.json, the page that notebook 4 writes."""
     parser = argparse.ArgumentParser(prog="python -m beit3lib.viz.gallery", description=main.__doc__)
     parser.add_argument("predictions", type=Path, help="for example runs/demo/predictions.json")
-    parser.add_argument("--image_root", type=Path, help="folder that image paths start from [folder of predictions.json]")
-    parser.add_argument("--compare_with", nargs="+", default=[], metavar="NAME=FILE", help="predictions.json of other runs")
+    parser.add_argument(
+        "--image_root", type=Path, help="folder that image paths start from [folder of predictions.json]"
+    )
+    parser.add_argument(
+        "--compare_with", nargs="+", default=[], metavar="NAME=FILE", help="predictions.json of other runs"
+    )
     parser.add_argument("--out", type=Path, help="HTML file to write [gallery.html beside predictions.json]")
     parser.add_argument("--title", help="[Captions of run 'NAME OF THE FOLDER']")
     options = parser.parse_args(arguments)
     folder = options.predictions.resolve().parent
     if options.image_root and not options.image_root.is_dir():
-        raise NotADirectoryError(f"{options.image_root}: expected a folder, found none. Pass the folder of the images.")
+        raise NotADirectoryError(
+            f"{options.image_root}: expected a folder, found none. Pass the folder of the images."
+        )
     files = {folder.name: options.predictions}
     for item in options.compare_with:
         name, equals, file = item.rpartition("=")
         name = name if equals else Path(file).resolve().parent.name
         if name in files:
-            raise ValueError(f"--compare_with {item}: expected a name other than {', '.join(files)}. Pass NAME=FILE.")
+            raise ValueError(
+                f"--compare_with {item}: expected a name other than {', '.join(files)}. Pass NAME=FILE."
+            )
         files[name] = Path(file)
     runs = {name: read_predictions(file) for name, file in files.items()}
     path = write_gallery(

@@ -34,10 +34,17 @@ def mark_words(caption: str, reference: str) -> tuple[list[str], list[str]]:
     """
     words = _plain(caption), _plain(reference)
     marks = [OTHER] * len(words[0]), [OTHER] * len(words[1])
-    if len(words[0]) * len(words[1]) < 1_000_000:  # the alignment of two texts of "dark dark dark …" takes quadratic time
+    if (
+        len(words[0]) * len(words[1]) < 1_000_000
+    ):  # the alignment of two texts of "dark dark dark …" takes quadratic time
         for block in SequenceMatcher(None, *words, autojunk=False).get_matching_blocks():
-            marks[0][block.a : block.a + block.size] = marks[1][block.b : block.b + block.size] = [SAME] * block.size
-    left = [Counter(w for w, mark in zip(*pair, strict=True) if mark == OTHER) for pair in zip(words, marks, strict=True)]
+            marks[0][block.a : block.a + block.size] = marks[1][block.b : block.b + block.size] = [
+                SAME
+            ] * block.size
+    left = [
+        Counter(w for w, mark in zip(*pair, strict=True) if mark == OTHER)
+        for pair in zip(words, marks, strict=True)
+    ]
     for own, own_marks in zip(words, marks, strict=True):
         common = left[0] & left[1]
         for i, word in enumerate(own):
@@ -49,12 +56,16 @@ def mark_words(caption: str, reference: str) -> tuple[list[str], list[str]]:
     return marks
 
 
-def styled_words(text: str, marks: Sequence[str] | None, confidence: Sequence[int] | None) -> list[tuple[str, str, bool]]:
+def styled_words(
+    text: str, marks: Sequence[str] | None, confidence: Sequence[int] | None
+) -> list[tuple[str, str, bool]]:
     """Join neighboring words that look the same: (text, mark, grey) for each such run of words."""
     words = text.split()
     grey = [percent < 100 * CONFIDENT for percent in confidence] if confidence else [False] * len(words)
     looks = zip(words, marks or [SAME] * len(words), grey, strict=True)
-    return [(" ".join(word for word, *_ in run), *look) for look, run in groupby(looks, key=lambda each: each[1:])]
+    return [
+        (" ".join(word for word, *_ in run), *look) for look, run in groupby(looks, key=lambda each: each[1:])
+    ]
 
 
 def find_contradictions(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -65,7 +76,11 @@ def find_contradictions(records: Iterable[dict[str, Any]]) -> list[dict[str, Any
     """
     found: dict[tuple[str, ...], dict[str, list[dict]]] = {}
     for record in records:
-        facts = read_facts(record["caption"], record["subject"]) if record["scenario"] and record["caption"] else {}
+        facts = (
+            read_facts(record["caption"], record["subject"])
+            if record["scenario"] and record["caption"]
+            else {}
+        )
         for slot in (slot for slot in facts if slot in CONSTANT_SLOTS):
             values = found.setdefault((record["scenario"], record["subject"], record["aspect"], slot), {})
             value = next((value for value in values if agree(slot, value, facts[slot])), facts[slot])
@@ -76,7 +91,9 @@ def find_contradictions(records: Iterable[dict[str, Any]]) -> list[dict[str, Any
             stated = dict(sorted(values.items(), key=lambda item: -len(item[1])))
             text = f"{slot.replace('_', ' ')} is {', '.join(f'{value} in {_phases(own)}' for value, own in stated.items())}"
             images = {value: [record["image"] for record in own] for value, own in stated.items()}
-            contradictions.append({"scenario": scenario, "subject": subject, "aspect": aspect, "text": text, "values": images})
+            contradictions.append(
+                {"scenario": scenario, "subject": subject, "aspect": aspect, "text": text, "values": images}
+            )
     return contradictions
 
 

@@ -39,7 +39,9 @@ def save(image: Image.Image, name: str) -> int:
     """Write `docs/<name>.png`, at most WIDTH_PX wide, and return its size in bytes."""
     image = image.convert("RGB")
     if image.width > WIDTH_PX:
-        image = image.resize((WIDTH_PX, round(image.height * WIDTH_PX / image.width)), Image.Resampling.LANCZOS)
+        image = image.resize(
+            (WIDTH_PX, round(image.height * WIDTH_PX / image.width)), Image.Resampling.LANCZOS
+        )
     path = DOCS / f"{name}.png"
     image.quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}: {image.width} x {image.height} px, {path.stat().st_size / 1e3:.0f} kB")
@@ -53,7 +55,9 @@ def screenshot(page: Path, width: int, height: int, fragment: str = "") -> Image
         browser = shutil.which("chromium") or shutil.which("google-chrome") or "chromium"
         flags = [*CHROMIUM.split(), *NO_NETWORK.split(), f"--user-data-dir={folder}/profile"]
         command = [browser, *flags, f"--window-size={width},{height}", f"--screenshot={shot}"]
-        subprocess.run([*command, page.resolve().as_uri() + fragment], check=True, capture_output=True, timeout=120)
+        subprocess.run(
+            [*command, page.resolve().as_uri() + fragment], check=True, capture_output=True, timeout=120
+        )
         image = Image.open(shot).convert("RGB")
     background = Image.new("RGB", image.size, image.getpixel((0, image.height - 1)))
     box = ImageChops.difference(image, background).getbbox() or (0, 0, *image.size)
@@ -71,7 +75,9 @@ def screenshot_of_html(html: str, width: int, height: int) -> Image.Image:
 def captions_as_card(predictions: pd.DataFrame, run: Path) -> Image.Image:
     """Return a typical bright image, the one with the median score, with all its captions."""
     bright = predictions.loc[predictions["reference"].str.contains(r"\bbright\b"), "image"]
-    scores = predictions[predictions["image"].isin(bright)].groupby("image")["official_score"].mean().sort_values()
+    scores = (
+        predictions[predictions["image"].isin(bright)].groupby("image")["official_score"].mean().sort_values()
+    )
     image = scores.index[len(scores) // 2]
     return screenshot_of_html(caption_cards(predictions[predictions["image"] == image], run, 1), 1100, 2400)
 
@@ -105,7 +111,9 @@ def shrink(output: nbformat.NotebookNode) -> None:
 
 def is_shown(output: nbformat.NotebookNode) -> bool:
     """Leave out empty lines, and the frame with the gallery, which is not in the repository."""
-    return "<iframe" not in output.get("data", {}).get("text/html", "") and bool(output.get("text", "shown").strip())
+    return "<iframe" not in output.get("data", {}).get("text/html", "") and bool(
+        output.get("text", "shown").strip()
+    )
 
 
 def copy_notebooks(run: Path) -> None:
@@ -116,7 +124,9 @@ def copy_notebooks(run: Path) -> None:
         notebook.metadata.pop("papermill", None)
         for cell in notebook.cells:
             cell.metadata = {"tags": ["parameters"]} if "parameters" in cell.metadata.get("tags", []) else {}
-            CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, 0)  # of a progress bar only the last state is left
+            CoalesceStreamsPreprocessor().preprocess_cell(
+                cell, {}, 0
+            )  # of a progress bar only the last state is left
             for output in cell.get("outputs", []):
                 shrink(output)
             if "outputs" in cell:
@@ -124,21 +134,30 @@ def copy_notebooks(run: Path) -> None:
         target = DOCS / "executed" / path.name
         target.write_text(nbformat.writes(notebook).replace(f"{DOCS.parent}/", "") + "\n", encoding="utf-8")
         if target.stat().st_size > MAX_NOTEBOOK_BYTES:
-            raise SystemExit(f"{target}: expected at most {MAX_NOTEBOOK_BYTES} bytes, got {target.stat().st_size}.")
+            raise SystemExit(
+                f"{target}: expected at most {MAX_NOTEBOOK_BYTES} bytes, got {target.stat().st_size}."
+            )
 
 
 def main() -> None:
     """Write all images and notebooks of docs/."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=main.__doc__)
-    parser.add_argument("run", type=Path, nargs="?", default=Path("runs/demo"), help="finished run [runs/demo]")
+    parser.add_argument(
+        "run", type=Path, nargs="?", default=Path("runs/demo"), help="finished run [runs/demo]"
+    )
     run = parser.parse_args().run
     predictions = read_predictions(run / "predictions.json")
     predictions = predictions[predictions["reference"].notna()]
     images = {name: Image.open(run / f"{name}.png") for name in CHARTS}
-    images |= {"captions": captions_as_card(predictions, run), "gallery": screenshot(run / "gallery.html", 1280, 900)}
+    images |= {
+        "captions": captions_as_card(predictions, run),
+        "gallery": screenshot(run / "gallery.html", 1280, 900),
+    }
     size = sum(save(image, name) for name, image in images.items())
     if size > MAX_BYTES:
-        raise SystemExit(f"{DOCS}: expected at most {MAX_BYTES} bytes of images, got {size}. Show less in them.")
+        raise SystemExit(
+            f"{DOCS}: expected at most {MAX_BYTES} bytes of images, got {size}. Show less in them."
+        )
     copy_notebooks(run)
 
 

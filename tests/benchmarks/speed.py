@@ -26,7 +26,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    redirect_stdout,
+    suppress,
+)
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -43,14 +50,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from beit3lib.captioner import Captioner
 from beit3lib.checkpoint import load_pretrained
-from beit3lib.data.aspects import ASPECTS, SUBJECTS
 from beit3lib.data.images import open_image
+from beit3lib.data.schema import ASPECTS, SUBJECTS
 from beit3lib.dataset import Batch, PackedSequence, collate, pack
-from beit3lib.device import DTYPES, choose_device, choose_precision, inference_precision, inference_weights
-from beit3lib.evaluate import caption_batches, caption_images, choose_batch_size
+from beit3lib.decode import inference_weights
+from beit3lib.device import DTYPES, choose_device, choose_precision, inference_precision
 from beit3lib.files import write_json
 from beit3lib.loss import LossModel, head_losses
 from beit3lib.model import MODELS, CaptionModel, model_config
+from beit3lib.run.captioning import caption_batches, caption_images, choose_batch_size
 from beit3lib.sample import CHECKPOINT_PATH, MODEL, SPM_PATH
 from beit3lib.tokenizer import load_tokenizer
 from beit3lib.train import keep_freed_memory
@@ -58,7 +66,11 @@ from beit3lib.transforms import to_image, to_tensor
 
 QUANTITIES = ("generate", "ten", "train", "train_ten", "memory", "limit", "growth", "job")
 GROWTH = (1, 8, 32, 128)  # images per batch
-SHORT_NAMES = {"tiny": "beit3_tiny_patch8_64", "base": "beit3_base_patch16_224", "large": "beit3_large_patch16_224"}
+SHORT_NAMES = {
+    "tiny": "beit3_tiny_patch8_64",
+    "base": "beit3_base_patch16_224",
+    "large": "beit3_large_patch16_224",
+}
 CAPTION_TYPES = [(subject, aspect) for subject in SUBJECTS for aspect in ASPECTS]
 MAX_TOKENS = 64  # the recipe pads every caption to this length
 
@@ -101,7 +113,9 @@ def make_images(model: CaptionModel, count: int, seed: int = 1) -> Tensor:
     return F.interpolate(coarse, size=(model.config.image_size,) * 2).to(model.device)
 
 
-def make_batch(model: CaptionModel, images: int, captions: int, seed: int = 2) -> tuple[Batch, dict[str, Tensor]]:
+def make_batch(
+    model: CaptionModel, images: int, captions: int, seed: int = 2
+) -> tuple[Batch, dict[str, Tensor]]:
     """The same masked captions twice: packed, a sequence per image, and for the recipe a sequence of 64 tokens per caption."""
     mask_id, rng = FakeTokenizer(model.config.vocab_size).mask_token_id, np.random.default_rng(seed)
     samples, singles = [], []
@@ -122,7 +136,9 @@ def make_batch(model: CaptionModel, images: int, captions: int, seed: int = 2) -
         "masked": (masked.view_as(separate.input_ids), False),
     }
     fill = MAX_TOKENS - separate.input_ids.shape[1]
-    padded = {name: F.pad(part, (0, fill), value=value).to(model.device) for name, (part, value) in parts.items()}
+    padded = {
+        name: F.pad(part, (0, fill), value=value).to(model.device) for name, (part, value) in parts.items()
+    }
     return collate(samples).to(model.device), {"images": separate.images.to(model.device), **padded}
 
 
@@ -156,12 +172,22 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def summarize(quantity: str, seconds: dict[str, list[float]], base: str = "recipe", **more: Any) -> list[dict[str, Any]]:
+def summarize(
+    quantity: str, seconds: dict[str, list[float]], base: str = "recipe", **more: Any
+) -> list[dict[str, Any]]:
     """A row per method: median seconds, and the ratio to the method `base` (above 1: faster)."""
     rows = []
     for name, taken in seconds.items():
         ratio = statistics.median(b / a for a, b in zip(taken, seconds[base], strict=True))
-        rows.append({"quantity": quantity, "method": name, "seconds": statistics.median(taken), "ratio": ratio, **more})
+        rows.append(
+            {
+                "quantity": quantity,
+                "method": name,
+                "seconds": statistics.median(taken),
+                "ratio": ratio,
+                **more,
+            }
+        )
     return rows
 
 
@@ -174,7 +200,9 @@ def peak_mb(work: Work, device: torch.device) -> int | None:
         before = torch.cuda.memory_allocated()
         work()
         return round((torch.cuda.max_memory_allocated() - before) / 1e6)
-    with suppress(AttributeError):  # return freed memory to the system, in which new tensors would be invisible (glibc)
+    with suppress(
+        AttributeError
+    ):  # return freed memory to the system, in which new tensors would be invisible (glibc)
         ctypes.CDLL(None).malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak of this process
@@ -235,7 +263,9 @@ class Benchmark:
         for name in self.options.only or QUANTITIES:
             for row in getattr(self, name)():
                 self.rows.append(row)
-                extra = "  ".join(f"{k} {v}" for k, v in row.items() if k not in ("quantity", "method", "seconds", "ratio"))
+                extra = "  ".join(
+                    f"{k} {v}" for k, v in row.items() if k not in ("quantity", "method", "seconds", "ratio")
+                )
                 times = f"{row['seconds']:9.3f} s {row['ratio']:7.2f}x"
                 print(f"{row['quantity']:34}{row['method']:12}{times}  {extra}", flush=True)
             write_json(self.options.out, self.result())
@@ -279,7 +309,9 @@ class Benchmark:
 
     def _recipe_captions(self, images: Tensor, precision: str = "fp32") -> list[list[int]]:
         with self.autocast(precision):
-            return self.reference.generate(self.recipe, images, self.tokenizer, max_tokens=self.options.tokens)
+            return self.reference.generate(
+                self.recipe, images, self.tokenizer, max_tokens=self.options.tokens
+            )
 
     def generate(self) -> list[dict[str, Any]]:
         """One caption per image, 3 beams."""
@@ -307,7 +339,9 @@ class Benchmark:
             for _ in CAPTION_TYPES:
                 self._recipe_captions(image, precision)
 
-        seconds = self.turns(self.methods(ours, recipe), self.options.repeats, self.device, self.captioning_job)
+        seconds = self.turns(
+            self.methods(ours, recipe), self.options.repeats, self.device, self.captioning_job
+        )
         return summarize("generate, 10 captions of an image", seconds)
 
     def train(self) -> list[dict[str, Any]]:
@@ -326,7 +360,10 @@ class Benchmark:
             with self.autocast(precision):
                 return loss_model(packed).mean()
 
-        inputs, masked = [separate[name] for name in ("images", "input_ids", "padding", "masked")], separate["masked"]
+        inputs, masked = (
+            [separate[name] for name in ("images", "input_ids", "padding", "masked")],
+            separate["masked"],
+        )
 
         def recipe(precision: str) -> Tensor:
             with self.autocast(precision):
@@ -352,7 +389,9 @@ class Benchmark:
             ours("fp32").backward()
         self.model.zero_grad(set_to_none=True)
         rows = summarize(f"training step, {images} x {captions} captions", seconds, same_loss=same)
-        rates = {name: matmul_rate(self.device, DTYPES.get(name, torch.float32)) for name in {"fp32", self.lower}}
+        rates = {
+            name: matmul_rate(self.device, DTYPES.get(name, torch.float32)) for name in {"fp32", self.lower}
+        }
         for row in rows:
             if row["method"].startswith("ours"):
                 precision = self.lower if row["method"] != "ours" else "fp32"
@@ -364,7 +403,9 @@ class Benchmark:
         images = max(1, self.options.batch // 4)
         ours, recipe = self._losses(images, 10)
         rows = self._memory(
-            f"memory, {images} x 10 captions", lambda: recipe("fp32").backward(), lambda: ours("fp32").backward()
+            f"memory, {images} x 10 captions",
+            lambda: recipe("fp32").backward(),
+            lambda: ours("fp32").backward(),
         )
         self.model.zero_grad(set_to_none=True)
         head, tokens = self.model.mlm_head, 2048 if self.options.model != "tiny" else 64
@@ -409,7 +450,10 @@ class Benchmark:
                     for layer, shape in calls:
                         layer(inputs[shape])
 
-                methods = {"linear layers": linear_layers, "generate": partial(captioner.generate, self.images)}
+                methods = {
+                    "linear layers": linear_layers,
+                    "generate": partial(captioner.generate, self.images),
+                }
                 seconds = self.turns(methods, self.options.repeats, self.device)
             found = summarize(f"limit, {len(self.images)} images, {precision}", seconds, "generate")
             rows += [row | {"share": round(1 / row["ratio"], 3)} for row in found]
@@ -420,7 +464,10 @@ class Benchmark:
         captioner, rows = Captioner(self.model, self.tokenizer, [], self.options.tokens), []
         for count in GROWTH:
             images = make_images(self.model, count)
-            methods = {f"ours {name}": partial(self._captions, captioner, images, name) for name in self._precisions()}
+            methods = {
+                f"ours {name}": partial(self._captions, captioner, images, name)
+                for name in self._precisions()
+            }
             seconds = self.turns(methods, self.options.repeats, self.device, self.captioning_job)
             found = summarize(f"growth, batch of {count}", seconds, "ours fp32")
             rows += [row | {"per_second": round(count / row["seconds"], 2)} for row in found]
@@ -430,7 +477,9 @@ class Benchmark:
             paths = write_images(self.model, Path(folder), count)
             batches = [range(i, min(i + batch, count)) for i in range(0, count, batch)]
             load = {"loader": lambda: list(caption_batches(no_model, paths, batches, 3, 10))}
-            found = summarize(f"growth, {count} files", take_turns(load, self.options.repeats, self.device), "loader")
+            found = summarize(
+                f"growth, {count} files", take_turns(load, self.options.repeats, self.device), "loader"
+            )
         return rows + [row | {"per_second": round(count / row["seconds"], 2)} for row in found]
 
     def _captions(self, captioner: Captioner, images: Tensor, precision: str) -> None:
@@ -444,9 +493,14 @@ class Benchmark:
         captioner = Captioner(model.to(self.device), load_tokenizer(SPM_PATH), CAPTION_TYPES)
         size = choose_batch_size(captioner, 3)
         with TemporaryDirectory() as folder:
-            output, paths = Path(folder, "predictions.json"), write_images(model, Path(folder), self.options.images)
+            output, paths = (
+                Path(folder, "predictions.json"),
+                write_images(model, Path(folder), self.options.images),
+            )
             table = pd.DataFrame({"image": [path.name for path in paths]})
-            batches = torch.stack([to_tensor(open_image(path), model.config.image_size) for path in paths]).split(size)
+            batches = torch.stack(
+                [to_tensor(open_image(path), model.config.image_size) for path in paths]
+            ).split(size)
 
             def decode() -> list[str]:
                 with inference_precision(self.device), inference_weights(model):
@@ -458,26 +512,36 @@ class Benchmark:
                     return list(caption_images(captioner, table, folder, output, {})["caption"])
 
             same = decode() == caption_files()
-            seconds = take_turns({"decoding": decode, "job": caption_files}, self.options.repeats, self.device)
+            seconds = take_turns(
+                {"decoding": decode, "job": caption_files}, self.options.repeats, self.device
+            )
         return summarize(f"job, {len(table)} files", seconds, "decoding", same_captions=same)
 
 
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options of the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="base", help="base, large, tiny, or the full name of a model [base]")
+    parser.add_argument(
+        "--model", default="base", help="base, large, tiny, or the full name of a model [base]"
+    )
     parser.add_argument("--only", nargs="+", choices=QUANTITIES, help="some quantities [all]")
     parser.add_argument("--batch", type=int, default=8, help="images per batch [8]")
     parser.add_argument("--images", type=int, default=250, help="image files of `growth` and `job` [250]")
-    parser.add_argument("--tokens", type=int, default=MAX_TOKENS, help=f"num_max_bpe_tokens of generation [{MAX_TOKENS}]")
+    parser.add_argument(
+        "--tokens", type=int, default=MAX_TOKENS, help=f"num_max_bpe_tokens of generation [{MAX_TOKENS}]"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="turns that count [3]")
-    parser.add_argument("--precision", choices=tuple(DTYPES), help="lower precision, beside fp32 [the device's native one]")
+    parser.add_argument(
+        "--precision", choices=tuple(DTYPES), help="lower precision, beside fp32 [the device's native one]"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads [PyTorch's choice]")
     parser.add_argument("--cpu", action="store_true", help="ignore a GPU")
     parser.add_argument("--out", default="speed.json", help="the file for the figures [speed.json]")

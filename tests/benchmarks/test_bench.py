@@ -34,14 +34,18 @@ def pretrained():
 
 def drawn_images(count):
     rng = np.random.default_rng(5)
-    images = [draw.draw_blur(draw.Scene(**draw.draw_values(rng)), draw.draw_camera(rng)) for _ in range(count)]
+    images = [
+        draw.draw_blur(draw.Scene(**draw.draw_values(rng)), draw.draw_camera(rng)) for _ in range(count)
+    ]
     return torch.stack([to_tensor(image, 64) for image in images])
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_trained_weights_give_the_recipes_captions(pretrained, num_beams):
     model, images, tokenizer = pretrained
-    expected = reference.generate(reference.captioning_model(model), images, tokenizer, num_beams, max_tokens=24)
+    expected = reference.generate(
+        reference.captioning_model(model), images, tokenizer, num_beams, max_tokens=24
+    )
     found = generate(model, images, tokenizer, [[]], num_beams, max_tokens=24)
     assert [caption.ids for caption in found] == expected and len(set(map(tuple, expected))) > 5
 
@@ -69,7 +73,9 @@ def test_bf16_changes_captions_only_between_equally_likely_ones(pretrained):
         rounded = generate(model, images, tokenizer, [[]], 10, max_tokens=24)
     changed = [index for index, (a, b) in enumerate(zip(exact, rounded, strict=True)) if a.ids != b.ids]
     assert len(changed) <= len(exact) // 5
-    pairs = [[score(model, images[i], tokenizer, found[i].ids) for found in (exact, rounded)] for i in changed]
+    pairs = [
+        [score(model, images[i], tokenizer, found[i].ids) for found in (exact, rounded)] for i in changed
+    ]
     losses = [best - other for best, other in pairs]
     assert max(losses, default=0) <= 0.1 and sum(losses) / len(exact) <= 0.005, losses
 
@@ -84,7 +90,9 @@ def test_losses_and_gradients_of_packed_captions_equal_the_recipe(captions):
     found = LossModel(model, 0.1)(packed).mean()
     assert found.item() == pytest.approx(expected.item(), abs=1e-4)
     names, weights = zip(*((name, p) for name, p in model.named_parameters() if p.requires_grad), strict=True)
-    for name, a, b in zip(names, torch.autograd.grad(found, weights), torch.autograd.grad(expected, weights), strict=True):
+    for name, a, b in zip(
+        names, torch.autograd.grad(found, weights), torch.autograd.grad(expected, weights), strict=True
+    ):
         assert torch.allclose(a, b, atol=1e-5), name
 
 
@@ -98,7 +106,19 @@ def test_ratios_are_within_turns_and_the_first_turn_does_not_count():
 
 def test_a_run_measures_every_quantity_and_writes_json(tmp_path, capsys):
     out = tmp_path / "speed.json"
-    options = ["--model", "tiny", "--batch", "4", "--images", "20", "--tokens", "8", "--repeats", "1", "--cpu"]
+    options = [
+        "--model",
+        "tiny",
+        "--batch",
+        "4",
+        "--images",
+        "20",
+        "--tokens",
+        "8",
+        "--repeats",
+        "1",
+        "--cpu",
+    ]
     speed.main([*options, "--precision", "bf16", "--out", str(out)])
     result = json.loads(out.read_text())
     checks = [value for row in result["rows"] for name, value in row.items() if name.startswith("same_")]
@@ -107,7 +127,9 @@ def test_a_run_measures_every_quantity_and_writes_json(tmp_path, capsys):
     assert len({row["quantity"] for row in result["rows"]}) == 14
     shares = [row["share"] for row in result["rows"] if row["method"] == "linear layers"]
     assert len(shares) == 2 and all(0 < share < 1 for share in shares)
-    rates = {row["quantity"]: row["per_second"] * row["seconds"] for row in result["rows"] if "per_second" in row}
+    rates = {
+        row["quantity"]: row["per_second"] * row["seconds"] for row in result["rows"] if "per_second" in row
+    }
     assert [round(rate) for rate in rates.values()] == [*speed.GROWTH, 20]
     assert result["machine"]["threads"] > 0 and "training step" in capsys.readouterr().out
 

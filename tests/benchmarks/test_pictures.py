@@ -15,8 +15,12 @@ def docs(tmp_path, monkeypatch):
 
 
 def executed_notebook(folder, *texts):
-    cell = nbformat.v4.new_code_cell("print(1)  # a cell", metadata={"papermill": {"duration": 1.0}, "tags": ["parameters"]})
-    cell.outputs = [nbformat.v4.new_output("stream", text=text) for text in texts]  # one for each flush, as papermill saves
+    cell = nbformat.v4.new_code_cell(
+        "print(1)  # a cell", metadata={"papermill": {"duration": 1.0}, "tags": ["parameters"]}
+    )
+    cell.outputs = [
+        nbformat.v4.new_output("stream", text=text) for text in texts
+    ]  # one for each flush, as papermill saves
     notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"papermill": {"duration": 2.0}})
     folder.mkdir()
     nbformat.write(notebook, folder / "01_prepare_data.ipynb")
@@ -40,6 +44,8 @@ def test_a_notebook_with_large_outputs_is_refused(docs, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
 def test_a_screenshot_ends_below_the_last_content():
-    image = pictures.screenshot_of_html('<div style="width: 200px; height: 100px; background: red"></div>', 400, 800)
+    image = pictures.screenshot_of_html(
+        '<div style="width: 200px; height: 100px; background: red"></div>', 400, 800
+    )
     assert image.width == 400 and 110 <= image.height <= 150
     assert image.getpixel((100, 60)) == (255, 0, 0) and image.getpixel((300, 60)) == (255, 255, 255)

@@ -13,18 +13,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from beit3lib.data.aspects import (
-    ASPECTS,
-    SUBJECTS,
-    caption_file_name,
-    caption_type_of,
     classify_sentence,
     explain_caption,
     merge_aspects,
-    read_caption_files,
     split_caption,
     split_sentences,
+)
+from beit3lib.data.caption_files import (
+    caption_file_name,
+    caption_type_of,
+    read_caption_files,
     write_caption_files,
 )
+from beit3lib.data.schema import ASPECTS, SUBJECTS
 from beit3lib.data.wts import parse_phase
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -34,7 +35,10 @@ needs_real_captions = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real WTS 
 
 def real_captions():
     """(subject, caption) of the real samples."""
-    captions = [("vehicle", item["caption_vehicle"]) for item in json.loads((SHARED / "vehicle_captions.json").read_text())]
+    captions = [
+        ("vehicle", item["caption_vehicle"])
+        for item in json.loads((SHARED / "vehicle_captions.json").read_text())
+    ]
     for path in sorted((SHARED / "wts_real").rglob("*_caption.json")):
         for phase in json.loads(path.read_text())["event_phase"]:
             captions += [(subject, phase[f"caption_{subject}"]) for subject in SUBJECTS]
@@ -46,7 +50,10 @@ def real_captions():
     [
         ("A car. It turns.", ["A car.", "It turns."]),
         ("Lights are present.Overall, it is dark.", ["Lights are present.", "Overall, it is dark."]),
-        ("It is 1.5 m wide. Dr. Mori saw it, i.e. Near it.", ["It is 1.5 m wide.", "Dr. Mori saw it, i.e. Near it."]),
+        (
+            "It is 1.5 m wide. Dr. Mori saw it, i.e. Near it.",
+            ["It is 1.5 m wide.", "Dr. Mori saw it, i.e. Near it."],
+        ),
         ("No full stop", ["No full stop"]),
         ("  Two\n lines.  Here ", ["Two lines.", "Here"]),
         ('He said "go." Then he went!', ['He said "go."', "Then he went!"]),
@@ -74,17 +81,24 @@ def test_no_sentence_of_a_real_caption_is_lost():
 @pytest.mark.parametrize("seed", range(5))
 def test_no_sentence_of_any_text_is_lost(seed):
     rng = random.Random(seed)
-    words = "the vehicle Pedestrian left 1.5 m U.S. e.g. no. dry? 30s! “wet” . .. 速度 é \u00a0 road's (near) Mr. A".split(" ")
+    words = "the vehicle Pedestrian left 1.5 m U.S. e.g. no. dry? 30s! “wet” . .. 速度 é \u00a0 road's (near) Mr. A".split(
+        " "
+    )
     for _ in range(300):
         assert_nothing_is_lost(" ".join(rng.choices(words, k=rng.randrange(30))), rng.choice(SUBJECTS))
 
 
 def test_a_text_without_facts_stays_whole():
-    assert split_caption("Nothing to see. Really nothing.", "vehicle") == {"position": "Nothing to see. Really nothing."}
+    assert split_caption("Nothing to see. Really nothing.", "vehicle") == {
+        "position": "Nothing to see. Really nothing."
+    }
 
 
 def test_an_aspect_that_is_not_mentioned_is_absent():
-    assert set(split_caption("The weather is clear. The road is dry asphalt.", "vehicle")) == {"weather", "road"}
+    assert set(split_caption("The weather is clear. The road is dry asphalt.", "vehicle")) == {
+        "weather",
+        "road",
+    }
 
 
 def test_an_unknown_subject_or_aspect_is_an_error():
@@ -148,16 +162,28 @@ def test_a_decision_contains_the_words_that_decided():
 
 
 def test_a_sentence_without_facts_gets_the_aspect_of_the_one_before():
-    explained = explain_caption("Here are the details. It is raining. That is all there is. The road is wet.", "vehicle")
+    explained = explain_caption(
+        "Here are the details. It is raining. That is all there is. The road is wet.", "vehicle"
+    )
     assert [decision.aspect for _, decision in explained] == ["weather", "weather", "weather", "road"]
 
 
 @pytest.fixture
 def table():
-    caption = {"caption_vehicle": "It turns left. The road is wet.", "caption_pedestrian": "He walks. It is dark."}
-    rows = [("s1", "s1_1.mp4", "0"), ("s1", "s1_2.mp4", "0"), ("s1", "s1_1.mp4", "1"), ("video7", "video7.mp4", "action")]
+    caption = {
+        "caption_vehicle": "It turns left. The road is wet.",
+        "caption_pedestrian": "He walks. It is dark.",
+    }
+    rows = [
+        ("s1", "s1_1.mp4", "0"),
+        ("s1", "s1_2.mp4", "0"),
+        ("s1", "s1_1.mp4", "1"),
+        ("video7", "video7.mp4", "action"),
+    ]
     columns = ("scenario", "video", "label")
-    return pd.DataFrame([dict(zip(columns, row, strict=True)) | {"phase": parse_phase(row[2])} | caption for row in rows])
+    return pd.DataFrame(
+        [dict(zip(columns, row, strict=True)) | {"phase": parse_phase(row[2])} | caption for row in rows]
+    )
 
 
 def test_the_ten_files_have_the_original_names_and_structure(tmp_path, table):
@@ -188,7 +214,10 @@ def test_labels_04_and_4_of_two_views_are_written_once(tmp_path, table):
 def test_unusable_files_and_entries_are_listed_and_all_others_are_read(tmp_path):
     good = {"label": "0", "caption": "It turns."}
     content = {
-        "s1": {"videos": ["a.mp4"], "caption": [good, {"label": "9", "caption": "x"}, {"label": "1", "caption": " "}, "odd"]},
+        "s1": {
+            "videos": ["a.mp4"],
+            "caption": [good, {"label": "9", "caption": "x"}, {"label": "1", "caption": " "}, "odd"],
+        },
         "s2": {"videos": [], "caption": [good]},
         "s3": {"videos": ["a.mp4", ["b.mp4"]], "caption": [good]},
         "s4": {"videos": 5, "caption": {}},
@@ -223,13 +252,23 @@ ITEM = JSON | st.fixed_dictionaries({"label": JSON, "caption": JSON})
 ENTRY = JSON | st.fixed_dictionaries({"videos": st.lists(JSON), "caption": st.lists(ITEM)})
 
 
-@settings(max_examples=100, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(JSON | st.dictionaries(st.text(), ENTRY))
 def test_any_content_of_a_caption_file_is_read_or_listed(tmp_path, content):
     (tmp_path / "vehicle_caption_moving_datasets.json").write_text(json.dumps(content))
     captions, problems = read_caption_files(tmp_path)
     assert captions["caption"].map(str.strip).all() and captions["phase"].isin(range(5)).all()
-    assert problems or len(captions) or content in ({}, []) or not any(entry["caption"] for entry in content.values())
+    assert (
+        problems
+        or len(captions)
+        or content in ({}, [])
+        or not any(entry["caption"] for entry in content.values())
+    )
 
 
 @pytest.mark.parametrize("name", ["Vehicle-Caption-%s-datasets.json", "vehicle_caption_%s_datasets.json"])
@@ -240,11 +279,25 @@ def test_the_caption_type_is_read_from_the_file_name(name):
 
 
 def test_a_folder_without_caption_files_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected caption files such as vehicle_caption_moving_datasets.json"):
+    with pytest.raises(
+        FileNotFoundError, match="expected caption files such as vehicle_caption_moving_datasets.json"
+    ):
         read_caption_files(tmp_path)
 
 
-REPEATED = ["navy blue ", "dark ", "dark, ", "dark- and ", "A. ", "e.g. ", "e.g.", '."', "a", "1.5 m ", "distance is "]
+REPEATED = [
+    "navy blue ",
+    "dark ",
+    "dark, ",
+    "dark- and ",
+    "A. ",
+    "e.g. ",
+    "e.g.",
+    '."',
+    "a",
+    "1.5 m ",
+    "distance is ",
+]
 REPEATED += ["in front of the ", "to the left ", "facing the ", "as for the ", "started to "]
 
 

@@ -76,7 +76,10 @@ def chunk(kind, data):
 def write_gigapixels(path, photo):
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
     path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
     )
 
 
@@ -123,7 +126,9 @@ def test_a_missing_image_is_a_file_not_found_error(tmp_path):
         open_image(tmp_path / "nothing.jpg")
 
 
-@pytest.mark.parametrize("name", ["avgaphase4.jpg", "avgaphase4.JPG", "aphase4.Png", "avgaphaseavoidance.jpeg", "aphase04.PNG"])
+@pytest.mark.parametrize(
+    "name", ["avgaphase4.jpg", "avgaphase4.JPG", "aphase4.Png", "avgaphaseavoidance.jpeg", "aphase04.PNG"]
+)
 def test_images_of_a_phase_are_found_in_every_spelling(tmp_path, photo, name):
     for file in (name, "avgbphase4.jpg", "phases.png", ".avgaphase4.tmp.jpg"):
         photo.save(tmp_path / file)
@@ -131,5 +136,7 @@ def test_images_of_a_phase_are_found_in_every_spelling(tmp_path, photo, name):
     assert find_image(images, "a.mp4", 4, "avoidance", "04") == tmp_path / name
     assert find_image(images, "a.mp4", 3) is None
     assert is_phase_image(tmp_path / name) and not is_phase_image(tmp_path / "phases.png")
-    with pytest.raises(FileNotFoundError, match="expected a folder of motion-blur images, found none. Run notebook 1 first"):
+    with pytest.raises(
+        FileNotFoundError, match="expected a folder of motion-blur images, found none. Run notebook 1 first"
+    ):
         list_images(tmp_path / "nothing")

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import beit3lib
-from beit3lib.data.aspects import write_caption_files
-from beit3lib.data.index import build_index, index_images, read_index, read_table, write_table
+from beit3lib.data.caption_files import write_caption_files
+from beit3lib.data.index import build_index, index_images, read_index
 from beit3lib.data.motion_blur import image_name
+from beit3lib.data.schema import read_table, write_table
 from beit3lib.files import FileError
 
 SPM = Path(beit3lib.__file__).parent / "sample" / "pretrained" / "sample.spm"
@@ -28,7 +29,9 @@ class WordTokenizer:
 
     def encode(self, text, add_special_tokens):
         assert not add_special_tokens
-        self.words += [word for word in dict.fromkeys(text.split()) if word not in self.words and word.isascii()]
+        self.words += [
+            word for word in dict.fromkeys(text.split()) if word not in self.words and word.isascii()
+        ]
         return [self.words.index(word) if word in self.words else self.unk_token_id for word in text.split()]
 
     def decode(self, ids):
@@ -52,8 +55,18 @@ def phases():
     for scenario, videos in (("2023_a", ["a_1.mp4", "a_192.168.0.14_2.mp4"]), ("video7", ["video7.mp4"])):
         for video in videos:
             for phase in (0, 1):
-                about = {"split": "train", "source": "wts", "view": "overhead_view", "label": str(phase), "phase": phase}
-                rows.append({"scenario": scenario, "video": video, "image": image_name(video, phase)} | about | CAPTIONS)
+                about = {
+                    "split": "train",
+                    "source": "wts",
+                    "view": "overhead_view",
+                    "label": str(phase),
+                    "phase": phase,
+                }
+                rows.append(
+                    {"scenario": scenario, "video": video, "image": image_name(video, phase)}
+                    | about
+                    | CAPTIONS
+                )
     return pd.DataFrame(rows)
 
 
@@ -67,7 +80,9 @@ def run(tmp_path, phases):
 
 
 def build(run, tokenizer, phases=None, **options):
-    return build_index(run / "captions", run / "images", tokenizer, run / "coco_captioning.train.jsonl", phases, **options)
+    return build_index(
+        run / "captions", run / "images", tokenizer, run / "coco_captioning.train.jsonl", phases, **options
+    )
 
 
 @pytest.mark.parametrize("by_name", [False, True])
@@ -78,10 +93,17 @@ def test_every_caption_is_paired_with_every_video_of_its_scenario(run, tokenizer
     lines = read_index(report.path)
     for line in lines.itertuples():
         assert tokenizer.decode(line.text_segment) == line.caption
-        assert (run / line.image_path).is_file() and line.image_path == f"images/{image_name(line.video, line.phase)}"
-    assert lines.groupby("image_path")["image_id"].nunique().max() == 1 and lines["image_id"].nunique() == len(phases)
+        assert (
+            run / line.image_path
+        ).is_file() and line.image_path == f"images/{image_name(line.video, line.phase)}"
+    assert lines.groupby("image_path")["image_id"].nunique().max() == 1 and lines[
+        "image_id"
+    ].nunique() == len(phases)
     assert set(lines["view"]) == ({None} if by_name else {"overhead_view"})
-    assert str(report) == "coco_captioning.train.jsonl: 60 captions, 60 lines, 6 images; longest caption 5 tokens"
+    assert (
+        str(report)
+        == "coco_captioning.train.jsonl: 60 captions, 60 lines, 6 images; longest caption 5 tokens"
+    )
 
 
 def test_a_line_has_the_keys_of_the_recipe(run):
@@ -91,17 +113,25 @@ def test_a_line_has_the_keys_of_the_recipe(run):
     line = json.loads(build(run, tokenizer).path.read_text(encoding="utf-8").split("\n")[0])
     assert isinstance(line["image_path"], str) and isinstance(line["image_id"], int)
     assert all(isinstance(i, int) for i in line["text_segment"])
-    assert tokenizer.bos_token_id not in line["text_segment"] and tokenizer.eos_token_id not in line["text_segment"]
+    assert (
+        tokenizer.bos_token_id not in line["text_segment"]
+        and tokenizer.eos_token_id not in line["text_segment"]
+    )
 
 
 def test_videos_of_one_name_in_two_scenarios_keep_their_own_images(run, tokenizer, phases):
-    other = phases[phases["scenario"] == "video7"].assign(scenario="other", image=["avgother_0.jpg", "avgother_1.jpg"])
+    other = phases[phases["scenario"] == "video7"].assign(
+        scenario="other", image=["avgother_0.jpg", "avgother_1.jpg"]
+    )
     for image in other["image"]:
         Image.new("RGB", (8, 8)).save(run / "images" / image)
     both = pd.concat([phases, other], ignore_index=True)
     write_caption_files(both, run / "captions")
     lines = read_index(build(run, tokenizer, both).path)
-    assert set(lines.loc[lines["scenario"] == "other", "image_path"]) == {"images/avgother_0.jpg", "images/avgother_1.jpg"}
+    assert set(lines.loc[lines["scenario"] == "other", "image_path"]) == {
+        "images/avgother_0.jpg",
+        "images/avgother_1.jpg",
+    }
     without = build(run, tokenizer, phases)
     assert without.skipped == 20 and {p.where.split("/")[0] for p in without.problems} == {"other"}
 
@@ -111,7 +141,9 @@ def test_captions_without_an_image_are_counted_and_listed(run, tokenizer, phases
     (run / "images" / "avga_1phase1.jpg").unlink()
     report = build(run, tokenizer, None if by_name else phases)
     assert report.skipped == 10 and report.lines + report.skipped == report.captions
-    assert [p.where for p in report.problems] == ["2023_a/a_1.mp4 phase 1"] and "10 captions" in report.problems[0].what
+    assert [p.where for p in report.problems] == [
+        "2023_a/a_1.mp4 phase 1"
+    ] and "10 captions" in report.problems[0].what
 
 
 def test_an_image_that_cannot_be_opened_is_skipped_and_listed(run, tokenizer, phases):
@@ -155,7 +187,11 @@ def test_an_index_with_only_the_keys_of_the_recipe_is_read(tmp_path):
     path = tmp_path / "coco_captioning.train.jsonl"
     path.write_text('{"image_path": "a.jpg", "text_segment": [5, 6], "image_id": 0}\n')
     index = read_index(path)
-    assert index.loc[0, "text_segment"] == [5, 6] and index.loc[0, "subject"] is None and index.loc[0, "phase"] is None
+    assert (
+        index.loc[0, "text_segment"] == [5, 6]
+        and index.loc[0, "subject"] is None
+        and index.loc[0, "phase"] is None
+    )
 
 
 GOOD = {"image_path": "a.jpg", "text_segment": [5], "image_id": 0}
@@ -177,7 +213,10 @@ GOOD = {"image_path": "a.jpg", "text_segment": [5], "image_id": 0}
         (json.dumps(GOOD | {"image_id": "x"}), "expected image_id"),
         (json.dumps(GOOD | {"caption": 7}), "expected caption to be text"),
         (json.dumps(GOOD | {"aspect": ["road"]}), "expected aspect to be text"),
-        (json.dumps(GOOD | {"subject": "dog"}), "expected subject to be one of vehicle, pedestrian, found 'dog'"),
+        (
+            json.dumps(GOOD | {"subject": "dog"}),
+            "expected subject to be one of vehicle, pedestrian, found 'dog'",
+        ),
         (json.dumps(GOOD | {"phase": "1"}), "expected phase to be an integer"),
     ],
 )
@@ -193,10 +232,17 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=6,
 )
-LINE = JSON | st.fixed_dictionaries(dict.fromkeys(GOOD, JSON), optional=dict.fromkeys(["subject", "caption", "phase"], JSON))
+LINE = JSON | st.fixed_dictionaries(
+    dict.fromkeys(GOOD, JSON), optional=dict.fromkeys(["subject", "caption", "phase"], JSON)
+)
 
 
-@settings(max_examples=100, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(LINE)
 def test_any_line_is_read_or_is_an_error_with_the_file(tmp_path, line):
     path = tmp_path / "coco_captioning.train.jsonl"
@@ -229,11 +275,22 @@ def test_unicode_line_ends_in_captions_and_names_survive(run, tokenizer, phases)
     assert len(report.path.read_text(encoding="utf-8").splitlines()) == report.lines
 
 
-TEXT = st.characters(codec="utf-8", exclude_characters="\0")  # older pandas cuts a field at NUL, which `printable` replaces
+TEXT = st.characters(
+    codec="utf-8", exclude_characters="\0"
+)  # older pandas cuts a field at NUL, which `printable` replaces
 
 
-@settings(max_examples=100, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.none() | st.text(TEXT, min_size=1), st.integers(0, 4), st.floats(-1e6, 1e6)), min_size=1))
+@settings(
+    max_examples=100,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    st.lists(
+        st.tuples(st.none() | st.text(TEXT, min_size=1), st.integers(0, 4), st.floats(-1e6, 1e6)), min_size=1
+    )
+)
 def test_any_text_and_number_survives_a_table(tmp_path, rows):
     table = pd.DataFrame(rows, columns=["caption", "phase", "start_s"])
     back = read_table(write_table(tmp_path / "table.csv", table))
@@ -241,7 +298,8 @@ def test_any_text_and_number_survives_a_table(tmp_path, rows):
 
 
 @pytest.mark.parametrize(
-    "text", ["N/A", "NA", "None", "null", "nan", "NaN", "04", "1e5", "True", " ", "=cmd|' /C calc'!A0", LINE_ENDS]
+    "text",
+    ["N/A", "NA", "None", "null", "nan", "NaN", "04", "1e5", "True", " ", "=cmd|' /C calc'!A0", LINE_ENDS],
 )
 def test_text_that_looks_like_a_number_or_nothing_stays_text(tmp_path, text):
     table = pd.DataFrame({"scenario": [text, "x"], "caption": [None, text]})

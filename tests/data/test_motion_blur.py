@@ -85,7 +85,9 @@ def test_colors_equal_those_of_opencv(tmp_path, pix_fmt, params):
         stream.width, stream.height, stream.pix_fmt = 160, 120, pix_fmt
         stream.options = {"crf": "5", "x264-params": params}
         for _ in range(5):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pix_fmt)))
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pix_fmt))
+            )
         container.mux(stream.encode())
     (ours,), (theirs,) = motion_blur(path, [(0, 0.5)], 64).images, blur_by_seeking(path, [(0, 0.5)], 64)
     # OpenCV 4's FFmpeg is 2.9 levels from the drawn image at 10 bit, OpenCV 5's 1.8, ours 2.1 to 2.2
@@ -110,7 +112,8 @@ def test_a_phase_of_one_to_three_frames_uses_them_all(ramp, number):
 
 
 @pytest.mark.parametrize(
-    "span, nearest", [((1.0, 1.0), 10), ((1.02, 1.03), 10), ((1.07, 1.08), 11), ((2.95, 9.0), 29), ((50.0, 60.0), 29)]
+    "span, nearest",
+    [((1.0, 1.0), 10), ((1.02, 1.03), 10), ((1.07, 1.08), 11), ((2.95, 9.0), 29), ((50.0, 60.0), 29)],
 )
 def test_a_phase_without_a_frame_gets_the_nearest_one(ramp, span, nearest):
     made = blur(ramp, [span], names=["3"])
@@ -157,7 +160,9 @@ def test_b_frames_in_avi_are_all_used_in_order(tmp_path, frames):
     made = blur(path, [frames])
     levels = [30 + 5 * n for n in range(first, last)]
     assert made.frames == [last - first] and made.problems == [[]]
-    assert level(made.images[0]) == pytest.approx(np.average(levels, weights=range(1, len(levels) + 1)), abs=1.5)
+    assert level(made.images[0]) == pytest.approx(
+        np.average(levels, weights=range(1, len(levels) + 1)), abs=1.5
+    )
 
 
 MATRICES = {  # entries a, b, c, d of the display matrix, and the same turn of an array (height, width, 3)
@@ -175,7 +180,10 @@ def write_with_matrix(path, video, a, b, c, d):
     data = video.read_bytes()
 
     def encode(a, b, c, d):
-        return b"".join((n & 0xFFFFFFFF).to_bytes(4, "big") for n in (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30))
+        return b"".join(
+            (n & 0xFFFFFFFF).to_bytes(4, "big")
+            for n in (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+        )
 
     upright = encode(1, 0, 0, 1)
     at = data.index(upright, data.index(b"tkhd"))
@@ -202,7 +210,9 @@ def test_cover_art_before_the_video_is_skipped(tmp_path):
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
         for stream, levels, shape in ((cover, [255], (320, 320, 3)), (video, [100] * 20, (48, 64, 3))):
             for gray in levels:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full(shape, gray, np.uint8), format="rgb24")))
+                container.mux(
+                    stream.encode(av.VideoFrame.from_ndarray(np.full(shape, gray, np.uint8), format="rgb24"))
+                )
             container.mux(stream.encode())
     made = blur(path, [(0.5, 1.5)])
     assert made.frames == [10] and level(made.images[0]) == pytest.approx(100, abs=2)
@@ -381,7 +391,9 @@ def snapshot(folder):
 def test_every_readable_video_gets_its_images_and_the_broken_one_is_reported(tmp_path, table, capsys):
     images = tmp_path / "images"
     out, problems = blur_table(table, images, SIZE, jobs=1)
-    assert out["image"].tolist() == [f"avg{stem}phase{n}.jpg" for stem in ("a_192.168.0.14_1", "video7") for n in range(3)]
+    assert out["image"].tolist() == [
+        f"avg{stem}phase{n}.jpg" for stem in ("a_192.168.0.14_1", "video7") for n in range(3)
+    ]
     assert sorted(path.name for path in images.iterdir()) == sorted(out["image"])
     (problem,) = problems
     assert problem.where == "broken.mp4" and "3 of 3 phases skipped" in problem.what
@@ -406,7 +418,9 @@ def test_existing_images_are_kept(tmp_path, table, capsys):
     assert {name for name in after if after[name] != before[name]} == {"avgvideo7phase1.jpg"}
 
 
-@pytest.mark.parametrize("change, count", [("size", 6), ("weights", 6), ("times", 3), ("half image", 1), ("video", 3)])
+@pytest.mark.parametrize(
+    "change, count", [("size", 6), ("weights", 6), ("times", 3), ("half image", 1), ("video", 3)]
+)
 def test_an_image_made_from_other_input_is_replaced(tmp_path, table, change, count):
     images = tmp_path / "images"
     blur_table(table, images, SIZE, jobs=1)
@@ -498,7 +512,9 @@ def test_a_killed_worker_loses_at_most_its_own_video(tmp_path, table, transient)
     killer = Killer("video7.mp4")
     if transient:
         killer.marker = str(tmp_path / "killed")
-    parts = [table.assign(scenario=f"s{n}", video=pd.Series([f"{n}.mp4"] * 9, dtype=object))[6:] for n in range(8)]
+    parts = [
+        table.assign(scenario=f"s{n}", video=pd.Series([f"{n}.mp4"] * 9, dtype=object))[6:] for n in range(8)
+    ]
     parts[3]["video"] = pd.Series([killer] * 3, index=parts[3].index, dtype=object)
     out, problems = blur_table(pd.concat(parts, ignore_index=True), tmp_path / "images", SIZE, jobs=2)
     assert len(out) == (24 if transient else 21)
@@ -511,7 +527,12 @@ def test_a_killed_worker_loses_at_most_its_own_video(tmp_path, table, transient)
 def test_a_dask_cluster_makes_the_same_images(tmp_path, table):
     distributed = pytest.importorskip("distributed", reason="dask[distributed] is not installed")
     one = blur_table(table, tmp_path / "one", SIZE, jobs=1)
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "local_directory": str(tmp_path)}
+    options = {
+        "n_workers": 2,
+        "threads_per_worker": 1,
+        "dashboard_address": None,
+        "local_directory": str(tmp_path),
+    }
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster):
         with joblib.parallel_config("dask"):
             two = blur_table(table, tmp_path / "two", SIZE)
@@ -524,11 +545,17 @@ def test_two_videos_of_one_name_get_images_of_different_names(tmp_path, table, t
     other.write_bytes(textured.read_bytes())
     double = table[table["video"] == "video7.mp4"].assign(scenario="other", video_path=str(other))
     out, problems = blur_table(pd.concat([table, double, double[:1]]), tmp_path / "images", SIZE, jobs=1)
-    assert out.loc[out["scenario"] == "video7", "image"].tolist() == [f"avgvideo7phase{n}.jpg" for n in range(3)]
-    assert out.loc[out["scenario"] == "other", "image"].tolist() == [f"avgother_video7phase{n}.jpg" for n in range(3)]
+    assert out.loc[out["scenario"] == "video7", "image"].tolist() == [
+        f"avgvideo7phase{n}.jpg" for n in range(3)
+    ]
+    assert out.loc[out["scenario"] == "other", "image"].tolist() == [
+        f"avgother_video7phase{n}.jpg" for n in range(3)
+    ]
     with Image.open(tmp_path / "images" / "avgother_video7phase0.jpg") as image:
         assert difference(image, blur(other, [(0.0, 1.0)]).images[0]) < 3
-    assert [problem.where for problem in problems if "second row" in problem.what] == ["other/video7.mp4, phase 0"]
+    assert [problem.where for problem in problems if "second row" in problem.what] == [
+        "other/video7.mp4, phase 0"
+    ]
 
 
 def test_rows_of_videos_that_are_not_on_disk_are_reported(tmp_path, table):
@@ -555,7 +582,9 @@ def test_the_data_modules_load_neither_torch_nor_transformers():
     assert done.stdout == "set()\n", done.stderr
 
 
-@pytest.mark.parametrize("seconds", [pytest.param(12, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(12, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.long)]
+)
 def test_one_pass_is_faster_than_seeking_with_opencv(tmp_path, seconds):
     """About two times as fast on an idle machine (`python tests/clips.py`)."""
     clip = write_clip(tmp_path / "clip.mp4", seconds, 1920, 1080, preset="veryfast")

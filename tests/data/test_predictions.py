@@ -9,7 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from beit3lib.data.predictions import COLUMNS, is_inside, predictions_table, read_meta, read_predictions, write_predictions
+from beit3lib.data.predictions import (
+    COLUMNS,
+    is_inside,
+    predictions_table,
+    read_meta,
+    read_predictions,
+    write_predictions,
+)
 from beit3lib.files import FileError
 
 RECORD = {
@@ -26,20 +33,44 @@ def write(tmp_path, *records, text=None):
 
 
 def test_predictions_are_written_and_read_without_loss(tmp_path):
-    unknown = {**RECORD, "reference": None, "official_score": None, "phase": None, "source": None, "log_prob": None}
-    odd = {**RECORD, "caption": "N/A", "label": "04", "scenario": "null", "reference": "", "view": 'quote " \u2028 line'}
+    unknown = {
+        **RECORD,
+        "reference": None,
+        "official_score": None,
+        "phase": None,
+        "source": None,
+        "log_prob": None,
+    }
+    odd = {
+        **RECORD,
+        "caption": "N/A",
+        "label": "04",
+        "scenario": "null",
+        "reference": "",
+        "view": 'quote " \u2028 line',
+    }
     table = predictions_table([RECORD, unknown, odd])
     path = write_predictions(tmp_path / "new" / "predictions.json", table, {"checkpoint": "best"})
     again = read_predictions(path)
     pd.testing.assert_frame_equal(again.drop(columns="outside"), table)
     assert read_meta(path) == {"checkpoint": "best"} and not again["outside"].any()
-    assert list(again.columns) == [*COLUMNS, "outside"] and again["reference"].tolist() == [RECORD["reference"], None, ""]
+    assert list(again.columns) == [*COLUMNS, "outside"] and again["reference"].tolist() == [
+        RECORD["reference"],
+        None,
+        "",
+    ]
     assert path.read_text().count("\n") == 6  # one record per line, readable with less and diff
 
 
 def test_missing_columns_and_values_are_null_and_surrogates_are_replaced(tmp_path):
     table = pd.DataFrame(
-        {"image": ["a\udce9.jpg"], "subject": ["vehicle"], "aspect": ["road"], "caption": ["x"], "phase": [float("nan")]}
+        {
+            "image": ["a\udce9.jpg"],
+            "subject": ["vehicle"],
+            "aspect": ["road"],
+            "caption": ["x"],
+            "phase": [float("nan")],
+        }
     )
     record = json.loads(write_predictions(tmp_path / "p.json", table, {}).read_text())["predictions"][0]
     assert record["phase"] is None and record["word_probs"] is None and "\udce9" not in record["image"]
@@ -100,7 +131,9 @@ def test_a_file_of_another_form_is_one_error(tmp_path, text, message):
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**400), 10**400) | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from([*COLUMNS, "x"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from([*COLUMNS, "x"]), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 
@@ -109,7 +142,9 @@ json_values = st.recursive(
 @given(st.dictionaries(st.sampled_from(COLUMNS), json_values, min_size=1, max_size=4) | json_values)
 def test_whatever_a_record_is_reading_succeeds_or_names_the_file(tmp_path, record):
     changed = {**RECORD, **record} if isinstance(record, dict) else record
-    path = write(tmp_path, text=json.dumps({"meta": {}, "predictions": [changed]}).replace("Infinity", "1e999"))
+    path = write(
+        tmp_path, text=json.dumps({"meta": {}, "predictions": [changed]}).replace("Infinity", "1e999")
+    )
     try:
         table = read_predictions(path)
     except FileError as error:
@@ -118,10 +153,15 @@ def test_whatever_a_record_is_reading_succeeds_or_names_the_file(tmp_path, recor
         write_predictions(tmp_path / "again.json", table, {})
 
 
-@pytest.mark.parametrize("image", ["../secret.png", "/etc/passwd.png", "images/../../x.png", "C:\\x.png", "\\\\host\\x.png"])
+@pytest.mark.parametrize(
+    "image", ["../secret.png", "/etc/passwd.png", "images/../../x.png", "C:\\x.png", "\\\\host\\x.png"]
+)
 def test_images_outside_the_run_folder_are_marked(tmp_path, image):
     assert not is_inside(image)
-    assert read_predictions(write(tmp_path, RECORD, {**RECORD, "image": image}))["outside"].tolist() == [False, True]
+    assert read_predictions(write(tmp_path, RECORD, {**RECORD, "image": image}))["outside"].tolist() == [
+        False,
+        True,
+    ]
 
 
 def test_images_below_the_run_folder_are_not_marked():

@@ -38,7 +38,10 @@ def test_boxes_of_every_kind_and_source_are_read(root, phases):
     add_boxes(root, overhead(2), {4: 12}, subject="vehicle")
     add_boxes(root, "stranger.mp4", {4: 12})
     bdd = root / "external/BDD_PC_5K/annotations/bbox_annotated/train/video1_bbox.json"
-    write(bdd, {"annotations": [{"image_id": 7, "bbox": [1, 2, 3, 4], "phase_number": "avoidance"}, {"bbox": "?"}]})
+    write(
+        bdd,
+        {"annotations": [{"image_id": 7, "bbox": [1, 2, 3, 4], "phase_number": "avoidance"}, {"bbox": "?"}]},
+    )
     broken = add_boxes(root, overhead(3), {4: 12})
     broken.write_text('{"annotations": [')
     boxes = read_boxes(root, phases)
@@ -52,7 +55,9 @@ def test_boxes_of_every_kind_and_source_are_read(root, phases):
     found = list(map(str, boxes.problems))
     assert any(broken.name in problem and "expected JSON" in problem for problem in found)
     assert f"{overhead(1)}: no annotated vehicle box in phase 0, 1, 2, 3, 4" in found
-    assert not any(vehicle() in problem and "vehicle box" in problem for problem in found), "it carries the camera"
+    assert not any(vehicle() in problem and "vehicle box" in problem for problem in found), (
+        "it carries the camera"
+    )
     assert any("video1_bbox.json" in problem and "1 of 2" in problem for problem in found)
     assert boxes.counts == {"boxes": 6, "boxes_used": 5, "boxes_skipped": 1}
 
@@ -87,7 +92,9 @@ def test_views_all_vehicle_and_overhead_keep_every_scenario(phases):
         choose_views(phases, "front")
 
 
-@pytest.mark.parametrize("name", ["view_used_as_main_reference.csv", "view_used_as_main_reference_for_multiview_scenario.csv"])
+@pytest.mark.parametrize(
+    "name", ["view_used_as_main_reference.csv", "view_used_as_main_reference_for_multiview_scenario.csv"]
+)
 def test_views_main_keeps_the_videos_of_the_csv(root, phases, name):
     header = "\ufeffScene,Viewpoint1,Viewpoint2,Viewpoint3,Viewpoint4"
     rows = [header, f"{SCENE},{overhead(3)},,{overhead(9)} ,", "", "other,x.mp4"]
@@ -97,7 +104,9 @@ def test_views_main_keeps_the_videos_of_the_csv(root, phases, name):
     assert overhead(9) in reasons(main)[SCENE] and "not listed" in reasons(main)["solo"]
 
 
-@pytest.mark.parametrize("content", ["Scène,x.mp4".encode("latin-1"), b"a," + b"x" * 200_000, b'a,"b.mp4\nc,d.mp4\n'])
+@pytest.mark.parametrize(
+    "content", ["Scène,x.mp4".encode("latin-1"), b"a," + b"x" * 200_000, b'a,"b.mp4\nc,d.mp4\n']
+)
 def test_a_broken_csv_is_an_error_with_its_name(root, phases, content):
     path = root / "view_used_as_main_reference.csv"
     path.write_bytes(content)
@@ -122,8 +131,12 @@ def test_views_best_keeps_the_video_with_boxes_in_most_phases_then_the_largest_b
     best = choose_views(phases, "best", root=root)
     assert videos(best.phases)[SCENE] == [overhead(3)]
     assert "2 phases, the largest of 121 px²" in reasons(best)[SCENE]
-    assert videos(choose_views(phases, "best", boxes=read_boxes(root, phases).boxes).phases) == videos(best.phases)
+    assert videos(choose_views(phases, "best", boxes=read_boxes(root, phases).boxes).phases) == videos(
+        best.phases
+    )
     add_boxes(root, overhead(2), {n: 5 for n in range(5)}, kind="generated")
-    assert videos(choose_views(phases, "best", root=root).phases)[SCENE] == [overhead(3)], "annotated boxes come first"
+    assert videos(choose_views(phases, "best", root=root).phases)[SCENE] == [overhead(3)], (
+        "annotated boxes come first"
+    )
     add_boxes(root, vehicle(), {n: 5 for n in range(5)}, view="vehicle_view", kind="generated")
     assert videos(choose_views(phases, "best", root=root).phases)[SCENE] == [vehicle()]

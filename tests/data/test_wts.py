@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from wts_tree import FIVE, SCENE, add_bdd, add_boxes, add_view, overhead, phase, touch, vehicle, write
 
+from beit3lib.data.schema import PHASES
 from beit3lib.data.views import read_boxes
 from beit3lib.data.wts import (
-    PHASES,
     find_wts,
     list_segments,
     locate,
@@ -55,7 +55,9 @@ def test_02_labels_are_digits_or_words(tmp_path):
     assert phases["phase"].tolist() == [0, 2, 4]
     assert [parse_phase(word) for word in PHASES] == [0, 1, 2, 3, 4] == [parse_phase(n) for n in "01234"]
     assert [parse_phase(label) for label in (3, " Action ", "04", "000")] == [3, 3, 4, 0]
-    assert [parse_phase(label) for label in ("5", "-1", "crash", None, "²", "٣", [], "9" * 5000)] == [None] * 8
+    assert [parse_phase(label) for label in ("5", "-1", "crash", None, "²", "٣", [], "9" * 5000)] == [
+        None
+    ] * 8
 
 
 def test_02_labels_04_and_4_are_one_segment(tmp_path):
@@ -68,7 +70,10 @@ def test_02_labels_04_and_4_are_one_segment(tmp_path):
 
 def test_03_a_phase_of_zero_length_is_kept(tmp_path):
     add_bdd(tmp_path, 1, [phase("0", 19.025, 19.025), phase("1", 19.025, 19.09)])
-    assert read_wts(tmp_path).phases[["start_s", "end_s"]].values.tolist() == [[19.025, 19.025], [19.025, 19.09]]
+    assert read_wts(tmp_path).phases[["start_s", "end_s"]].values.tolist() == [
+        [19.025, 19.025],
+        [19.025, 19.09],
+    ]
 
 
 @pytest.mark.parametrize("labels", ["0123", "4", "234"])
@@ -78,11 +83,23 @@ def test_04_fewer_than_five_phases_are_read(tmp_path, labels):
 
 
 def test_05_phases_in_any_order_and_overlapping_are_sorted(tmp_path):
-    entries = [phase("4", 8, 9), phase("1", 1.3, 2.6), phase("0", 0, 1.3), phase("2", 2.5, 3.9), phase("3", 3, 8)]
+    entries = [
+        phase("4", 8, 9),
+        phase("1", 1.3, 2.6),
+        phase("0", 0, 1.3),
+        phase("2", 2.5, 3.9),
+        phase("3", 3, 8),
+    ]
     add_view(tmp_path, "vehicle_view", [vehicle()], entries)
     phases = read_wts(tmp_path).phases
     assert phases["phase"].tolist() == [0, 1, 2, 3, 4]
-    assert phases["start_s"].tolist() == [0, 1.3, 2.5, 3, 8] and phases["end_s"].tolist() == [1.3, 2.6, 3.9, 8, 9]
+    assert phases["start_s"].tolist() == [0, 1.3, 2.5, 3, 8] and phases["end_s"].tolist() == [
+        1.3,
+        2.6,
+        3.9,
+        8,
+        9,
+    ]
 
 
 def test_06_an_end_after_the_video_is_kept_as_written(tmp_path):
@@ -101,7 +118,11 @@ def test_07_the_fps_of_the_json_is_ignored(tmp_path, fps):
 def test_08_missing_and_unlisted_videos_are_reported_and_hidden_files_ignored(tmp_path):
     add_view(tmp_path, "overhead_view", [overhead(1), overhead(3)], listed=[overhead(1), overhead(2)])
     folder = tmp_path / "videos/train" / SCENE
-    for path in (folder / ".DS_Store", folder / f"overhead_view/._{overhead(1)}", tmp_path / "videos/train/.DS_Store"):
+    for path in (
+        folder / ".DS_Store",
+        folder / f"overhead_view/._{overhead(1)}",
+        tmp_path / "videos/train/.DS_Store",
+    ):
         touch(path)
     touch(tmp_path / "annotations/caption/train/.DS_Store")
     touch(tmp_path / f"annotations/caption/train/{SCENE}/overhead_view/._{SCENE}_caption.json")
@@ -129,7 +150,11 @@ def test_09_dots_in_names_are_kept(tmp_path):
 
 def test_10_train_and_val_share_no_recording(tmp_path):
     base = "20231013_105827_normal_192.168.0.14_1"
-    for scenario, split in ((f"{base}_event_1", "train"), (f"{base}_event_2", "val"), ("20230707_2_CD2_T3", "train")):
+    for scenario, split in (
+        (f"{base}_event_1", "train"),
+        (f"{base}_event_2", "val"),
+        ("20230707_2_CD2_T3", "train"),
+    ):
         add_view(tmp_path, "overhead_view", [f"{scenario}.mp4"], scenario=scenario, split=split)
     assert recording_group(f"{base}_event_1") == base
     assert recording_group("20230707_2_CD2_T3") == recording_group("20230707_2_CD2_T12") == "20230707_2_CD2"
@@ -146,11 +171,18 @@ def test_10_train_and_val_share_no_recording(tmp_path):
 def test_11_boxes_may_be_missing_or_empty(tmp_path):
     add_view(tmp_path, "overhead_view", [overhead(1), overhead(2)])
     box = {"image_id": 904, "bbox": [10.5, 20, 30, 40], "auto-generated": False}
-    entries = [box | {"phase_number": "0"}, box | {"phase_number": 1}, box | {"phase_number": "2", "bbox": [5, 5, 0, 9]}]
+    entries = [
+        box | {"phase_number": "0"},
+        box | {"phase_number": 1},
+        box | {"phase_number": "2", "bbox": [5, 5, 0, 9]},
+    ]
     folder = tmp_path / "annotations/bbox_annotated/pedestrian/train" / SCENE / "overhead_view"
     path = write(folder / f"{SCENE}_Camera1_0_bbox.json", {"annotations": entries})
     boxes = read_boxes(tmp_path, read_wts(tmp_path).phases)
-    assert boxes.boxes[["video", "phase", "frame"]].values.tolist() == [[overhead(1), 0, 904], [overhead(1), 1, 904]]
+    assert boxes.boxes[["video", "phase", "frame"]].values.tolist() == [
+        [overhead(1), 0, 904],
+        [overhead(1), 1, 904],
+    ]
     assert boxes.boxes["bbox_xywh_px"].tolist() == [(10.5, 20.0, 30.0, 40.0)] * 2
     assert set(boxes.boxes["subject"]) == {"pedestrian"} and set(boxes.boxes["kind"]) == {"annotated"}
     assert boxes.counts == {"boxes": 3, "boxes_used": 2, "boxes_skipped": 1}
@@ -201,7 +233,11 @@ def test_every_split_source_and_spelling_is_read_into_one_table(tmp_path):
     assert not table.problems and table.counts["rows"] == 25
     assert all(Path(path).is_file() for path in table.phases["video_path"])
     assert read_wts(tmp_path, split="val").phases["split"].unique().tolist() == ["val"]
-    assert len(read_wts(tmp_path / "external").phases) == len(read_wts(tmp_path / "external/BDD_PC_5K").phases) == 5
+    assert (
+        len(read_wts(tmp_path / "external").phases)
+        == len(read_wts(tmp_path / "external/BDD_PC_5K").phases)
+        == 5
+    )
 
 
 def test_the_public_test_download_has_segments_without_captions(tmp_path):
@@ -224,7 +260,9 @@ def test_the_public_test_download_has_segments_without_captions(tmp_path):
     assert table.phases["caption_vehicle"].isna().all() and table.phases["caption_pedestrian"].isna().all()
 
 
-@pytest.mark.parametrize("path", ["annotations/vqa/train/S/overhead_view/S_caption.json", "a/S_caption.json", "videos/x.mp4"])
+@pytest.mark.parametrize(
+    "path", ["annotations/vqa/train/S/overhead_view/S_caption.json", "a/S_caption.json", "videos/x.mp4"]
+)
 def test_files_that_are_not_part_of_wts_are_ignored(path):
     assert locate(Path(path)) is None
 
@@ -292,7 +330,9 @@ def test_unreadable_folders_are_reported(tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", refuse)  # root may read every folder, so permissions alone do not test this
+    monkeypatch.setattr(
+        os, "scandir", refuse
+    )  # root may read every folder, so permissions alone do not test this
     table = read_wts(tmp_path)
     assert len(table.phases) == 5
     assert problems(table)[0].startswith("lost+found: expected a readable folder, found Permission denied")
@@ -346,7 +386,8 @@ def test_a_caption_file_without_any_video_is_reported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind, found", [("missing", "nothing"), ("empty", "an empty folder"), ("file", "a file"), ("other", "photos")]
+    "kind, found",
+    [("missing", "nothing"), ("empty", "an empty folder"), ("file", "a file"), ("other", "photos")],
 )
 def test_a_root_without_wts_is_one_clear_error(tmp_path, kind, found):
     root = tmp_path / "root"
@@ -376,13 +417,22 @@ def test_the_real_scenario_is_read():
     table = read_wts(root)
     assert len(table.phases) == 15 and table.phases["video"].nunique() == 3
     first, second = problems(table)
-    assert "Camera2_1" in first and "Camera3_3" in second and "not on disk" in first and "not on disk" in second
+    assert (
+        "Camera2_1" in first and "Camera3_3" in second and "not on disk" in first and "not on disk" in second
+    )
     assert_counts_add_up(table)
 
 
 def test_bad_phase_entries_are_skipped_with_one_problem_each(tmp_path):
     huge = [phase("4", "1" + "0" * 400, 1), phase("4", 0, 17e17), phase("4", "nan", 1), phase("4", 1, "inf")]
-    entries = [phase("crash", 0, 1), phase("0", "soon", 1), phase("9" * 5000, 1, 2), *huge, {"start_time": "0"}, "text"]
+    entries = [
+        phase("crash", 0, 1),
+        phase("0", "soon", 1),
+        phase("9" * 5000, 1, 2),
+        *huge,
+        {"start_time": "0"},
+        "text",
+    ]
     add_view(tmp_path, "overhead_view", [overhead(1)], [*entries, phase("2", 0, 1), phase("2", 1, 2)])
     table = read_wts(tmp_path)
     assert table.phases["label"].tolist() == ["2"] and table.phases["start_s"].tolist() == [0.0]
@@ -392,7 +442,12 @@ def test_bad_phase_entries_are_skipped_with_one_problem_each(tmp_path):
 
 
 def test_captions_without_words_and_swapped_times_are_reported(tmp_path):
-    add_view(tmp_path, "overhead_view", [overhead(1)], [phase("0", 3, 2, caption_vehicle=" . ", caption_pedestrian=None)])
+    add_view(
+        tmp_path,
+        "overhead_view",
+        [overhead(1)],
+        [phase("0", 3, 2, caption_vehicle=" . ", caption_pedestrian=None)],
+    )
     table = read_wts(tmp_path)
     assert table.phases[["start_s", "end_s"]].values.tolist() == [[2.0, 3.0]]
     assert table.phases["caption_vehicle"].isna().all() and table.phases["caption_pedestrian"].isna().all()
@@ -444,21 +499,35 @@ def test_many_problems_of_one_file_are_counted_and_the_first_hundred_listed(tmp_
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["0", "4", "avoidance", "1.5"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["0", "4", "avoidance", "1.5"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=8,
 )
 ENTRY = st.fixed_dictionaries(
     {},
-    optional=dict.fromkeys(("labels", "start_time", "end_time", "caption_vehicle", "caption_pedestrian"), JSON)
+    optional=dict.fromkeys(
+        ("labels", "start_time", "end_time", "caption_vehicle", "caption_pedestrian"), JSON
+    )
     | {"labels": st.lists(st.sampled_from(["0", "1", "04", "judgement", 9])) | JSON},
 )
 CAPTION_FILE = JSON | st.fixed_dictionaries({"event_phase": st.lists(JSON | ENTRY), "overhead_videos": JSON})
-BOX = JSON | st.fixed_dictionaries({"image_id": JSON, "phase_number": JSON, "bbox": st.lists(JSON, min_size=3, max_size=4)})
+BOX = JSON | st.fixed_dictionaries(
+    {"image_id": JSON, "phase_number": JSON, "bbox": st.lists(JSON, min_size=3, max_size=4)}
+)
 BOX_FILE = JSON | st.fixed_dictionaries({"annotations": st.lists(BOX)})
 
 
-@settings(max_examples=100, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(CAPTION_FILE, BOX_FILE)
 def test_any_content_of_caption_and_box_files_is_read_or_listed_and_counts_add_up(tmp_path, caption, box):
     add_view(tmp_path, "vehicle_view", [vehicle()])
@@ -504,7 +573,9 @@ def test_a_single_recording_stays_in_train(tmp_path):
 def add_many(root, numbers):
     for number in numbers:
         scenario = f"2023_{number}_AB1_T1"
-        add_view(root, "overhead_view", [overhead(camera, scenario) for camera in range(4)], scenario=scenario)
+        add_view(
+            root, "overhead_view", [overhead(camera, scenario) for camera in range(4)], scenario=scenario
+        )
         add_view(root, "vehicle_view", [vehicle(scenario)], scenario=scenario)
 
 
@@ -524,7 +595,9 @@ def test_two_thousand_scenarios_are_read_in_seconds_and_linear_memory(tmp_path):
     start = time.perf_counter()
     phases = read_wts(tmp_path).phases
     seconds = time.perf_counter() - start
-    print(f"{len(phases)} rows of 2,000 scenarios in {seconds:.2f} s; peak {half_mb:.1f} MB for half, {all_mb:.1f} for all")
+    print(
+        f"{len(phases)} rows of 2,000 scenarios in {seconds:.2f} s; peak {half_mb:.1f} MB for half, {all_mb:.1f} for all"
+    )
     assert (rows, all_rows) == (25_000, 50_000)
     assert seconds < 20
     assert all_mb < 2.3 * half_mb

@@ -45,7 +45,14 @@ def test_the_captions_of_the_demo_are_correct(demo):
     stages = ["prepare", "index", "finetune", "caption", "score", "submit"]
     assert list(summary) == [*stages[:4], "attributes", "attention", *stages[4:]]
     assert sorted(path.stem for path in (run / "records").iterdir()) == sorted(stages)
-    made = ["images", "captions", "coco_captioning.train.jsonl", "best/model.safetensors", "last/state.json", "log.jsonl"]
+    made = [
+        "images",
+        "captions",
+        "coco_captioning.train.jsonl",
+        "best/model.safetensors",
+        "last/state.json",
+        "log.jsonl",
+    ]
     made += ["predictions.json", "gallery.html", "scores.json", "submission.json", "learning_curve.png"]
     assert [name for name in made if not (run / name).exists()] == []
     shares = summary["attributes"]
@@ -57,19 +64,30 @@ def test_the_captions_of_the_demo_are_correct(demo):
     values = truth.attribute_table(predictions[predictions["split"] == "val"], truth.read_drawn(run))
     correct = (values["drawn"] == values["stated"]).groupby(values["condition"] == "plain").mean()
     assert correct[True] >= 0.98 and correct[False] < correct[True], correct
-    worded = [truth.has_sample_wording(row.caption, row.subject, row.aspect) for row in predictions.itertuples()]
+    worded = [
+        truth.has_sample_wording(row.caption, row.subject, row.aspect) for row in predictions.itertuples()
+    ]
     assert np.mean(worded) >= 0.9
     score = summary["score"]  # of random wordings, so that correct captions differ from the references
     assert score["model"] >= 59 and score["model"] > score["nearest"] + 5 > score["most frequent"]
     assert score["shuffled"] < score["nearest"]
     assert all(times >= 3 for times in summary["attention"].values()), summary["attention"]
     prepare = summary["prepare"]
-    assert prepare["phases_read"] == prepare["images"] + prepare["problem_count"] and prepare["problems"] == []
+    assert (
+        prepare["phases_read"] == prepare["images"] + prepare["problem_count"] and prepare["problems"] == []
+    )
     for split in ("train", "val"):
-        assert summary["index"][split]["captions"] == summary["index"][split]["lines"] + summary["index"][split]["skipped"]
+        assert (
+            summary["index"][split]["captions"]
+            == summary["index"][split]["lines"] + summary["index"][split]["skipped"]
+        )
         assert summary["index"][split]["cut"] == 0
-    command = [sys.executable, "-m", "beit3lib.pipeline.steps", run]
-    assert subprocess.run(command, capture_output=True, text=True).stdout.strip().endswith(f"open {run / 'gallery.html'}")
+    command = [sys.executable, "-m", "beit3lib.pipeline.stages", run]
+    assert (
+        subprocess.run(command, capture_output=True, text=True)
+        .stdout.strip()
+        .endswith(f"open {run / 'gallery.html'}")
+    )
 
 
 @pytest.mark.slow
@@ -112,11 +130,18 @@ def test_a_real_wts_scenario_runs_through_notebooks_1_to_4(tmp_path):
     assert len(list((run / "images").glob("*.jpg"))) == 15
     summary = json.loads((run / "summary.json").read_text())
     assert summary["prepare"]["dataset"] == "wts" and summary["prepare"]["images"] == 15
-    assert sum(".mp4" in problem for problem in summary["prepare"]["problems"]) == 2, summary["prepare"]["problems"]
-    assert {path.name.split("_")[0] for path in (run / "captions" / "train").iterdir()} == {"vehicle", "pedestrian"}
+    assert sum(".mp4" in problem for problem in summary["prepare"]["problems"]) == 2, summary["prepare"][
+        "problems"
+    ]
+    assert {path.name.split("_")[0] for path in (run / "captions" / "train").iterdir()} == {
+        "vehicle",
+        "pedestrian",
+    }
     lines, tokenizer = read_index(run / "coco_captioning.train.jsonl"), load_tokenizer(run / "tokenizer.spm")
     assert lines["image_path"].nunique() == 15 and summary["index"]["train"]["cut"] > 0
-    assert all(tokenizer.decode(line.text_segment).split() == line.caption.split() for line in lines.itertuples())
+    assert all(
+        tokenizer.decode(line.text_segment).split() == line.caption.split() for line in lines.itertuples()
+    )
     done = papermill("04_inspect_captions", tmp_path)
     assert done.returncode and "Run notebook 3 first" in done.stderr
     few = (
@@ -150,7 +175,11 @@ def test_a_real_wts_scenario_runs_through_notebooks_1_to_4(tmp_path):
         ("03_finetune", ("-p", "lrr", "1"), "Did you mean lr?"),
         ("03_finetune", ("-y", "{lr: fast}"), "lr: expected a valid number"),
         ("01_prepare_data", ("-p", "views", "sideways"), "views: expected 'all', 'main'"),
-        ("01_prepare_data", ("-p", "image_size", "0"), "image_size: expected greater than or equal to 16, got 0"),
+        (
+            "01_prepare_data",
+            ("-p", "image_size", "0"),
+            "image_size: expected greater than or equal to 16, got 0",
+        ),
         ("05_score_and_submit", ("-p", "worse", "3"), "Did you mean worst?"),
         ("05_score_and_submit", ("-p", "run", "2026"), "write `-r run 2026`"),
         ("02_build_index", ("-p", "run", "../../x"), "run: expected a name such as 'demo', got '../../x'"),

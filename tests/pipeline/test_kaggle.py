@@ -29,8 +29,15 @@ def metadata(folder):
 
 def test_there_is_one_folder_per_notebook_and_one_data_set(tmp_path, no_wheels):
     package, *notebooks = kaggle.stage(tmp_path, "someone")
-    assert [folder.name for folder in notebooks] == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
-    for name in ("beit3lib/sample/pretrained/sample.spm", "data_manifest.yaml", "requirements.txt", "constraints.txt"):
+    assert [folder.name for folder in notebooks] == sorted(
+        path.stem for path in (ROOT / "notebooks").glob("*.ipynb")
+    )
+    for name in (
+        "beit3lib/sample/pretrained/sample.spm",
+        "data_manifest.yaml",
+        "requirements.txt",
+        "constraints.txt",
+    ):
         assert (package / name).is_file(), name
     assert json.loads((package / "dataset-metadata.json").read_text())["id"] == "someone/beit3lib-package"
     assert not list(package.rglob("__pycache__"))
@@ -57,16 +64,24 @@ def test_notebooks_are_chained_without_internet_and_training_has_two_t4(tmp_path
         assert "someone/beit3lib-package" in meta["dataset_sources"]
         before = [meta["id"]]
     training = metadata(notebooks[2])
-    assert training["machine_shape"] == "NvidiaTeslaT4" and "someone/beit3-weights" in training["dataset_sources"]
+    assert (
+        training["machine_shape"] == "NvidiaTeslaT4"
+        and "someone/beit3-weights" in training["dataset_sources"]
+    )
     assert "someone/wts" in metadata(notebooks[0])["dataset_sources"]
 
 
 def test_real_data_put_parameters_into_the_copy_and_the_sample_needs_none(tmp_path, no_wheels):
-    real, plain = kaggle.stage(tmp_path / "a", "someone", ATTACHED)[3], kaggle.stage(tmp_path / "b", "someone")[3]
+    real, plain = (
+        kaggle.stage(tmp_path / "a", "someone", ATTACHED)[3],
+        kaggle.stage(tmp_path / "b", "someone")[3],
+    )
     cells = nbformat.read(real / "03_finetune.ipynb", 4).cells
     injected = [cell for cell in cells if "injected-parameters" in cell.metadata.get("tags", [])]
     assert "num_gpus = 2" in injected[0].source and "max_minutes = 660.0" in injected[0].source
-    assert (plain / "03_finetune.ipynb").read_bytes() == (ROOT / "notebooks" / "03_finetune.ipynb").read_bytes()
+    assert (plain / "03_finetune.ipynb").read_bytes() == (
+        ROOT / "notebooks" / "03_finetune.ipynb"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(

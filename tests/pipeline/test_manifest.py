@@ -11,7 +11,13 @@ from beit3lib.model import MODELS
 from beit3lib.pipeline.manifest import ManifestError, MissingInput, load_manifest
 
 ROOT = Path(__file__).parents[2]
-ENTRY = {"what": "things", "env": "BEIT3LIB_TEST_THINGS", "from": "somewhere", "terms": "none", "looked_for": ["data"]}
+ENTRY = {
+    "what": "things",
+    "env": "BEIT3LIB_TEST_THINGS",
+    "from": "somewhere",
+    "terms": "none",
+    "looked_for": ["data"],
+}
 
 
 def write(path, text=""):
@@ -38,7 +44,9 @@ def empty(tmp_path, monkeypatch):
 
 
 def manifest_with(tmp_path, **change):
-    entry = {key: value for key, value in {**ENTRY, "contains": {"*": 1}, **change}.items() if value is not None}
+    entry = {
+        key: value for key, value in {**ENTRY, "contains": {"*": 1}, **change}.items() if value is not None
+    }
     return write(tmp_path / "m.yaml", yaml.safe_dump({"version": 2, "entries": {"things": entry}}))
 
 
@@ -59,7 +67,9 @@ def test_a_missing_input_names_where_it_was_looked_for_and_how_to_get_it(empty):
         empty().locate("wts")
     text = str(error.value)
     assert "\n" not in text
-    assert all(part in text for part in ("WTS download", "data/wts", "BEIT3LIB_WTS", "kaggle", "github.com", "terms"))
+    assert all(
+        part in text for part in ("WTS download", "data/wts", "BEIT3LIB_WTS", "kaggle", "github.com", "terms")
+    )
 
 
 @pytest.mark.parametrize("mount", ["wts", "datasets/someone/wts"])
@@ -108,10 +118,15 @@ def test_the_sample_does_not_count_as_the_download(empty, tmp_path, inside):
 def test_an_incomplete_input_is_listed_with_what_it_lacks(empty, tmp_path):
     write(tmp_path / "work/data/BDD_PC_5K/videos/train/video1.mp4")
     table = empty().table(["bdd"])
-    assert table.loc["bdd", "found"] == "no" and table.loc["bdd", "lacks"] == "annotations/**/video*_caption.json"
+    assert (
+        table.loc["bdd", "found"] == "no"
+        and table.loc["bdd", "lacks"] == "annotations/**/video*_caption.json"
+    )
 
 
-@pytest.mark.parametrize("folder", ["work/data", "work/data/beit_base_224", "kaggle/weights", "kaggle/models/a/b/torch/base/1"])
+@pytest.mark.parametrize(
+    "folder", ["work/data", "work/data/beit_base_224", "kaggle/weights", "kaggle/models/a/b/torch/base/1"]
+)
 @pytest.mark.parametrize("suffix", [".pth", ".zip", ""])
 def test_weights_are_found_in_every_form(empty, tmp_path, folder, suffix):
     path = write(tmp_path / folder / f"beit3_base_patch16_224{suffix}")
@@ -119,7 +134,9 @@ def test_weights_are_found_in_every_form(empty, tmp_path, folder, suffix):
     assert empty().find("beit3_base_patch16_480") == path and empty().find("beit3_large_patch16_224") is None
 
 
-@pytest.mark.parametrize("file", ["archive/data.pkl", "model.safetensors", "pytorch_model-00001-of-00002.bin"])
+@pytest.mark.parametrize(
+    "file", ["archive/data.pkl", "model.safetensors", "pytorch_model-00001-of-00002.bin"]
+)
 def test_weights_may_be_a_folder_that_kaggle_unpacked_or_one_of_hugging_face(empty, tmp_path, file):
     path = tmp_path / "kaggle/weights/beit3_base_patch16_224"
     write(path / file)
@@ -133,7 +150,9 @@ def test_an_unknown_entry_is_an_error_that_lists_the_known_ones(empty):
 
 def test_a_variable_that_names_no_such_input_is_an_error(empty, tmp_path, monkeypatch):
     monkeypatch.setenv("BEIT3LIB_WTS", str(tmp_path / "mistypd"))
-    with pytest.raises(MissingInput, match="BEIT3LIB_WTS=.*mistypd: expected the WTS download .* found nothing"):
+    with pytest.raises(
+        MissingInput, match="BEIT3LIB_WTS=.*mistypd: expected the WTS download .* found nothing"
+    ):
         empty().find("wts")
     (tmp_path / "mistypd").mkdir()
     with pytest.raises(MissingInput, match="expected the WTS download .* found no what"):
@@ -142,7 +161,13 @@ def test_a_variable_that_names_no_such_input_is_an_error(empty, tmp_path, monkey
 
 def test_the_manifest_of_the_project_describes_every_entry_in_full():
     for name, entry in load_manifest().entries.items():
-        assert entry.what and entry.terms and entry.source and entry.looked_for and entry.env.startswith("BEIT3LIB_"), name
+        assert (
+            entry.what
+            and entry.terms
+            and entry.source
+            and entry.looked_for
+            and entry.env.startswith("BEIT3LIB_")
+        ), name
         assert "{" not in entry.env and all(count > 0 for count in (entry.contains or {}).values())
 
 
@@ -194,4 +219,8 @@ def test_the_command_ends_with_1_if_an_input_is_missing(empty, tmp_path):
     one = subprocess.run([*command, "bdd"], capture_output=True, text=True, cwd=tmp_path / "work")
     assert one.returncode == 1 and "request form" in one.stdout
     unknown = subprocess.run([*command, "x"], capture_output=True, text=True, cwd=tmp_path / "work")
-    assert unknown.returncode == 1 and unknown.stderr.startswith("ManifestError: ") and "Traceback" not in unknown.stderr
+    assert (
+        unknown.returncode == 1
+        and unknown.stderr.startswith("ManifestError: ")
+        and "Traceback" not in unknown.stderr
+    )

@@ -26,7 +26,8 @@ NBSTRIPOUT = (
 )
 # Words that earlier versions of this project used in a sense of their own; style.md has the words of the field.
 PRIVATE_WORDS = re.compile(
-    r"\b(told|said|says|meant|learnt|taught|held-out|pictures?|places?|lies|stands|goes on|begins anew|surest|paler)\b", re.I
+    r"\b(told|said|says|meant|learnt|taught|held-out|pictures?|places?|lies|stands|goes on|begins anew|surest|paler)\b",
+    re.I,
 )
 
 every_notebook = pytest.mark.parametrize("name", NAMES)
@@ -46,7 +47,9 @@ def parameter_cells(notebook):
 
 def draws_a_figure(source):
     charts = r"\bfigures\.(?!reading_table|repeated_captions)\w+"
-    return re.search(charts + r"|\bgallery\.(image_row|caption_cards|storyboard)|\bIFrame\(", source) is not None
+    return (
+        re.search(charts + r"|\bgallery\.(image_row|caption_cards|storyboard)|\bIFrame\(", source) is not None
+    )
 
 
 def test_the_folder_contains_five_notebooks():
@@ -122,7 +125,9 @@ def test_cells_are_short_and_define_nothing(name):
     for cell in code_cells(read(name)):
         assert len(cell.source.splitlines()) <= 15, cell.source
         tree = ast.parse(cell.source)  # a cell magic is not Python and fails here
-        assert not any(isinstance(node, (ast.ClassDef, ast.FunctionDef)) for node in ast.walk(tree)), cell.source
+        assert not any(isinstance(node, (ast.ClassDef, ast.FunctionDef)) for node in ast.walk(tree)), (
+            cell.source
+        )
         assert ".." not in re.sub(r"\.\.\.", "", cell.source), cell.source
 
 
@@ -145,7 +150,9 @@ def test_notebooks_use_the_words_of_the_field(name):
 
 @pytest.mark.parametrize(("contains", "lines"), [("sys.path", 8), ("BEIT3LIB_SOURCE", 15)])
 def test_the_cells_that_find_and_install_beit3lib_are_the_same_everywhere(contains, lines):
-    finders = {name: [cell.source for cell in code_cells(read(name)) if contains in cell.source] for name in NAMES}
+    finders = {
+        name: [cell.source for cell in code_cells(read(name)) if contains in cell.source] for name in NAMES
+    }
     assert len({tuple(found) for found in finders.values()}) == 1
     assert all(len(found) == 1 and len(found[0].splitlines()) <= lines for found in finders.values())
 
@@ -169,9 +176,15 @@ def repository(tmp_path_factory):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(PROJECT / name, folder / name)
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-    for command in (["init", "--quiet"], ["add", "--all"], [*identity, "commit", "--quiet", "--message", "all"]):
+    for command in (
+        ["init", "--quiet"],
+        ["add", "--all"],
+        [*identity, "commit", "--quiet", "--message", "all"],
+    ):
         subprocess.run(["git", *command], cwd=folder, check=True)
-    revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, check=True, capture_output=True, text=True)
+    revision = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=folder, check=True, capture_output=True, text=True
+    )
     return folder, revision.stdout.strip()
 
 
@@ -179,9 +192,20 @@ def run_lone(python, folder, source):
     """Execute notebook 1 alone in an empty folder."""
     folder.mkdir()
     notebook = shutil.copy(FOLDER / "01_prepare_data.ipynb", folder)
-    command = [python, "-m", "papermill", "--no-progress-bar", "--kernel", "python3", notebook, folder / "out.ipynb"]
+    command = [
+        python,
+        "-m",
+        "papermill",
+        "--no-progress-bar",
+        "--kernel",
+        "python3",
+        notebook,
+        folder / "out.ipynb",
+    ]
     environment = clean(BEIT3LIB_SOURCE=source, PIP_NO_BUILD_ISOLATION="0")
-    return subprocess.run([*command, "-p", "max_scenarios", "1"], cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [*command, "-p", "max_scenarios", "1"], cwd=folder, env=environment, capture_output=True, text=True
+    )
 
 
 @pytest.mark.slow
@@ -190,23 +214,43 @@ def test_a_lone_notebook_in_an_empty_folder_installs_the_package(kind, lone_pyth
     folder, revision = repository
     source = f"git+{folder.as_uri()}@{revision}"
     if kind != "git repository":
-        command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, folder]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--no-deps",
+            "--no-build-isolation",
+            "--wheel-dir",
+            tmp_path,
+            folder,
+        ]
         subprocess.run(command, check=True, capture_output=True)
         (wheel,) = tmp_path.glob("beit3lib-*.whl")
         source = str(wheel if kind == "wheel" else tmp_path)
-    subprocess.run([lone_python, "-m", "pip", "uninstall", "--yes", "--quiet", "beit3lib"], check=True, env=clean())
+    subprocess.run(
+        [lone_python, "-m", "pip", "uninstall", "--yes", "--quiet", "beit3lib"], check=True, env=clean()
+    )
     done = run_lone(lone_python, tmp_path / "empty", source)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "empty" / "runs" / "demo" / "phases.csv").is_file()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["", "git+https://127.0.0.1:9/nobody/nothing@main"], ids=["no source", "no internet"])
+@pytest.mark.parametrize(
+    "source", ["", "git+https://127.0.0.1:9/nobody/nothing@main"], ids=["no source", "no internet"]
+)
 def test_a_lone_notebook_without_the_package_ends_with_one_sentence(source, lone_python, tmp_path):
-    subprocess.run([lone_python, "-m", "pip", "uninstall", "--yes", "--quiet", "beit3lib"], check=True, env=clean())
+    subprocess.run(
+        [lone_python, "-m", "pip", "uninstall", "--yes", "--quiet", "beit3lib"], check=True, env=clean()
+    )
     done = run_lone(lone_python, tmp_path / "empty", source)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("SystemExit: ")]
-    assert done.returncode and f"expected to install beit3lib from {source!r}" in line and "`make kaggle`" in line
+    assert (
+        done.returncode
+        and f"expected to install beit3lib from {source!r}" in line
+        and "`make kaggle`" in line
+    )
     assert len(line) < 400
 
 
@@ -226,7 +270,12 @@ def test_an_unknown_or_invalid_parameter_ends_the_run(name, parameters, expected
     output = tmp_path / "out.ipynb"
     with pytest.raises(papermill.PapermillExecutionError) as failure:
         papermill.execute_notebook(
-            FOLDER / f"{name}.ipynb", output, parameters, kernel_name="python3", cwd=tmp_path, progress_bar=False
+            FOLDER / f"{name}.ipynb",
+            output,
+            parameters,
+            kernel_name="python3",
+            cwd=tmp_path,
+            progress_bar=False,
         )
     assert all(word in failure.value.evalue for word in expected)
     assert list(tmp_path.iterdir()) == [output]
@@ -240,12 +289,20 @@ def test_make_badges_writes_address_and_links_once(repository):
     for name in NAMES:
         cells = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4).cells
         assert sum(f'"git+https://github.com/you/name@{revision}"' in cell.source for cell in cells) == 1
-        assert cells[0].source.split("\n")[0].count(f"/notebooks/{name}.ipynb)") == 2 and "/old/" not in cells[0].source
+        assert (
+            cells[0].source.split("\n")[0].count(f"/notebooks/{name}.ipynb)") == 2
+            and "/old/" not in cells[0].source
+        )
         assert [cell.id for cell in cells] == [cell.id for cell in read(name).cells]
     text = (folder / "README.md").read_text()
-    assert text.count("[![Open in ") == 10 and len(text.splitlines()) == len((PROJECT / "README.md").read_text().splitlines())
+    assert text.count("[![Open in ") == 10 and len(text.splitlines()) == len(
+        (PROJECT / "README.md").read_text().splitlines()
+    )
     wrong = subprocess.run([*command[:2], "gitlab"], capture_output=True, text=True)
-    assert wrong.returncode == 1 and "REPOSITORY: expected https://github.com/you/name, got 'gitlab'" in wrong.stderr
+    assert (
+        wrong.returncode == 1
+        and "REPOSITORY: expected https://github.com/you/name, got 'gitlab'" in wrong.stderr
+    )
 
 
 @every_notebook

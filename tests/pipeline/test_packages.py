@@ -29,7 +29,9 @@ def beside(tmp_path, monkeypatch):
     (tmp_path / "requirements.txt").write_text("# comment\nfirst>=2  # why\nsecond>=1.5\njupyter>=1\n")
     commands, versions = [], {"first": "2.0.1", "second": "1.5", "torchscale": "0.3.0", "fairscale": "0.4.0"}
     monkeypatch.setattr(packages, "BESIDE", tmp_path)
-    monkeypatch.setattr(packages.metadata, "version", lambda name: versions[name] if name in versions else missing(name))
+    monkeypatch.setattr(
+        packages.metadata, "version", lambda name: versions[name] if name in versions else missing(name)
+    )
     done = subprocess.CompletedProcess([], 0, "", "")
     monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command[3:]) or done)
     return tmp_path, versions, commands
@@ -58,7 +60,9 @@ def test_every_imported_package_is_in_requirements_txt():
 
 
 def test_requirements_are_lower_bounds():
-    bounded = [Requirement(line) for line in packages.requirements() if line not in packages.WITHOUT_DEPENDENCIES]
+    bounded = [
+        Requirement(line) for line in packages.requirements() if line not in packages.WITHOUT_DEPENDENCIES
+    ]
     assert len(bounded) > 15 and all(re.fullmatch(r">=[\d.]+", str(each.specifier)) for each in bounded)
 
 
@@ -70,7 +74,9 @@ def test_constraints_satisfy_the_requirements():
     for line in packages.requirements():
         each = Requirement(line)
         if line not in packages.WITHOUT_DEPENDENCIES:
-            assert pins[each.name] and all(each.specifier.contains(version) for version in pins[each.name]), line
+            assert pins[each.name] and all(each.specifier.contains(version) for version in pins[each.name]), (
+                line
+            )
 
 
 def test_nothing_is_missing_here():
@@ -112,7 +118,9 @@ def test_constraints_apply_to_packages_from_the_index(beside):
     (folder / "constraints.txt").write_text("second==1.7\n")
     versions.pop("second")
     packages.install_missing()
-    assert commands == [["install", "--constraint", str(folder / "constraints.txt"), "second>=1.5", "--quiet"]]
+    assert commands == [
+        ["install", "--constraint", str(folder / "constraints.txt"), "second>=1.5", "--quiet"]
+    ]
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut"])
@@ -157,10 +165,29 @@ def test_a_failing_pip_is_an_error_with_its_last_lines(beside, monkeypatch):
 
 @pytest.mark.slow
 def test_a_built_wheel_contains_everything_that_a_lone_notebook_needs(tmp_path):
-    for name in ("beit3lib", "pyproject.toml", "requirements.txt", "README.md", "LICENSE", "data_manifest.yaml"):
+    for name in (
+        "beit3lib",
+        "pyproject.toml",
+        "requirements.txt",
+        "README.md",
+        "LICENSE",
+        "data_manifest.yaml",
+    ):
         source = ROOT / name
-        shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copyfile(source, tmp_path / name)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, tmp_path]
+        shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copyfile(
+            source, tmp_path / name
+        )
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        tmp_path,
+        tmp_path,
+    ]
     subprocess.run(command, check=True, capture_output=True)
     (built,) = tmp_path.glob("beit3lib-*.whl")
     names = zipfile.ZipFile(built).namelist()

@@ -45,7 +45,9 @@ def index(run):
         (run / "tokenizer.spm").write_text("spm")
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../../x", "a/b", "/tmp/x", ".hidden", "a\\b", "a\0b", "a\n", " "])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../../x", "a/b", "/tmp/x", ".hidden", "a\\b", "a\0b", "a\n", " "]
+)
 def test_a_run_name_that_is_a_path_is_an_error(tmp_path, name):
     with pytest.raises(ValueError, match="run: expected a name such as 'demo', got "):
         open_run(name, tmp_path / "runs")

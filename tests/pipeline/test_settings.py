@@ -5,16 +5,36 @@ import pytest
 from beit3lib.pipeline.settings import ParameterError, between, choice, optional, read_parameters
 
 CELL = 'run = "demo"  # name of the run\nlr = 1e-4  # learning rate\njobs = 0  # processes\nviews = "all"\nphoto = None'
-KINDS = {"run": str, "lr": float, "jobs": between(0, 8), "views": choice("all", "main"), "photo": optional(str)}
+KINDS = {
+    "run": str,
+    "lr": float,
+    "jobs": between(0, 8),
+    "views": choice("all", "main"),
+    "photo": optional(str),
+}
 
 
 def kernel(*cells, **values):
     """The variables of a kernel that ran the parameters cell and further cells."""
-    return {"run": "demo", "lr": 1e-4, "jobs": 0, "views": "all", "photo": None, "In": ["", CELL, *cells], **values}
+    return {
+        "run": "demo",
+        "lr": 1e-4,
+        "jobs": 0,
+        "views": "all",
+        "photo": None,
+        "In": ["", CELL, *cells],
+        **values,
+    }
 
 
 def test_parameters_keep_their_values():
-    assert dict(read_parameters(kernel(), **KINDS)) == {"run": "demo", "lr": 1e-4, "jobs": 0, "views": "all", "photo": None}
+    assert dict(read_parameters(kernel(), **KINDS)) == {
+        "run": "demo",
+        "lr": 1e-4,
+        "jobs": 0,
+        "views": "all",
+        "photo": None,
+    }
 
 
 @pytest.mark.parametrize("value, expected", [("1e-4", 1e-4), (1, 1.0), (" 2 ", 2.0)])
@@ -24,7 +44,16 @@ def test_a_number_that_yaml_passes_as_text_becomes_a_float(value, expected):
 
 @pytest.mark.parametrize(
     "name, value",
-    [("lr", "fast"), ("lr", True), ("lr", None), ("lr", float("nan")), ("jobs", -1), ("jobs", 9), ("jobs", 1.5), ("jobs", "3")]
+    [
+        ("lr", "fast"),
+        ("lr", True),
+        ("lr", None),
+        ("lr", float("nan")),
+        ("jobs", -1),
+        ("jobs", 9),
+        ("jobs", 1.5),
+        ("jobs", "3"),
+    ]
     + [("jobs", True), ("views", "sideways"), ("views", 1), ("photo", 5), ("run", None)],
 )
 def test_a_wrong_value_is_named_with_what_was_expected(name, value):
@@ -42,7 +71,9 @@ def test_a_number_as_the_run_name_suggests_papermills_option_for_text():
         read_parameters(kernel(run=2026), **KINDS)
 
 
-@pytest.mark.parametrize("cell", ["# Parameters\nlrr = 1\n", "# Parameters\nlrr = float('inf')\nrun = 'mine'\n"])
+@pytest.mark.parametrize(
+    "cell", ["# Parameters\nlrr = 1\n", "# Parameters\nlrr = float('inf')\nrun = 'mine'\n"]
+)
 def test_an_unknown_parameter_from_papermill_is_named_with_the_closest_known_one(cell):
     with pytest.raises(ParameterError, match="lrr: expected a parameter of this notebook.*Did you mean lr?"):
         read_parameters(kernel(cell), **KINDS)
@@ -85,14 +116,21 @@ def test_parameters_are_shown_as_an_escaped_table():
         ("int('x')", False),
     ],
 )
-def test_errors_that_the_package_raises_itself_are_one_line_in_a_notebook(tmp_path, monkeypatch, capsys, cell, short):
+def test_errors_that_the_package_raises_itself_are_one_line_in_a_notebook(
+    tmp_path, monkeypatch, capsys, cell, short
+):
     from IPython.core.interactiveshell import InteractiveShell
 
     monkeypatch.chdir(tmp_path)
     shell = InteractiveShell()
     shell.colors = "nocolor"
-    shell.run_cell("import beit3lib.files\nfrom beit3lib.pipeline.settings import shorten_errors\nshorten_errors()")
+    shell.run_cell(
+        "import beit3lib.files\nfrom beit3lib.pipeline.settings import shorten_errors\nshorten_errors()"
+    )
     result = shell.run_cell(cell)
     shown = capsys.readouterr()
-    assert isinstance(result.error_in_exec, (ValueError, OSError)) and str(result.error_in_exec) in shown.out + shown.err
+    assert (
+        isinstance(result.error_in_exec, (ValueError, OSError))
+        and str(result.error_in_exec) in shown.out + shown.err
+    )
     assert ("--->" not in shown.out + shown.err) == short

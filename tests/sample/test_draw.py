@@ -8,9 +8,10 @@ import pytest
 import sentencepiece
 
 from beit3lib import sample
-from beit3lib.data.aspects import SUBJECTS, split_caption
+from beit3lib.data.aspects import split_caption
+from beit3lib.data.schema import PHASES, SUBJECTS
 from beit3lib.data.views import read_boxes
-from beit3lib.data.wts import PHASES, read_wts
+from beit3lib.data.wts import read_wts
 from beit3lib.sample import draw
 from beit3lib.sample.draw import VALUES, Camera, Scene, describe, draw_blur, draw_frames, full_caption
 
@@ -33,7 +34,10 @@ def test_the_sample_is_read_as_a_download_without_problems(root):
     table = read_wts(root)
     assert table.problems == []
     assert set(table.phases["scenario"]) == {scenario.name for scenario in draw.plan(SMALL)}
-    assert set(table.phases["split"]) == {"train", "val", "test"} and set(table.phases["source"]) == {"wts", "bdd"}
+    assert set(table.phases["split"]) == {"train", "val", "test"} and set(table.phases["source"]) == {
+        "wts",
+        "bdd",
+    }
     assert set(table.phases[table.phases["source"] == "bdd"]["label"]) <= set(PHASES)
 
 
@@ -43,7 +47,9 @@ def test_caption_files_have_every_key_of_real_ones(root):
     assert isinstance(wts["event_phase"][0]["start_time"], str)
     bdd = json.loads(next((root / "external/BDD_PC_5K/annotations/caption/train").glob("*.json")).read_text())
     assert set(bdd) == {"video_name", "fps", "event_phase"}
-    test = json.loads(next((root / "annotations/caption/test/public_challenge").glob("*/*/*.json")).read_text())
+    test = json.loads(
+        next((root / "annotations/caption/test/public_challenge").glob("*/*/*.json")).read_text()
+    )
     assert set(test["event_phase"][0]) == REAL_KEYS - {"caption_pedestrian", "caption_vehicle"}
 
 
@@ -91,7 +97,11 @@ def test_every_sentence_is_classified_as_the_aspect_it_was_written_for():
 
 
 def test_every_fact_has_three_to_five_wordings():
-    counts = {(fact, value): len(set(texts)) for fact, values in draw.WORDINGS.items() for value, texts in values.items()}
+    counts = {
+        (fact, value): len(set(texts))
+        for fact, values in draw.WORDINGS.items()
+        for value, texts in values.items()
+    }
     assert all(3 <= count <= 5 for count in counts.values()), counts
 
 
@@ -105,20 +115,30 @@ def test_wordings_vary_between_scenes_and_optional_facts_are_sometimes_left_out(
 
 def test_captions_fit_the_tokens_of_the_tiny_model():
     processor = sentencepiece.SentencePieceProcessor(model_file=str(sample.SPM_PATH))
-    lengths = [len(processor.encode(text)) for scene in worded(60) for s in SUBJECTS for text in describe(scene, s).values()]
+    lengths = [
+        len(processor.encode(text))
+        for scene in worded(60)
+        for s in SUBJECTS
+        for text in describe(scene, s).values()
+    ]
     assert max(lengths) <= 40
 
 
 def test_about_a_fifth_of_the_scenes_is_hard_to_see_and_no_bright_one_is_very_dark():
     conditions = [scene.condition for scene in worded(120)]
-    assert set(conditions) == {"plain", *draw.HARD} and 0.12 < np.mean([c != "plain" for c in conditions]) < 0.28
+    assert (
+        set(conditions) == {"plain", *draw.HARD} and 0.12 < np.mean([c != "plain" for c in conditions]) < 0.28
+    )
     assert all(scene.light == "dark" for scene in worded(120) if scene.condition == "very dark")
 
 
 @pytest.mark.parametrize("condition", draw.HARD)
 def test_a_hard_scene_shows_the_colors_of_clothes_less(condition):
     def contrast(**changes):
-        red, blue = (np.float32(draw_blur(Scene(upper=upper, light="dark", **changes), STILL)) for upper in ("red", "blue"))
+        red, blue = (
+            np.float32(draw_blur(Scene(upper=upper, light="dark", **changes), STILL))
+            for upper in ("red", "blue")
+        )
         return np.abs(red - blue).sum()
 
     assert contrast(condition=condition) < 0.5 * contrast()

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from test_draw import scenes, worded
 
-from beit3lib.data.aspects import ASPECTS, SUBJECTS
+from beit3lib.data.schema import ASPECTS, SUBJECTS
 from beit3lib.sample import DRAWN_NAME, truth
 from beit3lib.sample.draw import VALUES, Scene, describe
 
@@ -38,7 +38,9 @@ def test_every_wrong_value_is_an_error_of_some_caption_type(name):
                 (subject, aspect)
                 for subject in SUBJECTS
                 for aspect in ASPECTS
-                if not truth.states_correctly(describe(other, subject).get(aspect, ""), scene, subject, aspect)
+                if not truth.states_correctly(
+                    describe(other, subject).get(aspect, ""), scene, subject, aspect
+                )
             ]
             assert wrong, (name, value)
 
@@ -60,14 +62,24 @@ def test_captions_of_the_sample_have_its_wording(subject):
 
 
 def test_a_caption_with_a_missing_word_does_not_have_the_wording_of_the_sample():
-    assert truth.has_sample_wording("There is a two-way residential road with a gravel surface.", "vehicle", "road")
-    for broken in ("The is a two-way residential road with a gravel surface.", "The road has no sidewalk", "The road has no "):
+    assert truth.has_sample_wording(
+        "There is a two-way residential road with a gravel surface.", "vehicle", "road"
+    )
+    for broken in (
+        "The is a two-way residential road with a gravel surface.",
+        "The road has no sidewalk",
+        "The road has no ",
+    ):
         assert not truth.has_sample_wording(broken, "vehicle", "road")
     assert truth.has_sample_wording("", "vehicle", "road")
 
 
 def test_omitted_facts_are_shares_of_captions_and_references():
-    rows = [("The weather is rainy.", "It is dark with rainy weather."), ("", "The weather is rainy."), ("It is dark.", "")]
+    rows = [
+        ("The weather is rainy.", "It is dark with rainy weather."),
+        ("", "The weather is rainy."),
+        ("It is dark.", ""),
+    ]
     table = pd.DataFrame(rows, columns=["caption", "reference"]).assign(subject="vehicle", aspect="weather")
     assert truth.omitted_facts(table).to_dict("index") == {"light": {"captions": 1.0, "references": 0.5}}
 
@@ -82,7 +94,9 @@ def test_attribute_shares_of_plain_and_hard_scenes_are_separate():
 def test_an_aspect_that_is_not_mentioned_requires_an_empty_caption():
     dark = Scene(light="dark")
     assert truth.states_correctly("", dark, "vehicle", "pedestrian_description")
-    assert not truth.states_correctly("a red jacket and black slacks", dark, "vehicle", "pedestrian_description")
+    assert not truth.states_correctly(
+        "a red jacket and black slacks", dark, "vehicle", "pedestrian_description"
+    )
 
 
 def test_attribute_shares_differ_between_own_and_shuffled_images():
@@ -99,7 +113,9 @@ def test_attribute_shares_skip_scenarios_that_were_not_drawn():
 
 def test_the_attribute_table_lists_drawn_and_stated_values():
     drawn = {("a", 0): Scene(upper="red", lower="black")}
-    table = pd.DataFrame([("a", 0, "pedestrian", "pedestrian_description", "The pedestrian wears a blue jacket.")])
+    table = pd.DataFrame(
+        [("a", 0, "pedestrian", "pedestrian_description", "The pedestrian wears a blue jacket.")]
+    )
     table.columns = ["scenario", "phase", "subject", "aspect", "caption"]
     rows = truth.attribute_table(table, drawn)
     assert rows[["attribute", "drawn", "stated"]].values.tolist() == [["upper", "red", "blue"]]
@@ -112,7 +128,9 @@ def test_the_drawn_values_are_read_from_the_sample(tmp_path):
     assert truth.read_drawn(tmp_path) == {("a", 0): Scene(light="dark")}
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"a": 5}', '{"a": {"0": {"mood": "fine"}}}', '{"a": {"x": {}}}'])
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"a": 5}', '{"a": {"0": {"mood": "fine"}}}', '{"a": {"x": {}}}']
+)
 def test_broken_drawn_values_name_the_file(tmp_path, content):
     (tmp_path / DRAWN_NAME).write_text(content)
     with pytest.raises(ValueError, match=DRAWN_NAME):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from beit3lib.data.aspects import SUBJECTS
+from beit3lib.data.schema import SUBJECTS
 from beit3lib.track2 import metrics, wordnet
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -36,7 +36,9 @@ def reader():
     """nltk's WordNet reader."""
     found = wordnet.find_synonyms().reader
     if found is None:
-        pytest.skip("no WordNet: python -m nltk.downloader wordnet, or Debian's wordnet-base and wordnet-sense-index")
+        pytest.skip(
+            "no WordNet: python -m nltk.downloader wordnet, or Debian's wordnet-base and wordnet-sense-index"
+        )
     return found
 
 
@@ -73,10 +75,27 @@ def plain_cider(a, b):
 def random_texts(number, words=90, seed=0):
     """Draw texts of many different words with common stems, so that caches are of little use."""
     rng = random.Random(seed)
-    stems = ["walk", "cross", "turn", "stop", "road", "car", "automobile", "man", "person", "light", "look", "watch", "street"]
+    stems = [
+        "walk",
+        "cross",
+        "turn",
+        "stop",
+        "road",
+        "car",
+        "automobile",
+        "man",
+        "person",
+        "light",
+        "look",
+        "watch",
+        "street",
+    ]
     stems += ["".join(rng.choices("abcdefghiklmnoprstuvw", k=rng.randint(3, 8))) for _ in range(400)]
     vocabulary = [stem + end for stem in stems for end in ("", "s", "ing", "ed")]
-    return [" ".join(rng.choices(vocabulary, k=rng.randint(words - 30, words + 30))).capitalize() + "." for _ in range(number)]
+    return [
+        " ".join(rng.choices(vocabulary, k=rng.randint(words - 30, words + 30))).capitalize() + "."
+        for _ in range(number)
+    ]
 
 
 def close(found, expected):
@@ -89,13 +108,17 @@ def test_scores_equal_the_official_script(reader):
         pytest.skip(f"{path}: expected the official scores, found none")
     for pair in json.loads(path.read_text()):
         found = metrics.score_caption(pair["prediction"], pair["reference"])
-        assert {m: found[m] for m in metrics.METRICS} == pytest.approx({m: pair[m] for m in metrics.METRICS}, abs=1e-6)
+        assert {m: found[m] for m in metrics.METRICS} == pytest.approx(
+            {m: pair[m] for m in metrics.METRICS}, abs=1e-6
+        )
 
 
 @pytest.mark.parametrize("prediction", TEXTS)
 def test_every_pair_scores_as_the_libraries_score_it(reader, prediction):
     for reference in TEXTS:
-        assert close(metrics.score_caption(prediction, reference), official(prediction, reference, reader)), reference
+        assert close(metrics.score_caption(prediction, reference), official(prediction, reference, reader)), (
+            reference
+        )
 
 
 def test_random_texts_score_as_the_libraries_score_them(reader):
@@ -105,7 +128,11 @@ def test_random_texts_score_as_the_libraries_score_them(reader):
 
 
 def test_synonyms_and_stems_match(reader):
-    assert metrics.score_caption("halt", "stop")["meteor"] == metrics.score_caption("walking", "walks")["meteor"] == 0.5
+    assert (
+        metrics.score_caption("halt", "stop")["meteor"]
+        == metrics.score_caption("walking", "walks")["meteor"]
+        == 0.5
+    )
     assert metrics.score_caption("bicycle", "car")["meteor"] == 0.0
     # nltk looks up stems, and WordNet does not contain the stem "automobil"
     assert metrics.score_caption("automobile", "car")["meteor"] == 0.0
@@ -152,7 +179,9 @@ def test_captions_and_references_of_unequal_number_are_an_error():
 @pytest.mark.slow
 def test_two_processes_give_the_scores_of_one():
     texts = random_texts(14, words=40)
-    assert metrics.score_pairs(texts[:7], texts[7:], jobs=2).equals(metrics.score_pairs(texts[:7], texts[7:], jobs=1))
+    assert metrics.score_pairs(texts[:7], texts[7:], jobs=2).equals(
+        metrics.score_pairs(texts[:7], texts[7:], jobs=1)
+    )
 
 
 @pytest.mark.slow
@@ -188,12 +217,18 @@ def phase(label, name):
 def tree(tmp_path):
     """Two WTS scenarios with two views, one of them in normal_trimmed, a name with letters of the suffix, and one of BDD."""
     root = tmp_path / "caption"
-    for folder, name in (("", "20230707_8_SN46_T1"), ("normal_trimmed/", "20231013_105827_normal_192.168.0.14_1_event_2")):
+    for folder, name in (
+        ("", "20230707_8_SN46_T1"),
+        ("normal_trimmed/", "20231013_105827_normal_192.168.0.14_1_event_2"),
+    ):
         for view in ("overhead_view", "vehicle_view"):
             phases = [{**phase(label, name), "start_time": "1.0"} for label in "4012"]
             write(root / folder / name / view / f"{name}_caption.json", {"id": 1, "event_phase": phases})
     write(root / "scene_1_caption.json", {"event_phase": [phase("0", "scene_1")]})
-    write(root / "video2912_caption.json", {"fps": "59", "event_phase": [phase(x, "video2912") for x in ("avoidance", "1")]})
+    write(
+        root / "video2912_caption.json",
+        {"fps": "59", "event_phase": [phase(x, "video2912") for x in ("avoidance", "1")]},
+    )
     return root
 
 
@@ -224,12 +259,16 @@ def test_perfect_predictions_score_100(tree):
     assert scores.missing == [] and scores.problems == []
     columns = ["scenario", "label", "phase", "subject", *metrics.METRICS, "score"]
     assert scores.segments[columns].shape == (2 * 11, 9)
-    assert scores.segments.set_index(["scenario", "label"]).loc[("video2912", "avoidance"), "phase"].tolist() == [4, 4]
+    assert scores.segments.set_index(["scenario", "label"]).loc[
+        ("video2912", "avoidance"), "phase"
+    ].tolist() == [4, 4]
 
 
 def test_a_submission_of_another_split_is_an_error(tree):
     for other, found in (({}, "no scenario"), ({"meta": {}, "predictions": []}, "meta, predictions")):
-        with pytest.raises(ValueError, match=f"such as .*, got {found}. Give a submission and captions of the same split"):
+        with pytest.raises(
+            ValueError, match=f"such as .*, got {found}. Give a submission and captions of the same split"
+        ):
             metrics.score_submission(other, tree)
 
 
@@ -253,7 +292,9 @@ def test_the_final_score_averages_only_parts_with_ground_truth(tree):
     built = perfect(tree)
     (tree / "video2912_caption.json").unlink()
     scores = metrics.score_submission(built, tree)
-    assert scores.external is None and scores.final == scores.internal["score"] == pytest.approx(100, abs=0.005)
+    assert scores.external is None and scores.final == scores.internal["score"] == pytest.approx(
+        100, abs=0.005
+    )
     assert "external not in the ground truth" in " ".join(metrics.report(scores).split())
     assert "2 segments (video2912 label avoidance" in str(scores.problems[0])
 
@@ -278,8 +319,16 @@ def test_other_and_broken_files_are_listed_and_skipped(tree):
     scores = metrics.score_submission(built, tree)
     assert scores.final == pytest.approx(100, abs=0.005) and len(scores.segments) == 2 * 12
     listed = "\n".join(map(str, scores.problems))
-    assert len(scores.problems) == 5 and "2 other JSON files (video2_bbox.json, view_list.json); skipped" in listed
-    for where in ("video3_caption.json", "video4_caption.json", "video5_caption.json: label 0", "video5_caption.json: phase 1"):
+    assert (
+        len(scores.problems) == 5
+        and "2 other JSON files (video2_bbox.json, view_list.json); skipped" in listed
+    )
+    for where in (
+        "video3_caption.json",
+        "video4_caption.json",
+        "video5_caption.json: label 0",
+        "video5_caption.json: phase 1",
+    ):
         assert where in listed
 
 
@@ -295,12 +344,15 @@ def test_spellings_of_a_number_are_one_segment(tree, spelling):
 
 
 @pytest.mark.parametrize(
-    "content", ["[" * 100_000, '{"event_phase": NaN}', '{"event_phase": [{"labels": [1e400]}]}', "\ufeff{}", "5"]
+    "content",
+    ["[" * 100_000, '{"event_phase": NaN}', '{"event_phase": [{"labels": [1e400]}]}', "\ufeff{}", "5"],
 )
 def test_unusable_json_is_listed_with_its_file(tree, content):
     write(tree / "video9_caption.json", content)
     scores = metrics.score_submission(perfect(tree) | {"video9": [1]}, tree)
-    assert scores.final == pytest.approx(100, abs=0.005) and any("video9_caption.json" in str(p) for p in scores.problems)
+    assert scores.final == pytest.approx(100, abs=0.005) and any(
+        "video9_caption.json" in str(p) for p in scores.problems
+    )
     path = tree.parent / "submission.json"
     write(path, content)
     with pytest.raises(ValueError, match="submission.json"):
@@ -310,7 +362,9 @@ def test_unusable_json_is_listed_with_its_file(tree, content):
 @pytest.mark.parametrize("label", ["9" * 5000, 10**400, True, None, {}, [[]], ""])
 def test_unusable_labels_are_listed_and_not_scored(tree, label):
     built = perfect(tree)
-    built["video2912"].append({"labels": [label], "caption_vehicle": "A car.", "caption_pedestrian": "A man."})
+    built["video2912"].append(
+        {"labels": [label], "caption_vehicle": "A car.", "caption_pedestrian": "A man."}
+    )
     scores = metrics.score_submission(built, tree)
     assert scores.final == pytest.approx(100, abs=0.005) and len(scores.problems) == 1
 
@@ -372,15 +426,30 @@ def test_several_folders_of_captions_are_one_ground_truth(tree, tmp_path, monkey
 def test_the_command_takes_the_official_flags(tree, tmp_path, monkeypatch, capsys):
     write(tmp_path / "submission.json", perfect(tree))
     out = tmp_path / "scores.json"
-    call(monkeypatch, "--predictions_file", tmp_path / "submission.json", "--ground_truth", tree, "--json", out)
+    call(
+        monkeypatch, "--predictions_file", tmp_path / "submission.json", "--ground_truth", tree, "--json", out
+    )
     shown = capsys.readouterr().out
     assert "fficial score: 100.00 over 11 segments" in shown.replace("(not official)", "official score")
-    assert [line.split() for line in shown.splitlines()][1] == ["internal", "1.0000", "1.0000", "1.0000", "10.0000", "100.00"]
+    assert [line.split() for line in shown.splitlines()][1] == [
+        "internal",
+        "1.0000",
+        "1.0000",
+        "1.0000",
+        "10.0000",
+        "100.00",
+    ]
     written = json.loads(out.read_text())
-    assert written["final"] == pytest.approx(100, abs=0.005) and written["segments"] == 11 and written["missing"] == []
+    assert (
+        written["final"] == pytest.approx(100, abs=0.005)
+        and written["segments"] == 11
+        and written["missing"] == []
+    )
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "expected a file"), ("{", "expected JSON"), ("[]", "found list")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "expected a file"), ("{", "expected JSON"), ("[]", "found list")]
+)
 def test_the_command_reports_a_broken_submission_file(tree, tmp_path, monkeypatch, content, message):
     if content is not None:
         write(tmp_path / "submission.json", content)

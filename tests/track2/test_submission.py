@@ -57,7 +57,10 @@ def test_only_captions_above_the_limit_lose_sentences_and_repeated_ones_first():
     sentences = ["The road is wet and narrow.", "A man in red walks.", "The road is narrow."]
     assert fit_length(sentences, None) == fit_length(sentences, 15) == " ".join(sentences)
     assert fit_length(sentences, 12) == "The road is wet and narrow. A man in red walks."
-    assert fit_length(["One long sentence is never cut to nothing."], 2) == "One long sentence is never cut to nothing."
+    assert (
+        fit_length(["One long sentence is never cut to nothing."], 2)
+        == "One long sentence is never cut to nothing."
+    )
 
 
 def test_a_caption_is_never_cut_further_below_the_limit_than_it_was_above():
@@ -68,7 +71,9 @@ def test_a_caption_is_never_cut_further_below_the_limit_than_it_was_above():
 
 
 def test_the_usual_length_is_the_90th_percentile():
-    table = pd.DataFrame({f"caption_{s}": [" ".join(["word"] * n) for n in range(1, 12)] for s in ("vehicle", "pedestrian")})
+    table = pd.DataFrame(
+        {f"caption_{s}": [" ".join(["word"] * n) for n in range(1, 12)] for s in ("vehicle", "pedestrian")}
+    )
     assert usual_lengths(table) == {"vehicle": 10.0, "pedestrian": 10.0}
 
 
@@ -80,7 +85,14 @@ def test_a_view_is_chosen_by_log_prob_or_by_consensus():
         choose_view(captions, log_probs, "luck")
 
 
-def rows(*, views=("a_1.mp4", "a_2.mp4"), label="4", scenario="2023_a", phase=4, captions=("It turns.", "It stops.")):
+def rows(
+    *,
+    views=("a_1.mp4", "a_2.mp4"),
+    label="4",
+    scenario="2023_a",
+    phase=4,
+    captions=("It turns.", "It stops."),
+):
     found = []
     for view, caption in zip(views, captions, strict=True):
         for subject in ("vehicle", "pedestrian"):
@@ -90,16 +102,22 @@ def rows(*, views=("a_1.mp4", "a_2.mp4"), label="4", scenario="2023_a", phase=4,
 
 
 def test_a_submission_has_phases_in_order_and_original_labels():
-    later, first = rows(label="action", phase=3, scenario="video7"), rows(label="0", phase=0, scenario="video7")
+    later, first = (
+        rows(label="action", phase=3, scenario="video7"),
+        rows(label="0", phase=0, scenario="video7"),
+    )
     built = build_submission(pd.DataFrame([*later, *first, *rows()]))
     assert [e["labels"] for e in built["video7"]] == [["0"], ["action"]]
-    assert built["2023_a"] == [{"labels": ["4"], "caption_vehicle": "It turns.", "caption_pedestrian": "It turns."}]
+    assert built["2023_a"] == [
+        {"labels": ["4"], "caption_vehicle": "It turns.", "caption_pedestrian": "It turns."}
+    ]
 
 
 def test_the_variant_with_the_best_validation_score_is_chosen():
     table = pd.DataFrame(
         rows(
-            views=("1", "2", "3"), captions=("It turns right here now.", "It turns right here.", "Nothing like it at all here.")
+            views=("1", "2", "3"),
+            captions=("It turns right here now.", "It turns right here.", "Nothing like it at all here."),
         )
     )
     table["log_prob"] = [0.0, 0.0, -1.0, -1.0, 1.0, 1.0]
@@ -115,7 +133,9 @@ def test_without_validation_captions_the_defaults_are_chosen():
     for predictions, references in ((empty, {}), (empty, {("a", "0"): {}}), (pd.DataFrame(rows()), {})):
         options, variants = choose_by_validation(predictions, references, {})
         assert options == {"choose": "log_prob", "most_words": None} and variants.empty
-    assert usual_lengths(pd.DataFrame({"caption_vehicle": [None], "caption_pedestrian": ["He walks."]})) == {"pedestrian": 2.0}
+    assert usual_lengths(pd.DataFrame({"caption_vehicle": [None], "caption_pedestrian": ["He walks."]})) == {
+        "pedestrian": 2.0
+    }
 
 
 def test_two_spellings_of_a_label_are_one_segment():
@@ -184,7 +204,14 @@ def test_each_kind_of_error_is_reported(how):
 
 def test_all_errors_are_reported_together_and_nothing_is_written(tmp_path):
     submission = correct()
-    together = ["word for number", "empty caption", "foreign key", "surplus phase", "foreign scenario", "missing scenario"]
+    together = [
+        "word for number",
+        "empty caption",
+        "foreign key",
+        "surplus phase",
+        "foreign scenario",
+        "missing scenario",
+    ]
     for how in together:
         spoil(submission, how)
     with pytest.raises(SubmissionError, match="found 6 problems, wrote nothing") as error:
@@ -199,7 +226,12 @@ def test_a_submission_that_is_no_object_is_reported():
 
 def test_expected_segments_keep_order_and_spelling():
     table = pd.DataFrame(
-        [("test", "video7", "avoidance", 4), ("test", "video7", "0", 0), ("test", "video7", "0", 0), ("train", "x", "1", 1)],
+        [
+            ("test", "video7", "avoidance", 4),
+            ("test", "video7", "0", 0),
+            ("test", "video7", "0", 0),
+            ("train", "x", "1", 1),
+        ],
         columns=["split", "scenario", "label", "phase"],
     )
     assert expected_segments(table, "test") == {"video7": ["0", "avoidance"]}
@@ -214,7 +246,10 @@ def test_missing_captions_are_an_error_unless_fill_missing_is_set(tmp_path):
         write_submission(path, holes, EXPECTED, usual=usual)
     assert not path.exists()
     written = write_submission(path, holes, EXPECTED, fill_missing=True, usual=usual)
-    assert written.filled == ["2023_a label 0: caption_vehicle", "video7 label avoidance: caption_vehicle, caption_pedestrian"]
+    assert written.filled == [
+        "2023_a label 0: caption_vehicle",
+        "video7 label avoidance: caption_vehicle, caption_pedestrian",
+    ]
     assert check_submission(json.loads(path.read_text()), EXPECTED) == []
     assert written.submission["2023_a"][0] == entry("0", caption_vehicle="It stops.")
     assert written.submission["video7"] == [{"labels": ["avoidance"], **usual}]
@@ -231,7 +266,11 @@ def test_a_subject_without_training_captions_cannot_be_filled(tmp_path):
 def images(tmp_path):
     for name, gray in (("dark.png", 10), ("light.png", 240), ("query.png", 230)):
         Image.new("RGB", (20, 20), (gray,) * 3).save(tmp_path / name)
-    rows = [("a", "dark.png", "Dark.", "Dark."), ("b", "light.png", "Light.", "Light."), ("c", "dark.png", "Dark.", "Dark.")]
+    rows = [
+        ("a", "dark.png", "Dark.", "Dark."),
+        ("b", "light.png", "Light.", "Light."),
+        ("c", "dark.png", "Dark.", "Dark."),
+    ]
     train = pd.DataFrame(rows, columns=["scenario", "image", "caption_vehicle", "caption_pedestrian"])
     segments = pd.DataFrame(
         [("2023_a", "4", "query.png"), ("2023_a", "04", "dark.png")], columns=["scenario", "label", "image"]
@@ -255,7 +294,11 @@ def test_the_nearest_image_is_never_of_the_same_scenario(images):
         "b": "Dark.",
         "c": "Dark.",
     }
-    assert nearest_captions(train[:1], segments[:1], folder) == nearest_captions(train[:0], segments, folder) == {}
+    assert (
+        nearest_captions(train[:1], segments[:1], folder)
+        == nearest_captions(train[:0], segments, folder)
+        == {}
+    )
 
 
 def test_images_that_cannot_be_opened_are_skipped(images):

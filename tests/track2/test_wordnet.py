@@ -75,7 +75,9 @@ def test_a_broken_cache_is_remade_from_the_files_of_debian(host, complete_copy, 
     damage(cache, how, complete_copy)
     assert wordnet.find_synonyms().complete
     assert len((cache / "corpora" / "wordnet" / "lexnames").read_text().splitlines()) == 45
-    assert (cache / "corpora" / "wordnet" / "data.noun").stat().st_size == (complete_copy / "data.noun").stat().st_size
+    assert (cache / "corpora" / "wordnet" / "data.noun").stat().st_size == (
+        complete_copy / "data.noun"
+    ).stat().st_size
 
 
 def test_a_home_that_is_not_writable_is_replaced_by_the_temporary_folder(host, complete_copy, monkeypatch):
@@ -92,7 +94,11 @@ def test_without_a_complete_copy_meteor_is_marked_and_nothing_raises(host, compl
     for _ in range(2):
         scores = metrics.score_segments({}, {("2023_a", "0"): {"vehicle": text, "pedestrian": text}})
     assert metrics.score_caption("The car halts by the kerb.", text)["meteor"] < 0.9
-    assert not scores.meteor_comparable and not scores.as_dict()["meteor_comparable"] and not metrics.meteor_is_comparable()
+    assert (
+        not scores.meteor_comparable
+        and not scores.as_dict()["meteor_comparable"]
+        and not metrics.meteor_is_comparable()
+    )
     assert "fficial score" not in scores.name + metrics.score_name() + metrics.report(scores)
     assert "not official" in metrics.report(scores)
     assert capsys.readouterr().err.count("not official ones") == 1
@@ -110,7 +116,11 @@ def test_damage_in_the_middle_of_a_file_marks_meteor_and_raises_nothing(host, co
         file.seek(1_000_000)
         file.write(b"\xff\n" * 2_000_000)
     assert metrics.meteor_is_comparable()
-    assert 0 <= metrics.score_caption("The car halts on the street.", "A vehicle stops at the road.")["meteor"] < 1
+    assert (
+        0
+        <= metrics.score_caption("The car halts on the street.", "A vehicle stops at the road.")["meteor"]
+        < 1
+    )
     assert not metrics.meteor_is_comparable()
 
 
@@ -143,6 +153,8 @@ def test_four_processes_can_make_the_copy_at_once(tmp_path, complete_copy):
     )
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "BEIT3LIB_OFFLINE": "1", "NLTK_DATA": ""}
     command = [sys.executable, "-c", code, str(complete_copy)]
-    processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    processes = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(4)
+    ]
     assert [process.communicate()[0].split() for process in processes] == [["True", "0.5"]] * 4
     assert [path.name for path in (tmp_path / "beit3lib" / "nltk_data" / "corpora").iterdir()] == ["wordnet"]

@@ -38,7 +38,11 @@ def test_weights_are_a_distribution_over_patches(captioner, image):
     word = caption.split()[0].strip(".,;:")
     found = word_attention(captioner, image, *TYPES[0], ["nothing", word])
     assert found.word == word and found.caption == caption
-    assert found.weights.shape == (4, 4) and found.weights.sum().item() == pytest.approx(1) and (found.weights >= 0).all()
+    assert (
+        found.weights.shape == (4, 4)
+        and found.weights.sum().item() == pytest.approx(1)
+        and (found.weights >= 0).all()
+    )
 
 
 def test_a_word_that_does_not_occur_or_an_unknown_caption_type_gives_none(captioner, image):

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
-from beit3lib.data.aspects import ASPECTS
+from beit3lib.data.schema import ASPECTS
 from beit3lib.viz.figures import (
     attention_map,
     attribute_bars,
@@ -52,7 +52,9 @@ def shown(figure) -> str:
 def log_of(steps=60, every=20):
     log = [{"event": "start"}]
     log += [{"event": "step", "step": i, "epoch": 0, "loss": 6 / i, "lr": 1e-4} for i in range(1, steps + 1)]
-    return log + [{"event": "validation", "step": i, "score": 100 - abs(40 - i)} for i in range(every, steps + 1, every)]
+    return log + [
+        {"event": "validation", "step": i, "score": 100 - abs(40 - i)} for i in range(every, steps + 1, every)
+    ]
 
 
 def test_the_learning_curve_shows_loss_and_best_score():
@@ -65,7 +67,9 @@ def test_the_learning_curve_shows_loss_and_best_score():
 @pytest.mark.parametrize("steps", [1, 2, 60])
 def test_the_learning_curve_needs_no_validation(steps):
     log = [record for record in log_of(steps) if record["event"] != "validation"]
-    log.append({"event": "validation", "step": steps, "score": None})  # what a run without a validation split logs
+    log.append(
+        {"event": "validation", "step": steps, "score": None}
+    )  # what a run without a validation split logs
     figure = learning_curve(log)
     assert_legible(figure)
     assert len(figure.axes) == 1
@@ -87,7 +91,9 @@ def test_attribute_bars_show_the_given_shares():
     other = dict(zip(ASPECTS, (0.31, 0.08, 0.26, 0.13, 0.17), strict=True))
     figure = attribute_bars(own, other)
     assert_legible(figure)
-    assert [bar.get_height() for bar in figure.axes[0].patches] == pytest.approx([*own.values(), *other.values()])
+    assert [bar.get_height() for bar in figure.axes[0].patches] == pytest.approx(
+        [*own.values(), *other.values()]
+    )
     assert "98 %; for another scenario's image 19 %" in shown(figure)
 
 
@@ -103,20 +109,27 @@ def test_score_bars_draw_each_score_once():
     assert_legible(figure)
     widths = [bar.get_width() for axes in figure.axes for bar in axes.patches]
     assert sorted(widths) == pytest.approx(sorted(scores["value"]))
-    assert [axes.get_xlim()[1] for axes in figure.axes] == [pytest.approx(1.2 * scores["value"][:10].max()), 108]
+    assert [axes.get_xlim()[1] for axes in figure.axes] == [
+        pytest.approx(1.2 * scores["value"][:10].max()),
+        108,
+    ]
     with pytest.raises(ValueError, match="Add phase."):
         score_bars(scores, groups="phase")
 
 
 def test_a_dollar_sign_in_a_name_is_text():
-    scores = pd.DataFrame({"metric": "bleu", "aspect": ["$\\frac$", "$x$"], "subject": "a$b$", "value": [1.0, 2.0]})
+    scores = pd.DataFrame(
+        {"metric": "bleu", "aspect": ["$\\frac$", "$x$"], "subject": "a$b$", "value": [1.0, 2.0]}
+    )
     assert_legible(score_bars(scores, title="$\\broken{$"))
     assert_legible(attention_map(Image.new("RGB", (8, 8)), np.ones((2, 2)), "$\\frac$", "$\\x{$"))
 
 
 def test_the_length_histogram_counts_captions_with_a_reference():
     references = ["One two three four.", "One two three four five six.", None]
-    figure = length_histogram(pd.DataFrame({"caption": ["Two words", None, "Not counted at all"], "reference": references}))
+    figure = length_histogram(
+        pd.DataFrame({"caption": ["Two words", None, "Not counted at all"], "reference": references})
+    )
     assert_legible(figure)
     assert "Captions have 1.0 words, references 5.0" in shown(figure)
     with pytest.raises(ValueError, match="found none"):
@@ -149,8 +162,13 @@ def test_confusion_counts_every_pair():
 
 
 def test_repeated_captions_count_images_and_references():
-    rows = [(f"{i}.jpg", f"s{i // 2}", "vehicle", "road", "The same.", f"reference {i % 2}") for i in range(4)]
-    rows += [(f"{i}.jpg", f"s{i // 2}", "vehicle", "moving", text, "x") for i, text in enumerate(["one", "two", "", ""])]
+    rows = [
+        (f"{i}.jpg", f"s{i // 2}", "vehicle", "road", "The same.", f"reference {i % 2}") for i in range(4)
+    ]
+    rows += [
+        (f"{i}.jpg", f"s{i // 2}", "vehicle", "moving", text, "x")
+        for i, text in enumerate(["one", "two", "", ""])
+    ]
     columns = ["image", "scenario", "subject", "aspect", "caption", "reference"]
     (row,) = repeated_captions(pd.DataFrame(rows, columns=columns)).to_dict("records")
     expected = {"subject": "vehicle", "aspect": "road", "caption": "The same.", "images": 4, "scenarios": 2}
@@ -165,14 +183,18 @@ def test_a_reading_table_shows_whole_texts_left_aligned_and_html_as_text():
 
 
 def test_a_reading_table_writes_whole_numbers_without_decimals():
-    table = pd.DataFrame({"count": [1, 2], "gaps": [3.0, np.nan], "share": [0.5, 0.123456], "score": [99.98, 1.0]})
+    table = pd.DataFrame(
+        {"count": [1, 2], "gaps": [3.0, np.nan], "share": [0.5, 0.123456], "score": [99.98, 1.0]}
+    )
     cells = [cell.split("<")[0] for cell in reading_table(table).to_html().split('class="data ')[1:]]
     texts = [cell.split(">", 1)[1] for cell in cells]
     assert texts == ["1", "3", "0.500", "100.0", "2", "", "0.123", "1.0"]
 
 
 def test_an_empty_reading_table_is_a_sentence():
-    assert reading_table(pd.DataFrame(columns=["where"]), "No problems.")._repr_html_() == "<p>No problems.</p>"
+    assert (
+        reading_table(pd.DataFrame(columns=["where"]), "No problems.")._repr_html_() == "<p>No problems.</p>"
+    )
 
 
 def test_charts_choose_no_backend():

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
 
-from beit3lib.data.aspects import ASPECTS, SUBJECTS
+from beit3lib.data.schema import ASPECTS, SUBJECTS
 from beit3lib.track2.metrics import score_name
 from beit3lib.viz import gallery
 from beit3lib.viz.gallery import caption_cards, compare_table, image_row, storyboard, write_gallery
@@ -54,10 +54,25 @@ def make_predictions(root, images: int, seed: int = 0, wrong: float = 0.3, draw:
                 exact = rng.random() > wrong
                 caption = reference if exact else reference.replace(color, rng.choice(COLORS))
                 probs = [round(rng.uniform(0.6, 1), 3) for _ in caption.split()]
-                row = {**about, "phase": phase, "label": str(phase), "subject": subject, "aspect": aspect, "caption": caption}
+                row = {
+                    **about,
+                    "phase": phase,
+                    "label": str(phase),
+                    "subject": subject,
+                    "aspect": aspect,
+                    "caption": caption,
+                }
                 score = 100.0 if caption == reference else round(rng.uniform(20, 90), 2)
                 log_prob = float(np.log(probs).mean())
-                rows.append({**row, "reference": reference, "word_probs": probs, "log_prob": log_prob, "official_score": score})
+                rows.append(
+                    {
+                        **row,
+                        "reference": reference,
+                        "word_probs": probs,
+                        "log_prob": log_prob,
+                        "official_score": score,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -94,16 +109,29 @@ def read_data(path) -> dict:
 def test_every_caption_is_in_the_page_once(tmp_path):
     one, other = make_predictions(tmp_path, 7), make_predictions(tmp_path, 7, seed=1)[3:]
     data = read_data(
-        write_gallery(one.sample(frac=1, random_state=0), tmp_path / "g.html", tmp_path, others={"epoch 2": other})
+        write_gallery(
+            one.sample(frac=1, random_state=0), tmp_path / "g.html", tmp_path, others={"epoch 2": other}
+        )
     )
     for table, run in zip((one, other), data["runs"], strict=True):
-        rows = zip(data["rows"]["image"], data["rows"]["type"], run["caption"], run["measures"]["official_score"], strict=True)
+        rows = zip(
+            data["rows"]["image"],
+            data["rows"]["type"],
+            run["caption"],
+            run["measures"]["official_score"],
+            strict=True,
+        )
         found = {}
         for image, kind, caption, score in rows:
             if caption >= 0:
-                found[(data["images"][image]["image"], *data["types"][kind])] = (data["texts"][caption], score)
+                found[(data["images"][image]["image"], *data["types"][kind])] = (
+                    data["texts"][caption],
+                    score,
+                )
         keys = table[["image", "subject", "aspect"]].itertuples(index=False, name=None)
-        assert found == dict(zip(keys, zip(table["caption"], table["official_score"], strict=True), strict=True))
+        assert found == dict(
+            zip(keys, zip(table["caption"], table["official_score"], strict=True), strict=True)
+        )
         assert sum(caption >= 0 for caption in run["caption"]) == len(table)
 
 
@@ -111,7 +139,11 @@ def test_html_in_captions_and_names_is_text(tmp_path):
     predictions = make_predictions(tmp_path, 2).astype({"caption": object, "aspect": object})
     for column in ("caption", "reference", "scenario", "view", "label", "aspect"):
         predictions.loc[0, column] = HOSTILE
-    page = Page(write_gallery(predictions, tmp_path / "g.html", tmp_path, HOSTILE, {HOSTILE: predictions}).read_text("utf-8"))
+    page = Page(
+        write_gallery(predictions, tmp_path / "g.html", tmp_path, HOSTILE, {HOSTILE: predictions}).read_text(
+            "utf-8"
+        )
+    )
     assert len(page.scripts) == 2
     assert HOSTILE in json.loads(page.scripts[0])["texts"]
     assert "window.hit" not in page.scripts[1]
@@ -166,7 +198,9 @@ def test_images_that_cannot_be_shown_are_counted(tmp_path):
 
 
 def test_missing_and_empty_texts_differ(tmp_path):
-    predictions = make_predictions(tmp_path, 1).astype({"caption": object, "reference": object, "phase": float})
+    predictions = make_predictions(tmp_path, 1).astype(
+        {"caption": object, "reference": object, "phase": float}
+    )
     predictions.loc[0, ["caption", "reference"]] = ["", np.nan]
     predictions.loc[1, "reference"] = ""
     data = read_data(write_gallery(predictions, tmp_path / "g.html", tmp_path))
@@ -216,7 +250,11 @@ def test_two_runs_need_different_names(tmp_path):
 )
 def test_odd_values_of_one_caption_do_not_stop_the_page(tmp_path, column, value):
     predictions = make_predictions(tmp_path, 1)
-    values = predictions[column].astype(object) if column in predictions else pd.Series([None] * len(predictions), dtype=object)
+    values = (
+        predictions[column].astype(object)
+        if column in predictions
+        else pd.Series([None] * len(predictions), dtype=object)
+    )
     values[0] = value
     path = write_gallery(predictions.assign(**{column: values}), tmp_path / "g.html", tmp_path)
     assert len(read_data(path)["rows"]["image"]) == 10
@@ -260,7 +298,9 @@ def test_the_command_writes_the_page_of_write_gallery(tmp_path, capsys):
     gallery.main(command)
     assert capsys.readouterr().out.strip() == str(run / "gallery.html")
     others = {"epoch 1": predictions[::2]}
-    write_gallery(predictions, run / "expected.html", run, "Captions of run 'demo'", others, official=False, name="demo")
+    write_gallery(
+        predictions, run / "expected.html", run, "Captions of run 'demo'", others, official=False, name="demo"
+    )
     assert (run / "gallery.html").read_text() == (run / "expected.html").read_text()
     with pytest.raises(SystemExit, match="nowhere: expected a folder"):
         gallery.main([*command, "--image_root", "nowhere"])
@@ -277,7 +317,9 @@ def test_cards_hold_their_captions_and_fold_exact_ones(tmp_path):
     assert len(page.addresses) == 2 and not page.scripts
     exact = (predictions["caption"] == predictions["reference"])[:10].sum()
     assert f"{exact} of 10 equal to the reference" in page.text
-    assert html.count("<mark") - 1 == (predictions["caption"] != predictions["reference"])[:20].sum()  # one is in the key
+    assert (
+        html.count("<mark") - 1 == (predictions["caption"] != predictions["reference"])[:20].sum()
+    )  # one is in the key
 
 
 def test_cards_show_hostile_and_missing_texts_as_text(tmp_path):
@@ -303,7 +345,9 @@ def test_storyboard_has_phases_as_columns_and_cameras_as_rows(tmp_path):
 
 def test_an_image_row_takes_paths_and_images(tmp_path):
     draw_image(tmp_path / "a.png", 0)
-    page = Page(image_row([tmp_path / "a.png", Image.new("L", (9, 9))], ["a <b> $x$", "gray"], "First images"))
+    page = Page(
+        image_row([tmp_path / "a.png", Image.new("L", (9, 9))], ["a <b> $x$", "gray"], "First images")
+    )
     assert len(page.addresses) == 2 and "a <b> $x$" in page.text
 
 
@@ -339,7 +383,9 @@ def page(tmp_path_factory):
     one.loc[1, "caption"], one.at[1, "word_probs"], one.loc[1, "official_score"] = "", None, 1.0
     one["attention"] = [{"red": [[0.1, 0.9], [0.4, 0.2]]}] * len(one)
     one["boxes"] = [[{"label": "pedestrian", "bbox_xywh": [0.2, 0.2, 0.3, 0.5]}]] * len(one)
-    path = write_gallery(one, root / "gallery.html", root, "Captions of run 'demo'", {"epoch 1": other}, name="demo")
+    path = write_gallery(
+        one, root / "gallery.html", root, "Captions of run 'demo'", {"epoch 1": other}, name="demo"
+    )
     return path, one, other
 
 
@@ -388,11 +434,16 @@ def test_the_page_opens_with_an_overview_of_the_lowest_scores(browser, page):
     shown = [text.text for text in browser.find_elements("css selector", ".tile strong")]
     assert shown == [f"{mean:.1f}" for mean in means]
     exact = one["caption"] == one["reference"]
-    assert f"without {exact.sum()} that are equal to the reference" in browser.find_element("id", "histogram-title").text
+    assert (
+        f"without {exact.sum()} that are equal to the reference"
+        in browser.find_element("id", "histogram-title").text
+    )
     drawn = browser.execute_script("return [...select().bins].reduce((a, b) => a + b)")
     assert drawn == (~exact).sum()
     first = exact[one["image"] == means.index[0]].sum()
-    assert browser.find_element("css selector", ".tile .right").text == f"{first} of 10 equal to the reference"
+    assert (
+        browser.find_element("css selector", ".tile .right").text == f"{first} of 10 equal to the reference"
+    )
     line = browser.find_elements("css selector", "#means tr")[0].text
     own = one[(one["subject"] == "vehicle") & (one["aspect"] == "moving")]
     assert line.startswith("vehicle · moving") and f"{own['official_score'].mean():.1f}" in line
@@ -424,7 +475,9 @@ def test_search_finds_words_of_captions_references_and_names(browser, page):
     path, one, _ = page
     show(browser, path)
     choose(browser, "query", "GREEN vehicle_view.mp4")
-    wanted = (one["caption"].str.contains("green") | one["reference"].str.contains("green")) & (one["view"] == "vehicle_view")
+    wanted = (one["caption"].str.contains("green") | one["reference"].str.contains("green")) & (
+        one["view"] == "vehicle_view"
+    )
     assert counted(browser)[1] == wanted.sum() > 0
     choose(browser, "query", "no such word")
     assert browser.find_element("id", "empty").is_displayed()
@@ -437,8 +490,13 @@ def test_dragging_over_the_histogram_selects_a_range(browser, page):
     path, one, _ = page
     show(browser, path)
     bars = browser.find_elements("css selector", "#bars span")
-    ActionChains(browser).move_to_element(bars[5]).click_and_hold().move_to_element(bars[14]).release().perform()
-    assert [browser.find_element("id", name).get_attribute("value") for name in ("low", "high")] == ["20", "60"]
+    ActionChains(browser).move_to_element(bars[5]).click_and_hold().move_to_element(
+        bars[14]
+    ).release().perform()
+    assert [browser.find_element("id", name).get_attribute("value") for name in ("low", "high")] == [
+        "20",
+        "60",
+    ]
     assert counted(browser)[1] == one["official_score"].between(20, 60).sum() > 0
     choose(browser, "low", "")
     assert counted(browser)[1] == (one["official_score"] <= 60).sum()
@@ -472,7 +530,9 @@ def test_the_large_view_opens_by_click_and_moves_by_keyboard(browser, page):
     assert browser.find_element("id", "zoom").text == "150 %"
     press(browser, Keys.ESCAPE)
     focused = "return document.activeElement.dataset.image"
-    WebDriverWait(browser, 5).until(lambda _: not large.is_displayed() and browser.execute_script(focused) == "2")
+    WebDriverWait(browser, 5).until(
+        lambda _: not large.is_displayed() and browser.execute_script(focused) == "2"
+    )
     press(browser, Keys.ARROW_LEFT, Keys.ENTER)
     assert large.is_displayed() and "phase 1" in title.text
     press(browser, Keys.ESCAPE)
@@ -497,9 +557,18 @@ def test_hostile_and_empty_captions_show_as_text(browser, page):
 
 @pytest.mark.parametrize("width, dark", [(1280, True), (400, False), (400, True)])
 def test_nothing_is_wider_than_the_window(browser, page, tmp_path, width, dark):
-    for fragment in ("", "#view=captions&other=epoch 1", "#view=scenarios", "#image=images/avg3.jpg", "#other=epoch 1"):
+    for fragment in (
+        "",
+        "#view=captions&other=epoch 1",
+        "#view=scenarios",
+        "#image=images/avg3.jpg",
+        "#other=epoch 1",
+    ):
         show(browser, page[0], width, dark, fragment)
-        assert browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]") == [width, width], fragment
+        assert browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]") == [
+            width,
+            width,
+        ], fragment
         wide = browser.execute_script(
             """return [...document.querySelectorAll("body *")].filter(e => e.getClientRects().length
               && !e.closest(".scroll, #stage") && e.getBoundingClientRect().right > innerWidth + 1)
@@ -618,7 +687,9 @@ def test_images_of_one_phase_and_camera_are_all_shown(browser, tmp_path):
 
 
 def test_a_page_without_references_has_no_reference_column(browser, tmp_path):
-    path = write_gallery(make_predictions(tmp_path, 1).drop(columns="reference"), tmp_path / "g.html", tmp_path)
+    path = write_gallery(
+        make_predictions(tmp_path, 1).drop(columns="reference"), tmp_path / "g.html", tmp_path
+    )
     show(browser, path, fragment="#view=captions")
     text = browser.find_element("id", "main").text
     assert "eference" not in text and "grey: under 75 % confident" in text

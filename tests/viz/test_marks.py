@@ -35,11 +35,15 @@ def test_marks_agree_with_counting_words():
 def scenario_records(*captions, scenario="s", subject="pedestrian", aspect="pedestrian_description"):
     names = ("scenario", "subject", "aspect")
     about = dict(zip(names, (scenario, subject, aspect), strict=True))
-    return [{**about, "caption": text, "image": f"{i}.jpg", "phase": str(i)} for i, text in enumerate(captions)]
+    return [
+        {**about, "caption": text, "image": f"{i}.jpg", "phase": str(i)} for i, text in enumerate(captions)
+    ]
 
 
 def test_a_color_that_changes_within_a_scenario_is_a_contradiction():
-    jackets = [f"A man in his 30s wears a {color} jacket and black slacks." for color in ("red", "blue", "red")]
+    jackets = [
+        f"A man in his 30s wears a {color} jacket and black slacks." for color in ("red", "blue", "red")
+    ]
     (found,) = find_contradictions(scenario_records(*jackets))
     assert found["values"] == {"red": ["0.jpg", "2.jpg"], "blue": ["1.jpg"]}
     assert found["text"] == "upper color is red in 2 captions (phases 0, 2), blue in 1 caption (phase 1)"

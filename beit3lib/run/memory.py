@@ -27,7 +27,11 @@ def largest_batch(size: int, loss_model: nn.Module, optimizer, train_set: Captio
 def _fits(samples: list, loss_model: nn.Module, optimizer, train_set: CaptionDataset, accelerator) -> bool:
     try:
         # Before the first step, leave room for the two moments that AdamW keeps of every parameter.
-        moments = [] if optimizer.state else [torch.empty_like(p) for p in loss_model.parameters() for _ in range(2)]
+        moments = (
+            []
+            if optimizer.state
+            else [torch.empty_like(p) for p in loss_model.parameters() for _ in range(2)]
+        )
         batch = train_set.collate(samples).to(accelerator.device)
         with accelerator.autocast(), accelerator.no_sync(loss_model):
             loss_model.train()(batch).mean().backward()

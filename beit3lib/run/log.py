@@ -43,14 +43,19 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     if not path.exists():
         return events
     text = check_regular_file(path).read_bytes().decode("utf-8", "replace")
-    for number, line in enumerate(text.split("\n")[:-1], start=1):  # not splitlines: captions may contain U+2028
+    for number, line in enumerate(
+        text.split("\n")[:-1], start=1
+    ):  # not splitlines: captions may contain U+2028
         try:
             event = json.loads(line)
             events.append({"event": event["event"], "step": int(event["step"]), **event})
         except (ValueError, TypeError, KeyError, RecursionError):
             damaged.append(number)
     if damaged:
-        print(f"{path}: expected an event per line, skipped damaged line {', '.join(map(str, damaged[:10]))}", flush=True)
+        print(
+            f"{path}: expected an event per line, skipped damaged line {', '.join(map(str, damaged[:10]))}",
+            flush=True,
+        )
     return events
 
 
@@ -60,7 +65,9 @@ def tracker_name(config: TrainConfig) -> str | None:
     if name == "auto":
         return "tensorboard" if config.log_dir and importlib.util.find_spec("tensorboard") else None
     if name != "none" and not importlib.util.find_spec(name):
-        raise OptionError(f"--report_to {name}: expected an installed package, found none. Install it: pip install {name}")
+        raise OptionError(
+            f"--report_to {name}: expected an installed package, found none. Install it: pip install {name}"
+        )
     return None if name == "none" else name
 
 
@@ -73,7 +80,9 @@ def track_event(accelerator, event: dict[str, Any], image_root: Path, image_size
     numbers = {**event, **event["timing"], **scores}
     values = {f"{kind}/{name}": value for name, value in numbers.items() if isinstance(value, (int, float))}
     if samples:
-        values[f"{kind}/captions"] = "\n\n".join(f"{s['image']}, {s['caption_type']}: {s['caption']}" for s in samples)
+        values[f"{kind}/captions"] = "\n\n".join(
+            f"{s['image']}, {s['caption_type']}: {s['caption']}" for s in samples
+        )
     accelerator.log(values, step=step)
     paths = dict.fromkeys(image_root / sample["image"] for sample in samples)
     images = [np.asarray(open_image(path).resize((image_size, image_size))) for path in paths]

@@ -32,15 +32,37 @@ from beit3lib.files import (
     read_json,
     write_json,
 )
-from beit3lib.log import LOG_NAME, read_log, write_log
+from beit3lib.run.log import LOG_NAME, read_log, write_log
 
 RESULTS_NAME, VALIDATION_NAME = "results.json", "validation.json"
 STATE_NAME, OPTIMIZER_NAME = "state.json", "optimizer.pt"  # in last/, beside the files of a captioner
 SESSION_OPTIONS = {  # options that do not change the result of a run, so that a resumed run may have others
-    *("output_dir", "data_path", "log_dir", "sentencepiece_model", "finetune", "resume", "auto_resume", "eval", "dist_eval"),
-    *("device", "precision", "checkpoint_activations", "num_workers", "pin_mem", "eval_batch_size", "report_to", "samples"),
+    *(
+        "output_dir",
+        "data_path",
+        "log_dir",
+        "sentencepiece_model",
+        "finetune",
+        "resume",
+        "auto_resume",
+        "eval",
+        "dist_eval",
+    ),
+    *(
+        "device",
+        "precision",
+        "checkpoint_activations",
+        "num_workers",
+        "pin_mem",
+        "eval_batch_size",
+        "report_to",
+        "samples",
+    ),
     *("max_minutes", "max_steps", "save_every_minutes", "save_ckpt_freq", "patience"),
-    *("batch_size", "update_freq"),  # their product with the number of processes, the global batch, is compared instead
+    *(
+        "batch_size",
+        "update_freq",
+    ),  # their product with the number of processes, the global batch, is compared instead
 }
 
 
@@ -82,7 +104,9 @@ def read_run_state(folder: str | Path) -> State:
         state = State(**read_json(folder / STATE_NAME, dict))
     except pydantic.ValidationError as error:
         where = ", ".join(str(part) for part in error.errors()[0]["loc"])
-        raise FileError(f"{folder / STATE_NAME}: expected the state of a run, found a wrong value of {where}") from None
+        raise FileError(
+            f"{folder / STATE_NAME}: expected the state of a run, found a wrong value of {where}"
+        ) from None
     for name, size in state.files.items():
         found = check_regular_file(folder / name).stat().st_size
         if found != size:
@@ -92,7 +116,9 @@ def read_run_state(folder: str | Path) -> State:
 
 def index_hashes(data_path: str | Path) -> dict[str, str | None]:
     """SHA-256 of the training and validation index, None for a split without an index."""
-    paths = {split: Path(data_path).expanduser() / INDEX_NAME.format(split=split) for split in ("train", "val")}
+    paths = {
+        split: Path(data_path).expanduser() / INDEX_NAME.format(split=split) for split in ("train", "val")
+    }
     return {split: file_hash(path) if path.is_file() else None for split, path in paths.items()}
 
 
@@ -118,7 +144,9 @@ def disk_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def save_last(output: Path, model, parts: dict[str, Any], state: State, spm_path: str, meta: dict[str, Any]) -> None:
+def save_last(
+    output: Path, model, parts: dict[str, Any], state: State, spm_path: str, meta: dict[str, Any]
+) -> None:
     """Save last/: the weights as a captioner, the `state_dict` of every one of `parts`, and `state`.
 
     The state before it is kept until the next save or the end of the run, in case last/ is damaged by then.
@@ -155,7 +183,9 @@ def load_last(output: Path, config: TrainConfig, global_batch: int, model, parts
             problems.append(str(error))
     if problems:
         reasons = "; ".join(problems)
-        raise ResumeError(f"{last}: no complete state to resume from. Start from scratch with --no_auto_resume. ({reasons})")
+        raise ResumeError(
+            f"{last}: no complete state to resume from. Start from scratch with --no_auto_resume. ({reasons})"
+        )
     return None
 
 
@@ -178,7 +208,9 @@ def _load(folder: Path, config: TrainConfig, global_batch: int, model, parts: di
                 part.load_state_dict(tensors[name])
     except Exception as error:  # torch and safetensors raise a dozen classes for damaged files
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise FileError(f"{folder}: expected the weights and optimizer of this run, found other content ({reason})") from None
+        raise FileError(
+            f"{folder}: expected the weights and optimizer of this run, found other content ({reason})"
+        ) from None
     return state
 
 
@@ -197,10 +229,17 @@ def keep_state(output: Path, folder: Path, state: State) -> None:
 def copy_run(source: Path, output: Path) -> None:
     """Copy last/, best/ and the log of another run, for example from a read-only mount, to resume it in `output`."""
     if not (source / "last").is_dir():
-        raise FileNotFoundError(f"{source / 'last'}: expected the folder last/ of a run, found none. Omit --resume.")
+        raise FileNotFoundError(
+            f"{source / 'last'}: expected the folder last/ of a run, found none. Omit --resume."
+        )
     write_log(output / LOG_NAME, read_log(source / LOG_NAME))
-    for name in ("best", "last"):  # if a copy is interrupted, last/ is missing and the next start copies again
+    for name in (
+        "best",
+        "last",
+    ):  # if a copy is interrupted, last/ is missing and the next start copies again
         if (source / name).is_dir():
             with atomic_folder(output / name) as new:
                 for file in (source / name).iterdir():
-                    shutil.copyfile(file, new / file.name)  # without the permissions, which may forbid writing
+                    shutil.copyfile(
+                        file, new / file.name
+                    )  # without the permissions, which may forbid writing

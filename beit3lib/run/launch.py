@@ -17,13 +17,17 @@ import beit3lib
 
 TAIL_LINES = 20  # of the output, in the error about a failed process
 # The launcher ends with this traceback when a signal stops it as it should.
-STOPPED_LAUNCHER = re.compile(r"Traceback \(most recent call last\):\n(?: .*\n)+torch\S*SignalException: .*\n")
+STOPPED_LAUNCHER = re.compile(
+    r"Traceback \(most recent call last\):\n(?: .*\n)+torch\S*SignalException: .*\n"
+)
 
 
 @contextmanager
 def on_signals(handle: Callable[[int], None]) -> Iterator[None]:
     """Call `handle(number)` on SIGTERM and SIGINT instead of ending the process, while the block runs."""
-    if threading.current_thread() is not threading.main_thread():  # Python allows handlers in the main thread only
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # Python allows handlers in the main thread only
         yield
         return
     numbers = (signal.SIGTERM, signal.SIGINT)
@@ -54,7 +58,14 @@ def run_processes(module: str, arguments: Sequence[str], num_processes: int, dev
         raise ValueError(
             f"num_gpus: expected at most {torch.cuda.device_count()}, the GPUs of this machine, got {num_processes}"
         )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(num_processes),
+    ]
     # A notebook may have found the package in a folder that is not installed.
     folders = [str(Path(beit3lib.__file__).parents[1]), os.environ.get("PYTHONPATH")]
     child = subprocess.Popen(
@@ -93,4 +104,6 @@ def run_processes(module: str, arguments: Sequence[str], num_processes: int, dev
         # ends with the real error.
         lines = output.partition("torch/distributed/elastic")[0].splitlines()[:-1]
         tail = "\n".join(lines[-TAIL_LINES:])
-        raise RuntimeError(f"{module} in {num_processes} processes failed with exit status {child.returncode}:\n{tail}")
+        raise RuntimeError(
+            f"{module} in {num_processes} processes failed with exit status {child.returncode}:\n{tail}"
+        )

@@ -1,6 +1,6 @@
 """The stages of a run as functions, which the notebooks call: prepare, index, finetune, caption, score, submit.
 
-    python -m beit3lib.pipeline.steps runs/demo      print the summary of a run and the path of its gallery
+    python -m beit3lib.pipeline.stages runs/demo      print the summary of a run and the path of its gallery
 
 A stage first brings the stages before it up to date (`ensure`). Preparing and indexing are cheap and are rerun when something
 changed. Training and captioning start automatically for the drawn sample only.
@@ -18,12 +18,21 @@ import pandas as pd
 from pydantic import ValidationError
 
 from beit3lib import sample
-from beit3lib.data.aspects import SUBJECTS, write_caption_files
-from beit3lib.data.index import INDEX_NAME, IndexReport, build_index, index_images, read_table, write_table
+from beit3lib.data.caption_files import write_caption_files
+from beit3lib.data.index import INDEX_NAME, IndexReport, build_index, index_images
 from beit3lib.data.predictions import PREDICTIONS_NAME, read_predictions
 from beit3lib.data.prepared import find_prepared, import_prepared, list_test_segments
+from beit3lib.data.schema import SUBJECTS, read_table, write_table
 from beit3lib.data.wts import list_segments, read_wts, split_by_group
-from beit3lib.files import Problem, atomic_folder, atomic_path, exit_on_error, read_json, readable_folder, write_json
+from beit3lib.files import (
+    Problem,
+    atomic_folder,
+    atomic_path,
+    exit_on_error,
+    read_json,
+    readable_folder,
+    write_json,
+)
 from beit3lib.pipeline.manifest import READERS, load_manifest
 from beit3lib.pipeline.run_folder import (
     PHASES_NAME,
@@ -45,7 +54,10 @@ from beit3lib.track2 import submission
 from beit3lib.track2.metrics import Scores, score_segments
 
 DATASETS = ("auto", "wts", "prepared", "sample")
-NOTEBOOKS = {"finetune": "notebook 3", "caption": "notebook 4"}  # stages that may take hours, and the notebook of each
+NOTEBOOKS = {
+    "finetune": "notebook 3",
+    "caption": "notebook 4",
+}  # stages that may take hours, and the notebook of each
 MAX_LISTED = 100  # problems in summary.json, because a million problems made a file of 232 MB
 
 
@@ -69,16 +81,27 @@ def ensure(run: Path, stage: str) -> None:
     if not reason:
         return
     if stage in NOTEBOOKS and there:
-        print(f"{run}: the outputs of stage '{stage}' are out of date: {reason}. Run {NOTEBOOKS[stage]} to renew them.")
+        print(
+            f"{run}: the outputs of stage '{stage}' are out of date: {reason}. Run {NOTEBOOKS[stage]} to renew them."
+        )
         return
     if stage in NOTEBOOKS and not is_sample(run):
         wanted = " and ".join(STAGES[stage].outputs)
         raise StageError(f"{run}: expected {wanted}, found none: {reason}. Run {NOTEBOOKS[stage]} first.")
     others = sorted(path.parent.parent.name for path in run.parent.glob("*/records/prepare.json"))
-    if stage == "prepare" and record is None and others:  # a misspelled name must not start hours of preparation
-        raise StageError(f"{run}: expected a prepared run, one of {', '.join(others)}. Correct `run`, or run notebook 1 first.")
+    if (
+        stage == "prepare" and record is None and others
+    ):  # a misspelled name must not start hours of preparation
+        raise StageError(
+            f"{run}: expected a prepared run, one of {', '.join(others)}. Correct `run`, or run notebook 1 first."
+        )
     print(f"{run}: stage '{stage}' runs now: {reason}.")
-    stages: dict[str, Callable[..., Any]] = {"prepare": prepare, "index": index, "finetune": finetune, "caption": caption}
+    stages: dict[str, Callable[..., Any]] = {
+        "prepare": prepare,
+        "index": index,
+        "finetune": finetune,
+        "caption": caption,
+    }
     stages[stage](run, **(record["options"] if record else {}))
 
 
@@ -117,7 +140,11 @@ def find_data(dataset: str = "auto", root: str | Path = "") -> tuple[str, Path]:
             f"{given}: expected {wanted}, found {'something else' if given.exists() else 'nothing'}. "
             "Change data_root, or leave it empty to search the folders of data_manifest.yaml."
         )
-    found = given if given and given.is_dir() else manifest.find("sample") or _draw_sample(project_folder() / "data" / "sample")
+    found = (
+        given
+        if given and given.is_dir()
+        else manifest.find("sample") or _draw_sample(project_folder() / "data" / "sample")
+    )
     print(f"data: {manifest.entries['sample'].what}, in {found}")
     return "sample", found
 
@@ -130,7 +157,9 @@ def _draw_sample(folder: Path) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"{folder}: expected a folder that can be written, got: {error}. Start in another folder.") from None
+        raise OSError(
+            f"{folder}: expected a folder that can be written, got: {error}. Start in another folder."
+        ) from None
     with filelock.FileLock(folder.parent / ".sample.lock"):
         return load_manifest().find("sample") or write_sample(folder)
 
@@ -151,7 +180,13 @@ def prepare(
     the number of processes (0: one per core), `max_scenarios` limits the scenarios of each split (0: all).
     """
     kind, root = find_data(dataset, root)
-    options = {"dataset": kind, "root": str(root), "views": views, "image_size": image_size, "weights": weights}
+    options = {
+        "dataset": kind,
+        "root": str(root),
+        "views": views,
+        "image_size": image_size,
+        "weights": weights,
+    }
     options |= {"max_scenarios": max_scenarios}
     with record_stage(run, "prepare", options) as section:
         if kind == "prepared":
@@ -169,7 +204,9 @@ def prepare(
         section |= options | {
             "phases_read": phases_read,
             "images": len(phases),
-            "images_per_split": {str(split): int(count) for split, count in phases.groupby("split").size().items()},
+            "images_per_split": {
+                str(split): int(count) for split, count in phases.groupby("split").size().items()
+            },
             "scenarios": int(phases["scenario"].nunique()),
             **_listed(problems),
         }
@@ -181,7 +218,9 @@ def _listed(problems: list[Problem]) -> dict[str, Any]:
     return {"problem_count": len(problems), "problems": [str(problem) for problem in problems[:MAX_LISTED]]}
 
 
-def _prepare_videos(run: Path, root: Path, kind: str, options: dict[str, Any], jobs: int) -> tuple[Prepared, pd.DataFrame, int]:
+def _prepare_videos(
+    run: Path, root: Path, kind: str, options: dict[str, Any], jobs: int
+) -> tuple[Prepared, pd.DataFrame, int]:
     """Make the images and caption files of a download; return also its segments and the number of phases that were read."""
     from beit3lib.data.motion_blur import blur_table
     from beit3lib.data.views import choose_views
@@ -199,7 +238,11 @@ def _prepare_videos(run: Path, root: Path, kind: str, options: dict[str, Any], j
         choices += chosen.choices
         problems += [*read.problems, *split.problems, *chosen.problems]
     blurred = blur_table(
-        pd.concat(tables, ignore_index=True), run / "images", options["image_size"], jobs or None, options["weights"]
+        pd.concat(tables, ignore_index=True),
+        run / "images",
+        options["image_size"],
+        jobs or None,
+        options["weights"],
     )
     with atomic_folder(run / "captions") as new:
         for split, part in blurred.phases[blurred.phases["split"] != "test"].groupby("split"):
@@ -243,7 +286,9 @@ def index(run: Path, tokenizer: str = "auto", max_tokens: int = 64) -> dict[str,
     ensure(run, "prepare")
     phases, spm_path = read_table(run / PHASES_NAME), find_tokenizer(run, tokenizer)
     if phases.empty:
-        raise ValueError(f"{run / 'images'}: expected images, found none. See the problems that notebook 1 lists.")
+        raise ValueError(
+            f"{run / 'images'}: expected images, found none. See the problems that notebook 1 lists."
+        )
     loaded = load_tokenizer(spm_path)
     with record_stage(run, "index", {"tokenizer": tokenizer, "max_tokens": max_tokens}) as section:
         if spm_path.resolve() != (run / SPM_NAME).resolve():
@@ -257,17 +302,32 @@ def index(run: Path, tokenizer: str = "auto", max_tokens: int = 64) -> dict[str,
             if split == "test":
                 reports["test"] = index_images(part, run / "images", path)
             else:
-                reports[split] = build_index(run / "captions" / split, run / "images", loaded, path, part, max_tokens)
+                reports[split] = build_index(
+                    run / "captions" / split, run / "images", loaded, path, part, max_tokens
+                )
             print(reports[split])
             section[split] = reports[split]._asdict() | {"path": path.name} | _listed(reports[split].problems)
     return reports
 
 
 # Training options for real data: those of the original repository's fine-tuning command.
-WTS_OPTIONS = {"model": "beit3_base_patch16_224", "batch_size": 32, "epochs": 10, "warmup_epochs": 1, "lr": 4e-5, "seed": 42}
+WTS_OPTIONS = {
+    "model": "beit3_base_patch16_224",
+    "batch_size": 32,
+    "epochs": 10,
+    "warmup_epochs": 1,
+    "lr": 4e-5,
+    "seed": 42,
+}
 WTS_OPTIONS |= {"layer_decay": 1.0, "captioning_mask_prob": 0.7, "drop_worst_after": 12000, "randaug": True}
 # A model of 1 M parameters, which learns the sample in two minutes on two cores.
-SAMPLE_OPTIONS = WTS_OPTIONS | {"model": sample.MODEL, "epochs": 13, "lr": 1e-3, "drop_path": 0.0, "randaug": False}
+SAMPLE_OPTIONS = WTS_OPTIONS | {
+    "model": sample.MODEL,
+    "epochs": 13,
+    "lr": 1e-3,
+    "drop_path": 0.0,
+    "randaug": False,
+}
 SAMPLE_OPTIONS |= {"crop_area": 0.9, "num_workers": 0, "val_images": 30, "save_ckpt_freq": 100}
 
 
@@ -283,12 +343,18 @@ def training_config(run: Path, **options: Any):
 
     known = [field.name for field in dataclasses.fields(TrainConfig)]
     for name in options.keys() - known:
-        raise ValueError(f"{name}: expected an option of TrainConfig, got an unknown name.{closest(name, known)}")
+        raise ValueError(
+            f"{name}: expected an option of TrainConfig, got an unknown name.{closest(name, known)}"
+        )
     values = SAMPLE_OPTIONS if is_sample(run) else WTS_OPTIONS
     values = values | {name: value for name, value in options.items() if value is not None}
     if values.get("finetune") is None:
         values["finetune"] = find_checkpoint(run, values["model"])
-    if torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory < 20e9 and not is_sample(run):
+    if (
+        torch.cuda.is_available()
+        and torch.cuda.get_device_properties(0).total_memory < 20e9
+        and not is_sample(run)
+    ):
         if values.setdefault("checkpoint_activations", True):  # a T4 has 16 GB
             print("checkpoint_activations: on, because this GPU has less than 20 GB")
     values |= {"data_path": str(run), "output_dir": str(run), "sentencepiece_model": str(run / SPM_NAME)}
@@ -303,12 +369,16 @@ def find_checkpoint(run: Path, model: str) -> str:
     from beit3lib.model import MODELS
 
     if model not in MODELS:
-        raise ValueError(f"model: expected one of {', '.join(MODELS)}, got {model!r}.{closest(model, MODELS)}")
+        raise ValueError(
+            f"model: expected one of {', '.join(MODELS)}, got {model!r}.{closest(model, MODELS)}"
+        )
     if model != sample.MODEL:
         return str(load_manifest().locate(model))
     if (run / SPM_NAME).read_bytes() == sample.SPM_PATH.read_bytes():
         return str(sample.CHECKPOINT_PATH)
-    print(f"checkpoint: {model} is pretrained with the sample's tokenizer only, so it starts from random weights")
+    print(
+        f"checkpoint: {model} is pretrained with the sample's tokenizer only, so it starts from random weights"
+    )
     return ""
 
 
@@ -345,7 +415,7 @@ def finetune(run: Path, num_gpus: int = 1, resume: bool | None = None, **options
 
 def _why_from_scratch(run: Path, config) -> str:
     """Return the reason why a training with `config` cannot resume from last/, or "" if it can."""
-    from beit3lib.run_state import differences, read_run_state
+    from beit3lib.run.state import differences, read_run_state
 
     if not readable_folder(run / "last").exists():
         return "there is no last/"
@@ -369,8 +439,8 @@ def caption(
     An interrupted run resumes. With `max_images` only so many images of each split are captioned, for a quick look, and the
     captions are written to predictions.quick.json instead.
     """
-    from beit3lib.caption_job import partial_path
-    from beit3lib.evaluate import caption_run
+    from beit3lib.caption import caption_run
+    from beit3lib.run.captioning import partial_path
 
     ensure(run, "finetune")
     _warn_of_another_index(run, checkpoint)
@@ -379,7 +449,12 @@ def caption(
         print(f"{run}: no val split, so the captions of training images are compared with their references")
         splits = ["train", *splits]
     recorded = {"checkpoint": checkpoint, "num_beams": num_beams}
-    options = recorded | {"splits": splits, "batch_size": batch_size or None, "max_minutes": max_minutes, "num_gpus": num_gpus}
+    options = recorded | {
+        "splits": splits,
+        "batch_size": batch_size or None,
+        "max_minutes": max_minutes,
+        "num_gpus": num_gpus,
+    }
     if max_images:
         return caption_run(run, **options, max_images=max_images)
     with record_stage(run, "caption", recorded) as section:
@@ -393,19 +468,23 @@ def caption(
 def _warn_of_another_index(run: Path, checkpoint: str) -> None:
     """Print a line if a checkpoint was trained on another index than that of the run, for example with other views."""
     from beit3lib.checkpoint import META_NAME
-    from beit3lib.run_state import index_hashes
+    from beit3lib.run.state import index_hashes
 
     path = run / checkpoint / META_NAME
     trained = read_json(path, dict).get("index") if path.is_file() else None
     if isinstance(trained, dict) and trained.get("train") not in (None, index_hashes(run)["train"]):
-        print(f"{run / checkpoint}: trained on another index than that of the run. Run notebook 3 to train on this one.")
+        print(
+            f"{run / checkpoint}: trained on another index than that of the run. Run notebook 3 to train on this one."
+        )
 
 
 class Scored(NamedTuple):
     """The result of `score`. If no caption has a reference, `split` is None and `scores` is empty."""
 
     split: str | None
-    scores: dict[str, Scores]  # keys: model, shuffled (captions of another scenario), and two baselines: nearest, most frequent
+    scores: dict[
+        str, Scores
+    ]  # keys: model, shuffled (captions of another scenario), and two baselines: nearest, most frequent
     options: dict[str, Any]  # of `build_submission`, the best ones on the validation captions
     variants: pd.DataFrame  # the score of each variant of these options
     submission: dict[str, list[dict]]
@@ -418,7 +497,9 @@ def read_captions(run: Path, other_runs: Sequence[str] = ()) -> pd.DataFrame:
     return table.drop_duplicates(["image", "subject", "aspect"])
 
 
-def score(run: Path, split: str = "val", fill_missing: bool = False, other_runs: Sequence[str] = ()) -> Scored:
+def score(
+    run: Path, split: str = "val", fill_missing: bool = False, other_runs: Sequence[str] = ()
+) -> Scored:
     """Stage 5: combine captions of aspects and views per segment, and score them and baselines that need no model.
 
     Writes scores.json and submission.<split>.json. A missing caption is an error; with `fill_missing` the most frequent
@@ -429,14 +510,19 @@ def score(run: Path, split: str = "val", fill_missing: bool = False, other_runs:
     known = predictions[predictions["reference"].notna()]
     if split not in set(known["split"]):
         others = sorted(set(known["split"]))
-        print(f"{run}: no captions of split {split} with references" + (f"; {others[0]} is scored instead" if others else ""))
+        print(
+            f"{run}: no captions of split {split} with references"
+            + (f"; {others[0]} is scored instead" if others else "")
+        )
         split = others[0] if others else ""
     truth, train = _references(run, split), phases[phases["split"] == "train"]
     chosen = predictions[predictions["split"] == split]
     options, variants = submission.choose_by_validation(chosen, truth, submission.usual_lengths(train))
     if not truth:
         return Scored(None, {}, options, variants, {})
-    with record_stage(run, "score", {"split": split, "fill_missing": fill_missing, "other_runs": list(other_runs)}) as section:
+    with record_stage(
+        run, "score", {"split": split, "fill_missing": fill_missing, "other_runs": list(other_runs)}
+    ) as section:
         built = submission.build_submission(chosen, **options)
         if fill_missing:
             expected = submission.expected_segments(read_table(run / SEGMENTS_NAME), split)
@@ -452,7 +538,9 @@ def score(run: Path, split: str = "val", fill_missing: bool = False, other_runs:
             )
         segments = phases[phases["split"] == split]
         scores["shuffled"] = score_segments(_shuffled(built), truth)
-        scores["nearest"] = score_segments(submission.nearest_captions(train, segments, run / "images"), truth)
+        scores["nearest"] = score_segments(
+            submission.nearest_captions(train, segments, run / "images"), truth
+        )
         scores["most frequent"] = score_segments(submission.most_frequent_captions(train, segments), truth)
         write_json(run / SCORES_NAME, {name: found.as_dict() for name, found in scores.items()})
         for path in run.glob("submission.*.json"):
@@ -479,7 +567,9 @@ def _shuffled(built: dict[str, list[dict]]) -> dict[str, list[dict]]:
     names, exchanged = sorted(built), {}
     for name, other in zip(names, names[1:] + names[:1], strict=True):
         entries = built[other]
-        exchanged[name] = [{**entries[i % len(entries)], "labels": e["labels"]} for i, e in enumerate(built[name])]
+        exchanged[name] = [
+            {**entries[i % len(entries)], "labels": e["labels"]} for i, e in enumerate(built[name])
+        ]
     return exchanged
 
 
@@ -494,30 +584,49 @@ def submit(
     predictions, phases = read_captions(run, other_runs), read_table(run / PHASES_NAME)
     segments = read_table(run / SEGMENTS_NAME)
     split = next(name for name in ("test", "val", "train") if name in set(segments["split"]))
-    with record_stage(run, "submit", {"fill_missing": fill_missing, "other_runs": list(other_runs)}) as section:
+    with record_stage(
+        run, "submit", {"fill_missing": fill_missing, "other_runs": list(other_runs)}
+    ) as section:
         expected = submission.expected_segments(segments, split)
         built = submission.build_submission(predictions[predictions["split"] == split], **options)
         usual = submission.usual_captions(phases[phases["split"] == "train"])
         written = submission.write_submission(run / SUBMISSION_NAME, built, expected, fill_missing, usual)
         count, filled = sum(map(len, written.submission.values())), written.filled
-        print(f"{written.path}: {count} segments of split {split}, {len(filled)} of them with captions filled in")
-        section |= {"split": split, "segments": count, "filled_count": len(filled), "filled": filled[:MAX_LISTED]}
+        print(
+            f"{written.path}: {count} segments of split {split}, {len(filled)} of them with captions filled in"
+        )
+        section |= {
+            "split": split,
+            "segments": count,
+            "filled_count": len(filled),
+            "filled": filled[:MAX_LISTED],
+        }
     return written
 
 
 @exit_on_error(StageError)
 def main() -> None:
     """Print the summary of a run and the path of its gallery."""
-    parser = argparse.ArgumentParser(prog="python -m beit3lib.pipeline.steps", description=main.__doc__)
-    parser.add_argument("run", nargs="?", type=Path, default=Path("runs/demo"), help="folder of the run [runs/demo]")
+    parser = argparse.ArgumentParser(prog="python -m beit3lib.pipeline.stages", description=main.__doc__)
+    parser.add_argument(
+        "run", nargs="?", type=Path, default=Path("runs/demo"), help="folder of the run [runs/demo]"
+    )
     run = parser.parse_args().run
     summary = read_summary(run)
     if not summary:
-        raise FileNotFoundError(f"{run / SUMMARY_NAME}: expected the summary of a run, found none. Run `make demo` first.")
+        raise FileNotFoundError(
+            f"{run / SUMMARY_NAME}: expected the summary of a run, found none. Run `make demo` first."
+        )
     for name, values in summary.items():
         shares = ("own", "shuffled")  # of captions whose attributes are correct
-        values = {key: round(value, 2) if isinstance(value, float) else value for key, value in values.items()}
-        shown = [f"{key} {value}" for key, value in values.items() if isinstance(value, (int, float, str)) or key in shares]
+        values = {
+            key: round(value, 2) if isinstance(value, float) else value for key, value in values.items()
+        }
+        shown = [
+            f"{key} {value}"
+            for key, value in values.items()
+            if isinstance(value, (int, float, str)) or key in shares
+        ]
         print(f"{name}: {', '.join(shown)}")
     print(f"open {(run / 'gallery.html').resolve()}")
 

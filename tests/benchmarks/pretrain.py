@@ -1,6 +1,6 @@
 """Make the sample's tokenizer and tiny checkpoint (15 minutes on 2 cores); both are committed in `pretrained/`.
 
-    python -m beit3lib.sample.pretrain FOLDER
+    python -m benchmarks.pretrain FOLDER
 
 The model is pretrained on short captions of drawn scenes and never on the sentences of the sample. Fine-tuning then has to
 learn full sentences, two subjects, prompts, and facts that a caption leaves out.
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from beit3lib.data.aspects import ASPECTS, SUBJECTS
+from beit3lib.data.schema import ASPECTS, SUBJECTS
 from beit3lib.dataset import Batch, collate, pack
 from beit3lib.files import atomic_path, exit_on_error
 from beit3lib.model import CaptionModel, model_config
@@ -54,11 +54,17 @@ def short_captions(scene: Scene, rng: np.random.Generator) -> list[str]:
     walk, paving = WALKS[scene.pedestrian_motion], PAVING[scene.sidewalk]
     forms = [
         (f"weather {scene.weather}, brightness {scene.light}", f"{scene.light}, {scene.weather}"),
-        (f"{scene.upper} jacket and {scene.lower} slacks", f"pedestrian in {scene.lower} slacks, {scene.upper} jacket"),
+        (
+            f"{scene.upper} jacket and {scene.lower} slacks",
+            f"pedestrian in {scene.lower} slacks, {scene.upper} jacket",
+        ),
         (f"vehicle on the {side} side, {gap}", f"{gap} the vehicle on the {side} side"),
         (f"vehicle {speed} at {km_h} km/h", f"{km_h} km/h, {speed}"),
         (f"pedestrian {walk}", f"{walk}"),
-        (f"{scene.lanes} road, {scene.surface} surface, {paving}", f"{paving}, {scene.surface}, {scene.lanes}"),
+        (
+            f"{scene.lanes} road, {scene.surface} surface, {paving}",
+            f"{paving}, {scene.surface}, {scene.lanes}",
+        ),
     ]
     return [forms[i][rng.integers(2)] for i in rng.permutation(len(forms))]
 
@@ -97,7 +103,9 @@ def pretrain(folder: str | Path, steps: int = 2400, batch_size: int = 32, seed: 
     config = model_config(MODEL)
     tokenizer = load_tokenizer(train_spm(Path(folder) / SPM_PATH.name, config.vocab_size - UNUSED_ROWS - 2))
     model = CaptionModel(config)
-    with torch.no_grad():  # with the recipe's 0.02 for width 768, attention would stay uniform for thousands of steps at 128
+    with (
+        torch.no_grad()
+    ):  # with the recipe's 0.02 for width 768, attention would stay uniform for thousands of steps at 128
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2 and ".layers." in name:
                 parameter.mul_(3)
@@ -106,11 +114,17 @@ def pretrain(folder: str | Path, steps: int = 2400, batch_size: int = 32, seed: 
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=BETAS)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     losses: list[float] = []
-    for step, (batch, labels) in enumerate(_batches(tokenizer, config.image_size, batch_size, steps, seed), start=1):
+    for step, (batch, labels) in enumerate(
+        _batches(tokenizer, config.image_size, batch_size, steps, seed), start=1
+    ):
         memory = model.encode_image(batch.images)
         logits = model(memory, batch.input_ids, batch.positions, batch.doc_ids, batch.mask_positions)
-        caption_loss = F.cross_entropy(logits, batch.labels.flatten()[batch.mask_positions], label_smoothing=SMOOTHING)
-        probed = probe(memory.values[-1].transpose(1, 2).flatten(2)[:, 1:])  # (B, H, N, d) -> (B, N - 1, classes)
+        caption_loss = F.cross_entropy(
+            logits, batch.labels.flatten()[batch.mask_positions], label_smoothing=SMOOTHING
+        )
+        probed = probe(
+            memory.values[-1].transpose(1, 2).flatten(2)[:, 1:]
+        )  # (B, H, N, d) -> (B, N - 1, classes)
         parts = zip(probed.split(PROBE_CLASSES, -1), labels.unbind(-1), strict=True)
         probe_loss = sum(F.cross_entropy(part.flatten(0, 1), label.flatten()) for part, label in parts)
         (caption_loss + probe_loss).backward()
@@ -121,13 +135,18 @@ def pretrain(folder: str | Path, steps: int = 2400, batch_size: int = 32, seed: 
         losses.append(caption_loss.item())
         if step % 50 == 0:
             mean, seconds = np.mean(losses[-50:]), time.monotonic() - started
-            print(f"step {step}/{steps}: caption loss {mean:.3f}, probe loss {probe_loss:.3f}, {seconds:.0f} s", flush=True)
+            print(
+                f"step {step}/{steps}: caption loss {mean:.3f}, probe loss {probe_loss:.3f}, {seconds:.0f} s",
+                flush=True,
+            )
     with atomic_path(Path(folder) / CHECKPOINT_PATH.name) as temporary:
         torch.save({"model": {name: value.half() for name, value in model.state_dict().items()}}, temporary)
     return {"loss": float(np.mean(losses[-50:])), "seconds": round(time.monotonic() - started)}
 
 
-def _batches(tokenizer, image_size: int, batch_size: int, steps: int, seed: int) -> Iterator[tuple[Batch, torch.Tensor]]:
+def _batches(
+    tokenizer, image_size: int, batch_size: int, steps: int, seed: int
+) -> Iterator[tuple[Batch, torch.Tensor]]:
     """Yield batches of newly drawn scenes and their patch labels (B, N - 1, 3)."""
     rng = np.random.default_rng(seed)
     for _ in range(steps):
@@ -164,7 +183,10 @@ def patch_labels(scene: Scene, camera: Camera, grid: int = UNITS) -> np.ndarray:
     objects = [
         (vehicle, (1, vehicle_motion, position)),
         ((left, top, right, waist), (2 + UPPER.index(scene.upper), pedestrian_motion, position)),
-        ((left, waist, right, bottom), (2 + len(UPPER) + LOWER.index(scene.lower), pedestrian_motion, position)),
+        (
+            (left, waist, right, bottom),
+            (2 + len(UPPER) + LOWER.index(scene.lower), pedestrian_motion, position),
+        ),
     ]
     centers = (np.arange(grid) + 0.5) * UNITS / grid
     for (x0, y0, x1, y1), label in objects:
@@ -176,7 +198,7 @@ def patch_labels(scene: Scene, camera: Camera, grid: int = UNITS) -> np.ndarray:
 
 @exit_on_error()
 def main() -> None:
-    """`python -m beit3lib.sample.pretrain`."""
+    """`python -m benchmarks.pretrain`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where to write the tokenizer and the checkpoint")
     parser.add_argument("--steps", type=int, default=2400)

@@ -18,19 +18,28 @@ import torch
 from accelerate import Accelerator
 from test_dataset import Config, recipe_table
 
-from beit3lib import evaluate
-from beit3lib.caption_job import CaptionJob, partial_path
+from beit3lib import caption as command
+from beit3lib.caption import caption_run
 from beit3lib.captioner import Captioner
 from beit3lib.checkpoint import load_captioner, load_pretrained, save_captioner
-from beit3lib.data.aspects import ASPECTS, SUBJECTS
 from beit3lib.data.index import read_index
 from beit3lib.data.predictions import COLUMNS, read_meta, read_predictions
+from beit3lib.data.schema import ASPECTS, SUBJECTS
 from beit3lib.dataset import CaptionDataset
-from beit3lib.evaluate import caption_images, caption_run, choose_batch_size, images_to_caption, score_predictions, validate
 from beit3lib.files import FolderInUse, lock_folder
 from beit3lib.model import CaptionModel, model_config
+from beit3lib.run import captioning
+from beit3lib.run.captioning import (
+    CaptionJob,
+    caption_images,
+    choose_batch_size,
+    images_to_caption,
+    partial_path,
+)
+from beit3lib.run.validation import validate
 from beit3lib.sample import draw as sample
 from beit3lib.tokenizer import load_tokenizer
+from beit3lib.track2.metrics import score_predictions
 
 KINDS = [(subject, aspect) for subject in SUBJECTS for aspect in ASPECTS]
 OPTIONS = {"num_beams": 2, "batch_size": 2, "num_workers": 0}
@@ -67,7 +76,9 @@ def run(drawn, saved, tmp_path):
 
 def caption(captioner, run, output="predictions.json", meta=None, splits=("train", "val"), **options):
     images = images_to_caption(run, splits, captioner)
-    return caption_images(captioner, images, run, run / output, meta or {"checkpoint": "best"}, **{**OPTIONS, **options})
+    return caption_images(
+        captioner, images, run, run / output, meta or {"checkpoint": "best"}, **{**OPTIONS, **options}
+    )
 
 
 @pytest.fixture
@@ -107,15 +118,28 @@ def uninterrupted(drawn, captioner, tmp_path_factory):
 
 def test_every_image_has_a_scored_prediction_of_every_caption_type(run, captioner):
     table = caption(captioner, run)
-    assert len(table) == 12 * 10 and table["official_score"].notna().all() and set(table["split"]) == {"train", "val"}
+    assert (
+        len(table) == 12 * 10
+        and table["official_score"].notna().all()
+        and set(table["split"]) == {"train", "val"}
+    )
     assert list(zip(table["subject"], table["aspect"], strict=True)) == KINDS * 12
     pd.testing.assert_frame_equal(read_predictions(run / "predictions.json").drop(columns="outside"), table)
     first = table.iloc[0]
     assert first["caption"] == captioner.caption(run / first["image"], "vehicle", "moving", num_beams=2)
-    assert first["reference"].startswith("The vehicle") and first["view"] == "overhead_view" and first["phase"] == 0
+    assert (
+        first["reference"].startswith("The vehicle")
+        and first["view"] == "overhead_view"
+        and first["phase"] == 0
+    )
     assert len(first["word_probs"]) == len(first["caption"].split())
     meta = read_meta(run / "predictions.json")
-    assert meta["checkpoint"] == "best" and meta["batch_size"] == 2 and meta["images"] == 12 and meta["skipped"] == []
+    assert (
+        meta["checkpoint"] == "best"
+        and meta["batch_size"] == 2
+        and meta["images"] == 12
+        and meta["skipped"] == []
+    )
     assert not partial_path(run / "predictions.json").exists()
 
 
@@ -126,7 +150,7 @@ def test_loader_workers_change_nothing(run, captioner, uninterrupted):
 
 def test_running_out_of_memory_halves_the_batch(run, captioner, monkeypatch):
     # In bf16 the size of the batch decides between the nearly equal tokens of random weights.
-    monkeypatch.setattr(evaluate, "inference_precision", lambda device: nullcontext())
+    monkeypatch.setattr(captioning, "inference_precision", lambda device: nullcontext())
     expected = caption(captioner, run)["caption"].tolist()
     (run / "predictions.json").unlink()
     generate, sizes = Captioner.generate, []
@@ -145,7 +169,9 @@ def test_running_out_of_memory_halves_the_batch(run, captioner, monkeypatch):
 
 def test_scores_need_a_reference_and_an_absent_aspect_needs_an_empty_caption():
     text = "The road is wide and dry."
-    table = pd.DataFrame({"caption": [text, text, "", text, ""], "reference": [text, None, "", "", text]}, dtype=object)
+    table = pd.DataFrame(
+        {"caption": [text, text, "", text, ""], "reference": [text, None, "", "", text]}, dtype=object
+    )
     scores = score_predictions(table)["official_score"]
     assert scores[0] > 99 and np.isnan(scores[1]) and scores[2:].tolist() == [100.0, 0.0, 0.0]
 
@@ -153,7 +179,9 @@ def test_scores_need_a_reference_and_an_absent_aspect_needs_an_empty_caption():
 def test_a_single_caption_type_keeps_images_without_its_reference(run):
     captioner = tiny_captioner([("vehicle", "road")])
     lines = (run / "coco_captioning.val.jsonl").read_text().splitlines()
-    (run / "coco_captioning.val.jsonl").write_text("".join(line + "\n" for line in lines if '"aspect": "road"' not in line))
+    (run / "coco_captioning.val.jsonl").write_text(
+        "".join(line + "\n" for line in lines if '"aspect": "road"' not in line)
+    )
     table = caption(captioner, run, splits=["val"])
     assert len(table) == 4 and table["reference"].isna().all() and table["official_score"].isna().all()
 
@@ -172,11 +200,15 @@ def test_a_run_without_the_index_of_a_split_names_the_files(run, captioner):
 
 
 @pytest.mark.parametrize("batches", [0, 1, 5])
-def test_a_stopped_job_continues_and_ends_with_the_same_bytes(run, captioner, stop_after, monkeypatch, uninterrupted, batches):
+def test_a_stopped_job_continues_and_ends_with_the_same_bytes(
+    run, captioner, stop_after, monkeypatch, uninterrupted, batches
+):
     stopped(captioner, run, stop_after, monkeypatch, batches)
     assert not (run / "predictions.json").exists()
     generate, calls = Captioner.generate, []
-    monkeypatch.setattr(Captioner, "generate", lambda self, x, **options: calls.append(len(x)) or generate(self, x, **options))
+    monkeypatch.setattr(
+        Captioner, "generate", lambda self, x, **options: calls.append(len(x)) or generate(self, x, **options)
+    )
     caption(captioner, run)
     assert (run / "predictions.json").read_bytes() == uninterrupted and len(calls) == 6 - batches
 
@@ -209,12 +241,13 @@ def test_a_damaged_partial_file_changes_nothing_in_the_result(
     stopped(captioner, run, stop_after, monkeypatch)
     change(partial_path(run / "predictions.json"))
     caption(captioner, run)
-    scratch = (
-        "starts from scratch, because its first line is damaged. Finished captions are kept in predictions.partial.old.jsonl"
-    )
+    scratch = "starts from scratch, because its first line is damaged. Finished captions are kept in "
     assert (scratch in capsys.readouterr().out) == (change == empty)
     assert (run / "predictions.json").read_bytes() == uninterrupted
-    left = {path.name for path in run.glob("predictions*")} - {"predictions.json", "predictions.partial.old.jsonl"}
+    left = {path.name for path in run.glob("predictions*")} - {
+        "predictions.json",
+        "predictions.partial.old.jsonl",
+    }
     assert not left
 
 
@@ -226,7 +259,9 @@ def test_a_damaged_partial_file_changes_nothing_in_the_result(
         ({"batch_size": 3}, "batch_size was 2, is 3"),
     ],
 )
-def test_other_options_start_from_scratch_and_are_named(run, captioner, stop_after, monkeypatch, capsys, options, named):
+def test_other_options_start_from_scratch_and_are_named(
+    run, captioner, stop_after, monkeypatch, capsys, options, named
+):
     stopped(captioner, run, stop_after, monkeypatch)
     before = partial_path(run / "predictions.json").read_bytes()
     caption(captioner, run, **options)
@@ -238,7 +273,9 @@ def test_other_options_start_from_scratch_and_are_named(run, captioner, stop_aft
     assert (run / "predictions.json").read_bytes() == own
 
 
-def test_a_batch_size_chosen_at_the_first_start_is_kept(run, captioner, stop_after, monkeypatch, uninterrupted):
+def test_a_batch_size_chosen_at_the_first_start_is_kept(
+    run, captioner, stop_after, monkeypatch, uninterrupted
+):
     stopped(captioner, run, stop_after, monkeypatch)
     caption(captioner, run, batch_size=None)
     assert (run / "predictions.json").read_bytes() == uninterrupted
@@ -249,15 +286,22 @@ def test_only_the_batch_of_a_changed_image_is_captioned_again(run, captioner, st
     first, other = sorted((run / "images").iterdir())[:4:3]
     shutil.copyfile(other, first)
     calls, generate = [], Captioner.generate
-    monkeypatch.setattr(Captioner, "generate", lambda self, x, **options: calls.append(len(x)) or generate(self, x, **options))
+    monkeypatch.setattr(
+        Captioner, "generate", lambda self, x, **options: calls.append(len(x)) or generate(self, x, **options)
+    )
     table = caption(captioner, run)
     assert calls == [2, 2] and table["caption"][:10].tolist() == table["caption"][30:40].tolist()
 
 
-def test_complete_captions_of_another_checkpoint_are_replaced_and_the_difference_is_named(run, captioner, capsys):
+def test_complete_captions_of_another_checkpoint_are_replaced_and_the_difference_is_named(
+    run, captioner, capsys
+):
     caption(captioner, run)
     caption(captioner, run, meta={"checkpoint": "last"}, num_beams=1)
-    assert "predictions.json: will be replaced, because checkpoint was best, is last; num_beams" in capsys.readouterr().out
+    assert (
+        "predictions.json: will be replaced, because checkpoint was best, is last; num_beams"
+        in capsys.readouterr().out
+    )
     meta = read_meta(run / "predictions.json")
     assert meta["checkpoint"] == "last" and meta["num_beams"] == 1
 
@@ -275,11 +319,18 @@ def test_a_broken_output_is_replaced(run, captioner, uninterrupted):
     assert (run / "predictions.json").read_bytes() == uninterrupted
 
 
-def test_max_minutes_stops_between_batches_and_the_next_start_continues(run, captioner, capsys, uninterrupted):
+def test_max_minutes_stops_between_batches_and_the_next_start_continues(
+    run, captioner, capsys, uninterrupted
+):
     table = caption(captioner, run, max_minutes=1e-6)
-    assert len(table) == 2 * 10 and "2 of 12 images captioned. Run the same command again" in capsys.readouterr().out
+    assert (
+        len(table) == 2 * 10
+        and "2 of 12 images captioned. Run the same command again" in capsys.readouterr().out
+    )
     assert not (run / "predictions.json").exists() and partial_path(run / "predictions.json").exists()
-    assert len(caption(captioner, run)) == 12 * 10 and (run / "predictions.json").read_bytes() == uninterrupted
+    assert (
+        len(caption(captioner, run)) == 12 * 10 and (run / "predictions.json").read_bytes() == uninterrupted
+    )
 
 
 @pytest.mark.parametrize("syncs, file", [(2, "predictions.partial.jsonl"), (3, "predictions.json")])
@@ -308,7 +359,9 @@ def test_a_disk_that_is_full_within_a_batch_keeps_the_batches_before(run, captio
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(header + 2.5 * batch), limits[1]))
     try:
-        with pytest.raises(OSError, match=r"predictions\.partial\.jsonl: File too large. Finished captions are kept"):
+        with pytest.raises(
+            OSError, match=r"predictions\.partial\.jsonl: File too large. Finished captions are kept"
+        ):
             caption(captioner, run)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -318,7 +371,10 @@ def test_a_disk_that_is_full_within_a_batch_keeps_the_batches_before(run, captio
 
 
 def test_a_second_job_for_the_same_file_is_refused(run, captioner):
-    with lock_folder(run, "captioning", "predictions.json"), pytest.raises(FolderInUse, match="json: in use by captioning"):
+    with (
+        lock_folder(run, "captioning", "predictions.json"),
+        pytest.raises(FolderInUse, match="json: in use by captioning"),
+    ):
         caption(captioner, run)
 
 
@@ -341,7 +397,9 @@ def test_options_out_of_range_are_refused(run, captioner, options):
 
 def test_batch_size_is_a_power_of_two_that_fits_memory(captioner, monkeypatch):
     def free(gigabytes):
-        monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": gigabytes * 1e9}))
+        monkeypatch.setattr(
+            psutil, "virtual_memory", lambda: type("Memory", (), {"available": gigabytes * 1e9})
+        )
         return choose_batch_size(captioner, 3)
 
     assert free(0) == 1 and free(1000) == 16 and free(0.02) in (1, 2, 4, 8)
@@ -351,9 +409,14 @@ def test_batch_size_is_a_power_of_two_that_fits_memory(captioner, monkeypatch):
 
 
 def test_the_command_writes_the_file_of_a_run(run, capsys):
-    evaluate.main([str(run), "--num_beams", "1", "--batch_size", "2", "--num_workers", "0", "--device", "cpu"])
+    command.main([str(run), "--num_beams", "1", "--batch_size", "2", "--num_workers", "0", "--device", "cpu"])
     table, out = read_predictions(run / "predictions.json"), capsys.readouterr().out
-    assert len(table) == 4 * 10 and list(table)[:-1] == list(COLUMNS) and "100%" in out and "4 images on cpu" in out
+    assert (
+        len(table) == 4 * 10
+        and list(table)[:-1] == list(COLUMNS)
+        and "100%" in out
+        and "4 images on cpu" in out
+    )
     assert len(read_meta(run / "predictions.json")["checkpoint_sha256"]) == 64
 
 
@@ -367,35 +430,52 @@ def test_a_quick_look_leaves_the_predictions_alone(run):
 def test_interrupting_the_command_says_how_to_continue(run, stop_after, capsys):
     stop_after(1)
     with pytest.raises(SystemExit) as stopped:
-        evaluate.main([str(run), "--batch_size", "1", "--num_workers", "0", "--device", "cpu"])
+        command.main([str(run), "--batch_size", "1", "--num_workers", "0", "--device", "cpu"])
     assert stopped.value.code == 130 and "run the same command again to continue" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["nowhere"], ["RUN", "--checkpoint", "none"], ["RUN", "--splits", "test"]])
+@pytest.mark.parametrize(
+    "arguments", [["nowhere"], ["RUN", "--checkpoint", "none"], ["RUN", "--splits", "test"]]
+)
 def test_errors_of_the_command_are_one_line(run, arguments):
     with pytest.raises(SystemExit) as error:
-        evaluate.main([*(argument.replace("RUN", str(run)) for argument in arguments), "--device", "cpu"])
+        command.main([*(argument.replace("RUN", str(run)) for argument in arguments), "--device", "cpu"])
     assert "expected" in error.value.code and "\n" not in error.value.code
 
 
 def val_set(run, tokenizer, split="val", train=False, **options):
-    return CaptionDataset(read_index(run / f"coco_captioning.{split}.jsonl"), run, tokenizer, 64, Config(**options), train)
+    return CaptionDataset(
+        read_index(run / f"coco_captioning.{split}.jsonl"), run, tokenizer, 64, Config(**options), train
+    )
 
 
 def validated(captioner, run, train=True, **options):
-    defaults = {"val_images": 0, "samples": 2, "num_beams": 2, "batch_size": 4, "eval_batch_size": 2, "num_workers": 0}
+    defaults = {
+        "val_images": 0,
+        "samples": 2,
+        "num_beams": 2,
+        "batch_size": 4,
+        "eval_batch_size": 2,
+        "num_workers": 0,
+    }
     config = Config(dist_eval=True, **{**defaults, **options})
     train_set = val_set(run, captioner.tokenizer, "train", True) if train else None
     return validate(captioner, val_set(run, captioner.tokenizer), train_set, config, Accelerator(cpu=True))
 
 
 def test_validation_captions_and_scores_as_the_job_does(run, captioner, monkeypatch):
-    monkeypatch.setattr(evaluate, "inference_precision", lambda device: torch.autocast("cpu", enabled=False))
+    monkeypatch.setattr(
+        captioning, "inference_precision", lambda device: torch.autocast("cpu", enabled=False)
+    )
     table = caption(captioner, run, splits=["val"])
     found = validated(captioner, run)
-    assert found["score"] == pytest.approx(table["official_score"].mean(), abs=0.01) and found["captions"] == 40
+    assert (
+        found["score"] == pytest.approx(table["official_score"].mean(), abs=0.01) and found["captions"] == 40
+    )
     means = table.groupby(["subject", "aspect"])["official_score"].mean()
-    assert found["by_caption_type"] == {" ".join(kind): pytest.approx(means[kind], abs=0.01) for kind in KINDS}
+    assert found["by_caption_type"] == {
+        " ".join(kind): pytest.approx(means[kind], abs=0.01) for kind in KINDS
+    }
     assert {entry["image"] for entry in found["samples"]} == set(table["image"].unique()[[0, 3]])
     first = found["samples"][0]
     assert first["caption"] == table["caption"][0] and first["reference"] == table["reference"][0]
@@ -416,7 +496,12 @@ def test_validation_of_a_model_that_copies_training_captions(run, captioner, mon
 def test_validation_without_references_has_captions_and_no_score(run, captioner, drawn, capsys):
     recipe_table(drawn, run, "val", null=lambda number: True)
     found = validated(tiny_captioner([("", "")]), run, train=False)
-    assert found["score"] is None and found["captions"] == 4 and found["copied"] == 0 and found["by_caption_type"] == {}
+    assert (
+        found["score"] is None
+        and found["captions"] == 4
+        and found["copied"] == 0
+        and found["by_caption_type"] == {}
+    )
     assert "4 of 4 captions have no reference" in capsys.readouterr().out and len(found["samples"]) == 2
     json.dumps(found, allow_nan=False)
 
@@ -432,9 +517,21 @@ def test_validation_spreads_its_images_over_the_split(run, captioner, val_images
 
 
 def start(run, *arguments):
-    command = [sys.executable, "-m", "beit3lib.evaluate", str(run), "--device", "cpu", "--batch_size", "4", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "beit3lib.caption",
+        str(run),
+        "--device",
+        "cpu",
+        "--batch_size",
+        "4",
+        *arguments,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def complete(run):
@@ -484,7 +581,9 @@ def draw_test_images(saved, run, count):
         pytest.param(3000, (1, 1, 2, 1, 1, 2, 2, 1), marks=pytest.mark.long),
     ],
 )
-def test_captioning_killed_at_random_moments_ends_with_the_bytes_of_an_uninterrupted_run(saved, tmp_path, images, kills):
+def test_captioning_killed_at_random_moments_ends_with_the_bytes_of_an_uninterrupted_run(
+    saved, tmp_path, images, kills
+):
     """10 caption types per image; one kill for each number of processes in `kills`. The last start has one process."""
     rng, run, batches = np.random.default_rng(0), tmp_path / "run", images // 4
     draw_test_images(saved, run, images)
@@ -501,12 +600,12 @@ def test_captioning_killed_at_random_moments_ends_with_the_bytes_of_an_uninterru
 
 DELAYED = """
 import sys, time
-from beit3lib import evaluate
-from beit3lib.caption_job import CaptionJob
+from beit3lib import caption as command
+from beit3lib.run.captioning import CaptionJob
 
 append = CaptionJob.append
 CaptionJob.append = lambda self, *batch: (time.sleep(1.5 * self.rank), append(self, *batch))
-evaluate.main(sys.argv[1:])
+command.main(sys.argv[1:])
 """
 
 
@@ -514,11 +613,21 @@ evaluate.main(sys.argv[1:])
 def test_the_bar_counts_the_images_of_all_processes_also_of_slower_ones(run, tmp_path):
     """Each of two processes captions 6 of 12 images; the second one takes at least 4.5 s."""
     (tmp_path / "delayed.py").write_text(DELAYED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", tmp_path / "delayed.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        tmp_path / "delayed.py",
+    ]
     options = ["--device", "cpu", "--batch_size", "2", "--num_beams", "1", "--splits", "train", "val"]
     done = subprocess.run([*command, run, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    bars = [(int(count), int(seconds)) for count, seconds in re.findall(r"(\d+)/12 \[00:(\d\d)<", done.stdout)]
+    bars = [
+        (int(count), int(seconds)) for count, seconds in re.findall(r"(\d+)/12 \[00:(\d\d)<", done.stdout)
+    ]
     assert bars[-1][0] == 12 and bars[-1][1] >= 4 and any(6 <= count < 12 for count, _ in bars), done.stdout
     assert [count for count, _ in bars] == sorted(count for count, _ in bars)
 
@@ -526,8 +635,8 @@ def test_the_bar_counts_the_images_of_all_processes_also_of_slower_ones(run, tmp
 MEASURED = """
 import re, sys
 from pathlib import Path
-from beit3lib import evaluate
-from beit3lib.caption_job import CaptionJob
+from beit3lib import caption as command
+from beit3lib.run.captioning import CaptionJob
 
 append, finished = CaptionJob.append, 0
 
@@ -538,7 +647,7 @@ def measured(self, number, captions):
     print("PEAK", finished, re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1], flush=True)
 
 CaptionJob.append = measured
-evaluate.main(sys.argv[1:])
+command.main(sys.argv[1:])
 """
 
 
@@ -552,9 +661,22 @@ def test_captioning_5000_images_takes_no_more_memory_than_500(saved, tmp_path):
         os.link(run / f"images/avg{number % 50:04d}phase0.jpg", run / name)
         lines.append(json.dumps({"image_path": name, "text_segment": None, "image_id": number}) + "\n")
     (run / "coco_captioning.test.jsonl").write_text("".join(lines))
-    command = [sys.executable, "-c", MEASURED, str(run), "--device", "cpu", "--num_beams", "1", "--batch_size", "10"]
+    command = [
+        sys.executable,
+        "-c",
+        MEASURED,
+        str(run),
+        "--device",
+        "cpu",
+        "--num_beams",
+        "1",
+        "--batch_size",
+        "10",
+    ]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    peaks = {int(count): int(kilobytes) / 1024 for count, kilobytes in re.findall(r"PEAK (\d+) (\d+)", done.stdout)}
+    peaks = {
+        int(count): int(kilobytes) / 1024 for count, kilobytes in re.findall(r"PEAK (\d+) (\d+)", done.stdout)
+    }
     print({count: round(peaks[count]) for count in (500, 2500, 5000)}, "MB")
     assert peaks[5000] < peaks[500] + 20, peaks

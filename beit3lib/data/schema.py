@@ -1,0 +1,69 @@
+"""Names, columns and caption types that all tables of this project share, and tables as CSV files."""
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from beit3lib.files import FileError, read_text, write_text
+
+SPLITS = ("train", "val", "test")
+PHASES = ("prerecognition", "recognition", "judgement", "action", "avoidance")  # of an event, numbered from 0
+SUBJECTS = ("vehicle", "pedestrian")
+ASPECTS = ("moving", "pedestrian_description", "position", "road", "weather")
+
+CaptionType = tuple[str, str]  # (subject, aspect)
+UNNAMED: CaptionType = (
+    "",
+    "",
+)  # of an index without subject and aspect, such as the reference implementation's
+
+IMAGE_COLUMNS = (
+    "split",
+    "source",
+    "scenario",
+    "view",
+    "video",
+    "label",
+    "phase",
+)  # describe the image of a phase
+# The columns of phases.csv, which also has `image`; times are those of the video's own clock.
+PHASE_COLUMNS = (
+    *("split", "source", "scenario", "view", "video", "video_path", "label", "phase", "start_s", "end_s"),
+    *("caption_vehicle", "caption_pedestrian"),
+)
+NUMBERS = {"phase": "int64", "start_s": "float64", "end_s": "float64"}  # columns of tables that are not text
+
+
+def write_table(path: str | Path, table: pd.DataFrame) -> Path:
+    """Write a table as CSV with quoted text, so that captions with commas or line ends survive; missing values are empty.
+
+    Cells that begin with = + - @ are written unchanged, although a spreadsheet may read them as formulas.
+    """
+    return write_text(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC))
+
+
+def read_table(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
+    """Read a table of `write_table`; text stays text ("04", "N/A", "None", "nan"), and only empty cells are None.
+
+    Raises FileError, with the path, for a file that is not CSV or lacks one of `columns`.
+    """
+    text = read_text(path)
+    try:
+        if not text.endswith("\n"):
+            raise ValueError("the last line has no end")
+        table = pd.read_csv(
+            io.StringIO(text, newline=""), dtype=str, index_col=False, keep_default_na=False, na_values=[""]
+        )
+        missing = [name for name in columns if name not in table]
+        if missing:
+            raise ValueError(f"no column {', '.join(missing)}")
+        numbers = {name: table[name].astype(kind) for name, kind in NUMBERS.items() if name in table}
+    except (ValueError, TypeError, csv.Error) as error:
+        todo = "Make it again by running the step that wrote it."
+        raise FileError(
+            f"{path}: expected a table in CSV, found a file that is not ({error}). {todo}"
+        ) from None
+    return table.astype(object).where(table.notna(), None).assign(**numbers)
