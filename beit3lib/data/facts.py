@@ -12,25 +12,23 @@ from typing import NamedTuple
 
 import pandas as pd
 
-COLOR = r"(?:(?:light|dark|navy|pale|bright|deep)[- ])?(?:black|white|gr[ae]y|red|blue|navy|green|yellow|brown|beige|orange|pink|purple|khaki|cream|turquoise|silver)"
+COLOR = r"(?:(?:light|dark|navy|pale|bright|deep)[- ])?(?:black|white|gr[ae]y|red|blue|navy|green|yellow|brown|beige|orange|pink|purple|khaki|cream|turquoise|teal|maroon|violet|tan|silver)"
 CUT = r"(?:colou?rful|patterned|striped|checked|plain|denim|(?:short|long)[- ]sleeved?|long|upper|lower)"
-STYLE = (
-    rf"[- ,]{{1,2}}(?:(?:{COLOR}|colou?red|and|{CUT})[- ,]{{1,2}}){{0,5}}"  # between a color and its garment
-)
+# between a color and its garment
+STYLE = rf"[- ,]{{1,2}}(?:(?:{COLOR}|colou?red|and|{CUT})[- ,]{{1,2}}){{0,5}}"
 UPPER = r"jackets?|t[- ]?shirts?|shirts?|blouses?|sweaters?|sweatshirts?|hoodies?|cardigans?|vests?|coats?|parkas?|jumpers?|suits?|tops?|uniforms?|dress(?:es)?"
 LOWER = r"(?:short )?pants|slacks|trousers|jeans|shorts|skirts?|leggings|bottoms?"
 OTHER_CLOTHES = r"outfits?|clothing|clothes|masks?|scar(?:f|ves)|gloves|shoes|sneakers|boots|sandals|bags?|backpacks?|handbags?|rucksacks?|purses?|hair"
 NOT_CLOTHES = rf"(?!,?[- ]?(?:{COLOR}|colou?red|cloth\w+|jacket|t-?shirt|shirt|slacks|pants))"
 GO = r"(?:go(?:es|ing)?|went|mov~|driv(?:en|~)|drove|travel\w*|proceed~|continu~|head~|walk~|runn?~|cross~)"
-SOON = r"(?:about|poised|prepar\w+|ready|going|start~|attempt~|try~|inten[dt]\w*|plann?~|verge|brink|wait~)<1> (?:to|of|for)"
-BEGIN = r"(?:start~|beg[aiu]n\w*|initiat~|commenc~)(?: to| its)?"
+SOON = r"(?:about|poised|prepar\w+|ready|going|starting|attempt~|try~|inten[dt]\w*|plann?~|verge|brink|wait~)<2> (?:to|of|for|on)"
+BEGIN = r"(?:start~|beg[aiu]n\w*|initiat~|commenc~|resum~)(?: to| its)?"
 IS = r"(?: (?:is|was|are|were|be|being|of|at|as|to|seems?|appears?|remain~|described|stated|reported|considered|classified|also|relatively|quite|very))"
-SIDE = r"(?:(?:to|on|at|in|from) (?:the|its|his|her|their|a) )?"
+OWNER = r"(?:vehicle|pedestrian|car)'s "
+SIDE = rf"(?:to|on|at|in|from) (?:the|its|his|her|their|a) (?:{OWNER})?"
 OTHER = r"(?:(?:the |a )?(?:vehicle|car|pedestrian)|it|them|him|her)"
-SIDES, DECADES = (
-    ("left", "right"),
-    "teen(?:s|agers?) twenties thirties forties fifties sixties seventies eighties".split(),
-)
+SIDES = ("left", "right")
+DECADES = "teen(?:s|age|agers?) twenties thirties forties fifties sixties seventies eighties".split()
 
 # {aspect: {slot or kind: {value: pattern}}}. Every match is one fact of the aspect. A value "" has no meaning of its own, a
 # named group is a slot whose value is the words of the group. Patterns are whole words; "~" stands for the endings of a verb
@@ -43,7 +41,7 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
             "male": r"male|m[ae]n|boys?|gentlem[ae]n",
         },
         "age": {
-            "child": r"child(?:ren)?|aged? \d|\d[- ]years?[- ]old",
+            "child": r"child(?:ren)?|kids?|aged? \d|\d[- ]years?[- ]old",
             **{
                 f"{n}0s": rf"(?:in (?:his|her|their) )?(?:(?:early|mid|late)[- ]?)?(?:{n}0'?s|{word})|{n}\d[- ]years?[- ]old|aged? {n}\d"
                 for n, word in enumerate(DECADES, 1)
@@ -75,33 +73,33 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
             "": r"(?P<speed_kmh>\d+)(?:\.\d+)? ?(?:km ?/ ?h\w*|kmh|kph|kilomet\w+ (?:per|an) hour)|(?:constant|steady) speed|speed~ up|react~",
         },
         "speed": {
-            "slow": r"(?:slow|low) (?:speed|pace)|slow(?:ly)?(?<!around slowly)(?! (?:look|glanc|observ|scan|survey|watch))",
-            "fast": r"(?:slightly )?(?:high|fast)(?:er)?(?: than \w+)? (?:speed|pace)|speed (?:is|was)<1> (?:high|fast)(?:er)?|fast|quick(?:ly)?(?! deci)|rapidly|briskly|hurried\w*",
+            "slow": r"(?:slow|low) (?:speed|pace)|slow(?:ly)?(?<!around slowly)(?! (?:down|look|glanc|observ|scan|survey|watch))",
+            "fast": r"(?:slightly )?(?:high|fast)(?:er)?(?: than \w+)? (?:speed|pace)|speed (?:is|was)<1> (?:high|fast)(?:er)?|fast(?:er)?|quick(?:ly)?(?! deci)|rapidly|briskly|hurried\w*",
             "normal": r"(?:normal|moderate|regular|average|usual)(?: walking)? (?:speed|pace)|(?:speed|pace) (?:is|was|of|being)<1> normal",
         },
         "avoid": {
             "": r"(?:not|\w+n't|never|without) (?:yet |\w+ly )?(?:collid~|hit|cross~|stopp?~|turn~|brak~|start~|revers~|pass~|walk~|runn?~)"
-            r"|(?:avoid|avert|prevent)\w*<4> (?:collisions?|contact|accidents?)|(?:potential|possible|imminent) collisions?|avoid\w*|evad~|evasive|swerv~|dodg~|near[- ]miss|impact"
+            r"|(?:avoid|avert|prevent)\w*<4> (?:colli\w+|contact|accidents?|hitting)|(?:potential|possible|imminent|no|risk of(?: a)?) collisions?|avoid\w*|evad~|evasive|swerv~|dodg~|near[- ]miss|impact"
         },
-        "wait": {"": r"wait~(?: for(?: \w+){1,4} to \w+ \w+)?"},
+        "wait": {"": r"wait~(?! to)(?: for(?: \w+){1,4} to \w+ \w+)?"},
         "motion": {
             "about to cross": rf"{SOON} (?:\w+ )?cross(?:ing)?",
             "stopping": rf"{SOON} (?:come to a )?(?:stop|halt)|(?:slowing|coming) to a (?:stop|halt)|stopping",
-            "rushing out": rf"(?:{SOON} )?(?:rush~|dash~|dart~)(?: out)?",
-            "reversing": rf"(?:{SOON} )?(?:revers~|back~ up|mov~ backwards?)",
+            "rushing out": rf"(?:{SOON} )?(?:(?:rush~|dash~|dart~)(?: out)?|(?:jump|burst)~ out)",
+            "reversing": rf"(?:{SOON} )?(?:revers~|back~ (?:up|out)|mov~ backwards?)",
             **{
                 f"turning {side}": rf"(?:(?:{SOON}|{BEGIN}) )?(?:turn~(?: to the)? {side}|{side}[- ]turn)"
                 for side in SIDES
             },
             "starting": rf"(?:{SOON} (?:start|move|go|depart|proceed|initiat\w*|commenc\w*)\w*|{BEGIN} (?:mov|go|accelerat|driv|proceed)\w*)(?: (?:moving|walking|movement|forward|straight))?",
             "crossing": r"cross~(?! the line| point| signal| destination)",
-            "straight": rf"{GO}<3> (?:straight|ahead|forwards?|along)(?: ahead| forward)?",
+            "straight": rf"{GO}<3> (?:straight|ahead|forwards?|along)(?: ahead| forward)?|straight (?:path|course|line)",
             "braking": r"(?:emergency |sudden |hard )?brak~",
             "colliding": r"collid~|collisions?|crash~|hits?|hitting|struck|strikes?|bump~|(?:ma[dk]~|came into|in) contact",
-            "passing": rf"(?:{SOON} pass|pass(?:es|ed|ing))(?! (?:vehicle|car))|overtak~",
-            "falling": r"fall(?:s|en|ing)?(?! under| into| within)|fell|thrown|stumbl~|tripp?~",
-            "running": r"running|runs|ran|jogg?~",
-            "stopped": r"stop(?:s|ped)?(?! sign)|halt(?:s|ed)?|standstill|stationary|(?:state of|at) rest|not moving|parked(?! (?:car|vehicle|truck))|idl~",
+            "passing": rf"(?:{SOON} pass|pass(?:es|ed|ing))(?! (?:vehicle|car|through))|overtak~",
+            "falling": r"fall(?:s|en|ing)?(?! under| into| within)|fell|thrown|stumbl~|slipp~|tripp?~",
+            "running": r"running|runs|ran|jogg?~|sprint~",
+            "stopped": r"stop(?:s|ped)?(?! sign)|halt(?:s|ed)?|standstill|stationary|paus~|(?:state of|at) rest|not moving|parked(?! (?:car|vehicle|truck))|idl~",
             "standing": r"(?:stand~|stood|remain~|stay~) (?:completely )?(?:still|motionless)|motionless|standing(?! at| tall| approx| around| about| in h| \d| (?:a|the) height)",
             "walking": rf"(?:(?:{SOON}|{BEGIN}) )?(?:walk~(?! (?:cane|stick|aid))|stroll~|mov~|travel(?:s|l?ing|l?ed)|proceed~)",
             # "stood" before a position is filler
@@ -119,19 +117,20 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
             "towards": rf"(?:{GO}|direction of travel)<2> towards? (?:the |an? )?(?:approaching |oncoming )?(?:vehicle|car|it)",
         },
         "line_of_sight": {
-            "": r"(?:(?:lines? of sight|gaze|eyes)\b[^.;]{0,50}?|(?:look~|watch~|star~|glanc~)<2>) (?P<line_of_sight>parked vehicle|parked car|passing vehicle|vehicle|it"
-            r"|direction of travel|in front|ahead|forward|destination|road surface|ground|surroundings)"
+            "vehicle": r"vehicle(?<!parked vehicle)(?<!passing vehicle)(?: is| was)? (?:in|within) (?:his|her|their) line of sight",
+            "": r"(?:(?:lines? of sight|gaze|eyes|attention)\b[^.;]{0,50}?|(?:look~|watch~|star~|glanc~)<2>) (?P<line_of_sight>parked vehicle|parked car|passing vehicle|vehicle|it"
+            r"|direction of travel|(?:in )?(?:the )?front|ahead|forward|destination|road surface|ground|surroundings)"
         },
         "visual_status": {
-            "closely watching": r"(?:closely|carefully|intently|attentively) (?:watch|observ|look|monitor|focus)\w*|(?:watch|observ)~<3> (?:closely|carefully|intently)",
+            "closely watching": r"close (?:eye|watch|attention)|(?:closely|carefully|intently|attentively) (?:watch|observ|look|monitor|focus)\w*|(?:watch|observ)~<3> (?:closely|carefully|intently)",
             "glancing": r"glanc~",
             "looking around slowly": r"slowly (?:look~ around|observ~|survey~|scann?~)|look~ around slowly",
-            "looking around constantly": r"(?:constantly|continu\w+ly|repeatedly) look~ around|look~ around (?:constantly|continu\w+ly|intently)",
+            "looking around constantly": r"(?:constantly|continu\w+ly|repeatedly) (?:look~ around|scann?~)|look~ around (?:constantly|continu\w+ly|intently)",
         },
         "aware": {
-            "almost": r"almost<2> (?:notic\w+|aware\w*)",
+            "almost": r"(?:almost|nearly|partially)<2> (?:notic\w+|aware\w*)",
             "no": r"unaware(?:ness)?|unnotic\w+|oblivious|(?:not|no|\w+n't|without|never|yet|fail\w*|lack)<3> (?:aware(?:ness)?|notic~|recogniz~)(?! of the (?:usual|traffic|surr))",
-            "yes": r"(?:aware(?:ness)?(?: of)?|notic~|recogniz~|knowledge of)<2> (?:vehicle|car|driver|pedestrian|presence|it|them|him|her)",
+            "yes": r"(?:(?:aware|awareness|conscious)(?: of)?|notic~|recogniz~|knowledge of)<2> (?:vehicle|car|driver|pedestrian|presence|it|them|him|her)",
         },
         "notice": {
             "": r"lines? of sight|aware(?:ness)?|notic~|watch~|look~|gaz~|star(?:es|ed|ing)|attention|focus~|observ(?:es|ing)|distracted|realiz~|conscious"
@@ -140,7 +139,7 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
     "position": {
         "orientation": {
             **{
-                f"perpendicular {side}": rf"perpendicular(?:ly)?(?: to {OTHER}(?:'s \w+)?)?,?(?: and)?(?: (?:slightly|leaning|facing|oriented|turned|directed|positioned))*(?: to| towards?)?(?: the| its)? {side}(?: side)?(?: of {OTHER})?"
+                f"perpendicular {side}": rf"perpendicular(?:ly)?(?: to {OTHER}(?:'s \w+)?)?(?: of travel)?,?(?: and)?(?: (?:slightly|leaning|facing|oriented|turned|directed|positioned))*(?: to| towards?| on)?(?: the| its)? {side}(?: side)?(?: of {OTHER})?|towards? the {side},? perpendicular(?:ly)?"
                 for side in SIDES
             },
             "perpendicular": r"perpendicular(?:ly)?",
@@ -149,42 +148,42 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
                 for side in SIDES
                 for way in ("same", "opposite")
             },
-            **{way: rf"(?:fac~ |in )?(?:the )?{way} direction" for way in ("same", "opposite")},
+            **{way: rf"(?:fac~ |in )?(?:the )?{way} (?:direction|orientation|way)" for way in ("same", "opposite")},
             "": r"parallel|(?:fac~|orient\w*)(?! (?:information|details))(?: (?:towards?|away|the|in))*(?! the road)",
         },
         "position": {
             **{
-                f"behind {side}": rf"behind(?: {OTHER})?,?(?: and)?(?: slightly| diagonally)*(?: (?:to|on) (?:the|its))? {side}(?: side)?"
-                rf"|(?:diagonally )?{SIDE}{side}(?:[- ]hand)?(?: side)?,?(?: and| but)?(?: slightly| positioned)* (?:behind|rear)|rear {side}"
+                f"behind {side}": rf"(?:diagonally )?behind(?: {OTHER})?,?(?: and)?(?: slightly| diagonally)*(?: (?:to|on) (?:the|its))? {side}(?: side)?"
+                rf"|(?:diagonally |{SIDE}|diagonally {SIDE}){side}(?:[- ]hand)?(?: side)?,?(?: and| but)?(?: slightly| positioned)* (?:behind|rear)|rear {side}"
                 for side in SIDES
             },
             **{
-                f"front {side}": rf"in front(?: of {OTHER})?,?(?: and)?(?: slightly| diagonally)* (?:to|on) the {side}(?: side)?(?! of the (?:road|street))"
-                rf"|(?:diagonally )?(?:positioned )?{SIDE}{side}(?:[- ]hand)?(?: side)?,?(?: and| but)?(?: slightly| positioned)* (?:in front|ahead|front)|front[- ]{side}"
+                f"front {side}": rf"(?:diagonally )?in front(?: of {OTHER})?,?(?: and)?(?: slightly| diagonally| and)* (?:to|on) the {side}(?: side)?(?! of the (?:road|street))"
+                rf"|(?:diagonally |(?:diagonally )?(?:positioned )?{SIDE}){side}(?:[- ]hand)?(?: side)?,?(?: and| but)?(?: slightly| positioned)* (?:in front|ahead|front)|(?:at the )?front[- ]{side}"
                 for side in SIDES
             },
             **{
-                side: rf"(?:diagonally )?(?:on|to|at|from) (?:the|its|his|her|their) {side}(?:[- ]hand)?(?! lane| turn| edge|(?: side)? of (?:the )?(?:road|street))(?: side)?"
+                side: rf"(?:diagonally )?{SIDE}{side}(?:[- ]hand)?(?! lane| turn| edge|(?: side)? of (?:the )?(?:road|street))(?: side)?"
                 for side in SIDES
             },
-            "front": r"(?:directly |diagonally |right |just |slightly )?(?:in front|ahead of)|directly ahead",
-            "behind": r"(?:directly |diagonally |right |just |slightly )?behind",
+            "front": r"(?:directly |diagonally |right |just |slightly )?(?:(?:in|at)(?: the)? front|ahead of)|directly ahead",
+            "behind": r"(?<!from )(?:directly |diagonally |right |just |slightly )?behind",
             "": r"beside|next to|alongside|adjacent|diagonally",
         },
         "distance": {
             "touching": r"touch~|in contact with",
-            "near": r"distances?(?:(?! and|,|\.).){0,40}? (?:near|close|short)|(?:near|close|short)(?: relative)? distance|(?:close )?proximity|closely positioned|positioned closely"
-            r"|(?:fairly |relatively |quite |very |too )?(?:close|near(?:by)?)(?! (?:attention|eye|miss))",
-            "far": r"distances?(?:(?! and|,|\.).){0,40}? far|(?:far|considerable|fair|great|long)(?: relative)? distance|(?:fairly |relatively |quite |very |too )?far(?: away)?",
+            "near": r"not (?:too |very )?far|distances?(?:(?! and|,|\.).){0,40}? (?:near|close|short)|(?:near|close|short)(?: relative)? distance|(?:close )?proximity|closely positioned|positioned closely"
+            r"|(?:fairly |relatively |quite |very |too )?(?:close|near(?:by)?)(?! (?:attention|eye|miss|call|watch|to \w+ing|(?:to )?the (?:curb|edge|inter|cross|side|road|street|corner|center|middle)))",
+            "far": r"distances?(?:(?! and|,|\.).){0,40}? far|(?:far|considerable|fair|great|long)(?: relative)? distance|(?:fairly |relatively |quite |very |too )?far(?: away)?|distant",
             "": r"(?:certain|moderate) distance|\d+(?:\.\d+)? ?m(?:eters?)? (?:away|from|ahead)",
         },
         "visible": {
             "partly": r"(?:partial(?:ly)?|partly|barely)<1> (?:visible|obstructed|hidden|obscured|seen|visibility)",
-            "no": r"(?:not|\w+n't|never|cannot|unable)<5> (?:visible|seen?|visibility)|(?:not|\w+n't)<3> (?:in|within)<4> (?:view|vision|sight)|view (?:does not|doesn't) (?:include|allow)|invisible|out(?:side)?<4> (?:view|sight|vision)"
+            "no": r"(?:not|\w+n't|never|cannot|unable|fail\w*|difficult|hard)<5> (?:visible|seen?|visibility)|(?:not|\w+n't)<3> (?:in|within)<4> (?:view|vision|sight)|view (?:does not|doesn't) (?:include|allow)|invisible|(?:outside|out of)<4> (?:view|sight|vision)"
             r"|blind spot|hidden|obstructed view",
             "yes": r"visible|(?:clear|direct|good|full|unobstructed) (?:(?:(?:field of )?view|line of sight)(?= (?:of|to)\b|[.,]|$)|visibility(?= (?:of|to)\b))(?! \w+ the (?:vehicle|car|road|street))|be seen"
-            r"|(?:can|could|able to|to|allow\w*<3>)(?: clearly| easily)? see|(?:in|within|inside)<4> (?:view|vision)|visibility (?:of|to) (?:the pedestrian|them|him|her)"
-            r"|view (?:of|includ\w+|captur\w+) (?:the pedestrian|them|him|her)(?<!obstructed )|(?:view|visibility|sight)(?: of(?: \w+){1,2})? (?:is|was) clear",
+            r"|(?:can|could|able to|to|allow\w*<3>)(?: clearly| easily)? see(?! the (?:vehicle|car))|(?:into?|within|inside)<4> (?:view|vision)|visibility (?:of|to) (?:the pedestrian|them|him|her)"
+            r"|(?:view|visibility|sight)(?: of(?: \w+){1,2})? (?:is|was) clear|(?:field of )?view (?:of|includ\w+|captur\w+) (?:the pedestrian|them|him|her)",
             "": r"field of (?:view|vision)|visibility(?<!bright visibility)|in<2> sight|view of|unable to",
         },
     },
@@ -203,7 +202,7 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
             },
             "uphill": "uphill",
             "downhill": "downhill",
-            "level": r"(?:level(?:l?ed)?|flat)(?! of)(?<!brightness level)(?<!division is flat)|no (?:incl\w+|slopes?)",
+            "level": r"(?:level(?:l?ed)?|flat)(?! of)(?<!brightness level)(?<!division is flat)|(?:no|without(?: any)?) (?:incl\w+|slopes?)",
             "": r"inclin(?:ed?|es)|inclination|slop~|steep|gradient|flat",
         },
         "surface": {
@@ -233,7 +232,7 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
         "traffic": {
             **{
                 value: rf"(?:{words})<1> traffic|traffic(?: volume| flow| conditions?| situation)?(?: on(?: [\w-]+){{1,5}}?)?{IS}{{1,4}} (?:{words})"
-                rf"|(?:{words})<1> (?:traffic )?volume|volume of traffic{IS}{{1,2}} (?:{words})|{more}"
+                rf"|(?:{words})<1> (?:traffic )?volume|volume of traffic{IS}{{1,2}} (?:{words})|(?:{words}) (?:amount|level) of traffic|{more}"
                 for value, words, more in (
                     (
                         "usual",
@@ -264,7 +263,7 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
     },
     "weather": {
         "weather": {
-            "clear": r"clear(?! field| view| picture| visib| sight| line| and (?:concise|easily|understandable|precise)|,? (?:concise|easily)| understanding| manner| of\b| image| path)|sunny|fine weather",
+            "clear": r"clear(?! field| view| picture| visib| sight| line| and (?:concise|easily|understandable|precise)|,? (?:concise|easily)| understanding| manner| of\b| that| image| path)|sunny|fine weather",
             "cloudy": "cloud(?:y|s)|overcast",
             "rainy": r"(?:light )?rain(?:y|ing|s)?|drizzl\w+",
             "snowy": "snow(?:y|ing|s)?",
@@ -272,9 +271,9 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
             "": "weather conditions? (?:is|are|was|were) (?:favou?rable|good|fine|normal|bad|poor|optimal|adverse)|windy|stormy?",
         },
         "light": {
-            "dark": rf"(?:dark|poorly lit){NOT_CLOTHES}|brightness(?: level)?(?: of the \w+)?{IS}{{1,3}} low|low (?:brightness|light)",
+            "dark": rf"(?:dark(?:ness)?|poorly (?:lit|illuminated)){NOT_CLOTHES}|brightness(?: level)?(?: of the \w+)?{IS}{{1,3}} low|low (?:brightness|light)",
             "dim": "dim(?:ly)?(?: lit)?",
-            "bright": rf"(?:bright(?:ly lit)?|well[- ]lit|sunlight){NOT_CLOTHES}|brightness(?: level)?(?: of the \w+)?{IS}{{1,3}} high",
+            "bright": rf"(?:bright(?:ly lit)?|well[- ](?:lit|illuminated)|sunlight|daylight){NOT_CLOTHES}|high (?:level of )?brightness|brightness(?: level)?(?: of the \w+)?{IS}{{1,3}} high",
             "": "lit|lighting",
         },
         "time": {
@@ -289,7 +288,7 @@ SYNONYMS = {
     **{"grey": "gray", "t shirt": "t-shirt", "tshirt": "t-shirt", "t-shirts": "t-shirt"},
     **{word: str(number) for number, word in enumerate("one two three four five six".split(), 1)},
     "single": "1",
-    **dict.fromkeys(("in front", "ahead", "forward"), "direction of travel"),
+    **dict.fromkeys(("in front", "in the front", "the front", "front", "ahead", "forward"), "direction of travel"),
     **{"it": "vehicle", "parked car": "parked vehicle", "ground": "road surface", "passing vehicle": ""},
 }
 NUMBERS = ("height_cm", "speed_kmh", "lanes")
@@ -383,7 +382,7 @@ def find_facts(sentence: str) -> tuple[Fact, ...]:
     ):  # "an obstacle on the right side": where the obstacle is
         found |= {"position": [], "distance": []}
     if re.search(r"\bbod(?:y|ies)\b", text):  # "his body turned to the left"
-        found["motion"] = [f for f in found["motion"] if not re.match(r"turn|stand", text[f.start : f.end])]
+        found["motion"] = [f for f in found["motion"] if f.value or not re.match("turn|stand", text[f.start :])]
     if "visible" in found:  # "the driver can see and notice"
         found["notice"] = []
     return tuple(
