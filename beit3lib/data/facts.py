@@ -119,7 +119,7 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
         "line_of_sight": {
             "vehicle": r"vehicle(?<!parked vehicle)(?<!passing vehicle)(?: is| was)? (?:in|within) (?:his|her|their) line of sight",
             "": r"(?:(?:lines? of sight|gaze|eyes|attention)\b[^.;]{0,50}?|(?:look~|watch~|star~|glanc~)<2>) (?P<line_of_sight>parked vehicle|parked car|passing vehicle|vehicle|it"
-            r"|direction of travel|(?:in )?(?:the )?front|ahead|forward|destination|road surface|ground|surroundings)"
+            r"|direction of travel|(?:in )?(?:the )?front|ahead|forward|destination|road surface|ground|surroundings)",
         },
         "visual_status": {
             "closely watching": r"close (?:eye|watch|attention)|(?:closely|carefully|intently|attentively) (?:watch|observ|look|monitor|focus)\w*|(?:watch|observ)~<3> (?:closely|carefully|intently)",
@@ -130,7 +130,7 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
         "aware": {
             "almost": r"(?:almost|nearly|partially)<2> (?:notic\w+|aware\w*)",
             "no": r"unaware(?:ness)?|unnotic\w+|oblivious|(?:not|no|\w+n't|without|never|yet|fail\w*|lack)<3> (?:aware(?:ness)?|notic~|recogniz~)(?! of the (?:usual|traffic|surr))",
-            "yes": r"(?:(?:aware|awareness|conscious)(?: of)?|notic~|recogniz~|knowledge of)<2> (?:vehicle|car|driver|pedestrian|presence|it|them|him|her)",
+            "yes": r"(?:(?:aware|awareness|conscious)(?: of)?|notic~|recogniz~|knowledge of)<2> (?:vehicle|car|driver|pedestrian|presence|it|them|him|her(?! \w))",
         },
         "notice": {
             "": r"lines? of sight|aware(?:ness)?|notic~|watch~|look~|gaz~|star(?:es|ed|ing)|attention|focus~|observ(?:es|ing)|distracted|realiz~|conscious"
@@ -148,7 +148,10 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
                 for side in SIDES
                 for way in ("same", "opposite")
             },
-            **{way: rf"(?:fac~ |in )?(?:the )?{way} (?:direction|orientation|way)" for way in ("same", "opposite")},
+            **{
+                way: rf"(?:fac~ |in )?(?:the )?{way} (?:direction|orientation|way)"
+                for way in ("same", "opposite")
+            },
             "": r"parallel|(?:fac~|orient\w*)(?! (?:information|details))(?: (?:towards?|away|the|in))*(?! the road)",
         },
         "position": {
@@ -251,9 +254,7 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
         },
         "roadside_strip": {"yes": r"(?:road ?side|road|side)[- ]strips?"},
         "roadside": {"": "shoulders?|roadside(?! strip)"},
-        "signal": {
-            "yes": r"(?:with|without|no|an?|any|ha[sd]|have)(?: a| traffic)? signals?|traffic (?:lights?|signals?)|signal(?:iz|is)ed"
-        },
+        "signal": {"yes": r"(?<!turn )(?:traffic )?signals?|traffic lights?|signal(?:iz|is)ed"},
         "crossing": {"": "intersections?|junctions?|cross-?walks?|pedestrian crossings?|stop signs?"},
         "obstacle": {"yes": "obstacles?|obstructions?"},
         "object": {
@@ -288,7 +289,9 @@ SYNONYMS = {
     **{"grey": "gray", "t shirt": "t-shirt", "tshirt": "t-shirt", "t-shirts": "t-shirt"},
     **{word: str(number) for number, word in enumerate("one two three four five six".split(), 1)},
     "single": "1",
-    **dict.fromkeys(("in front", "in the front", "the front", "front", "ahead", "forward"), "direction of travel"),
+    **dict.fromkeys(
+        ("in front", "in the front", "the front", "front", "ahead", "forward"), "direction of travel"
+    ),
     **{"it": "vehicle", "parked car": "parked vehicle", "ground": "road surface", "passing vehicle": ""},
 }
 NUMBERS = ("height_cm", "speed_kmh", "lanes")
@@ -382,7 +385,9 @@ def find_facts(sentence: str) -> tuple[Fact, ...]:
     ):  # "an obstacle on the right side": where the obstacle is
         found |= {"position": [], "distance": []}
     if re.search(r"\bbod(?:y|ies)\b", text):  # "his body turned to the left"
-        found["motion"] = [f for f in found["motion"] if f.value or not re.match("turn|stand", text[f.start :])]
+        found["motion"] = [
+            f for f in found["motion"] if f.value or not text.startswith(("turn", "stand"), f.start)
+        ]
     if "visible" in found:  # "the driver can see and notice"
         found["notice"] = []
     return tuple(
@@ -486,9 +491,11 @@ def stated_values(caption: str, subject: str) -> dict[str, list]:
                 or (slot == "motion" and value not in MOTIONS[subject])
             ):
                 continue
-            # what the other does, and where the other is
-            about_other = slot in ("motion", "speed", "speed_kmh", "aware") and value != "colliding"
-            if about_other and _AS_SUBJECT[other].search(text, max(0, start - 60), start):
+            # what the other does and notices, and where the other is
+            of_other = slot in ("motion", "speed", "speed_kmh", "aware") and value != "colliding"
+            if of_other and _AS_SUBJECT[other].search(text, max(0, start - 60), start):
+                continue
+            if slot == "aware" and _AS_OBJECT[subject].search(text[start : end + 20].split(",")[0]):
                 continue
             if slot == "position" and _AS_OBJECT[subject].match(text, end):
                 continue
