@@ -71,16 +71,12 @@ def styled_words(
 def find_contradictions(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Find facts that cannot change within a scenario but do between its captions of one caption type.
 
-    Returns {scenario, subject, aspect, text, values: {value: [images], the most frequent first}}; `text` is, for example,
-    "gender is male in 2 captions (phases 0, 1), female in 1 caption (phase 2)".
+    Returns {scenario, subject, aspect, text, values: {fact: [images], the most frequent first}}. A `text` is, for example,
+    "gender is male in 2 captions (phases 0, 1), female in 1 caption (phase 2)", a fact "gender: male".
     """
-    found: dict[tuple[str, ...], dict[str, list[dict]]] = {}
+    found: dict[tuple[str, ...], dict[str | int, list[dict]]] = {}
     for record in records:
-        facts = (
-            read_facts(record["caption"], record["subject"])
-            if record["scenario"] and record["caption"]
-            else {}
-        )
+        facts = read_facts(record["caption"] or "", record["subject"]) if record["scenario"] else {}
         for slot in (slot for slot in facts if slot in CONSTANT_SLOTS):
             values = found.setdefault((record["scenario"], record["subject"], record["aspect"], slot), {})
             value = next((value for value in values if agree(slot, value, facts[slot])), facts[slot])
@@ -88,9 +84,12 @@ def find_contradictions(records: Iterable[dict[str, Any]]) -> list[dict[str, Any
     contradictions = []
     for (scenario, subject, aspect, slot), values in found.items():
         if len(values) > 1:
+            name = slot.replace("_", " ")
             stated = dict(sorted(values.items(), key=lambda item: -len(item[1])))
-            text = f"{slot.replace('_', ' ')} is {', '.join(f'{value} in {_phases(own)}' for value, own in stated.items())}"
-            images = {value: [record["image"] for record in own] for value, own in stated.items()}
+            text = f"{name} is {', '.join(f'{value} in {_phases(own)}' for value, own in stated.items())}"
+            images = {
+                f"{name}: {value}": [record["image"] for record in own] for value, own in stated.items()
+            }
             contradictions.append(
                 {"scenario": scenario, "subject": subject, "aspect": aspect, "text": text, "values": images}
             )

@@ -45,7 +45,7 @@ def test_a_color_that_changes_within_a_scenario_is_a_contradiction():
         f"A man in his 30s wears a {color} jacket and black slacks." for color in ("red", "blue", "red")
     ]
     (found,) = find_contradictions(scenario_records(*jackets))
-    assert found["values"] == {"red": ["0.jpg", "2.jpg"], "blue": ["1.jpg"]}
+    assert found["values"] == {"upper color: red": ["0.jpg", "2.jpg"], "upper color: blue": ["1.jpg"]}
     assert found["text"] == "upper color is red in 2 captions (phases 0, 2), blue in 1 caption (phase 1)"
 
 
