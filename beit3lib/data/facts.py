@@ -92,12 +92,12 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
                 for side in SIDES
             },
             "starting": rf"(?:{SOON} (?:start|move|go|depart|proceed|initiat\w*|commenc\w*)\w*|{BEGIN} (?:mov|go|accelerat|driv|proceed)\w*)(?: (?:moving|walking|movement|forward|straight))?",
-            "crossing": r"cross~(?! the line| point| signal| destination)",
+            "crossing": r"(?<!a pedestrian )(?<!zebra )cross~(?! the line| point| signal| destination|-)",
             "straight": rf"{GO}<3> (?:straight|ahead|forwards?|along)(?: ahead| forward)?|straight (?:path|course|line)",
             "braking": r"(?:emergency |sudden |hard )?brak~",
             "colliding": r"collid~|collisions?|crash~|hits?|hitting|struck|strikes?|bump~|(?:ma[dk]~|came into|in) contact",
             "passing": rf"(?:{SOON} pass|pass(?:es|ed|ing))(?! (?:vehicle|car|through))|overtak~",
-            "falling": r"fall(?:s|en|ing)?(?! under| into| within)|fell|thrown|stumbl~|slipp~|tripp?~",
+            "falling": r"(?<!rain )(?<!snow )fall(?:s|en|ing)?(?! under| into| within)|fell|thrown|stumbl~|slipp~|tripp?~",
             "running": r"running|runs|ran|jogg?~|sprint~",
             "stopped": r"stop(?:s|ped)?(?! sign)|halt(?:s|ed)?|standstill|stationary|paus~|(?:state of|at) rest|not moving|parked(?! (?:car|vehicle|truck))|idl~",
             "standing": r"(?:stand~|stood|remain~|stay~) (?:completely )?(?:still|motionless)|motionless|standing(?! at| tall| approx| around| about| in h| \d| (?:a|the) height)",
@@ -166,7 +166,7 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
                 for side in SIDES
             },
             **{
-                side: rf"(?:diagonally )?{SIDE}{side}(?:[- ]hand)?(?! lane| turn| edge|(?: side)? of (?:the )?(?:road|street))(?: side)?"
+                side: rf"(?:diagonally )?{SIDE}{side}(?:[- ]hand)?(?! lane| turn| edge| moment| time| direction|(?: side)? of (?:the )?(?:road|street))(?: side)?"
                 for side in SIDES
             },
             "front": r"(?:directly |diagonally |right |just |slightly )?(?:(?:in|at)(?: the)? front|ahead of)|directly ahead",
@@ -182,7 +182,7 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
         },
         "visible": {
             "partly": r"(?:partial(?:ly)?|partly|barely)<1> (?:visible|obstructed|hidden|obscured|seen|visibility)",
-            "no": r"(?:not|\w+n't|never|cannot|unable|fail\w*|difficult|hard)<5> (?:visible|seen?|visibility)|(?:not|\w+n't)<3> (?:in|within)<4> (?:view|vision|sight)|view (?:does not|doesn't) (?:include|allow)|invisible|(?:outside|out of)<4> (?:view|sight|vision)"
+            "no": r"(?:not|no longer|\w+n't|never|cannot|unable|fail\w*|difficult|hard)<5> (?:visible|seen?|visibility)|(?:not|\w+n't)<3> (?:in|within)<4> (?:view|vision|sight)|view (?:does not|doesn't) (?:include|allow)|invisible|(?:outside|out of)<4> (?:view|sight|vision)"
             r"|blind spot|hidden|obstructed view",
             "yes": r"visible|(?:clear|direct|good|full|unobstructed) (?:(?:(?:field of )?view|line of sight)(?= (?:of|to)\b|[.,]|$)|visibility(?= (?:of|to)\b))(?! \w+ the (?:vehicle|car|road|street))|be seen"
             r"|(?:can|could|able to|to|allow\w*<3>)(?: clearly| easily)? see(?! the (?:vehicle|car))|(?:into?|within|inside)<4> (?:view|vision)|visibility (?:of|to) (?:the pedestrian|them|him|her)"
