@@ -101,7 +101,7 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
             "running": r"running|runs|ran|jogg?~|sprint~",
             "stopped": r"stop(?:s|ped)?(?! sign)|halt(?:s|ed)?|standstill|stationary|paus~|(?:state of|at) rest|not moving|parked(?! (?:car|vehicle|truck))|idl~",
             "standing": r"(?:stand~|stood|remain~|stay~) (?:completely )?(?:still|motionless)|motionless|standing(?! at| tall| approx| around| about| in h| \d| (?:a|the) height)",
-            "walking": rf"(?:(?:{SOON}|{BEGIN}) )?(?:walk~(?! (?:cane|stick|aid))|stroll~|mov~|travel(?:s|l?ing|l?ed)|proceed~)",
+            "walking": rf"(?:(?:{SOON}|{BEGIN}) )?(?:(?<!-)walk~(?! (?:cane|stick|aid))|stroll~|mov~|travel(?:s|l?ing|l?ed)|proceed~)",
             # "stood" before a position is filler
             "": r"turn~(?! on| off| signal| lane| indicator)|u-turn|chang~ lanes?|merg~|(?:de|ac)celerat\w+|slow~ down|yield~|approach\w*|enter(?:s|ed|ing)|step(?:ped|ping)"
             r"|steps (?:out|in|into|off|onto|forwards?|back|aside|down)|(?:stands?|stood|remain~|stay~)(?! at| tall| \d| (?:a|the) height| in height)|still(?= ?[,.]|$| and| on| in| at)"
