@@ -1,6 +1,5 @@
 """Mark the words of a caption against its reference, and find captions of a scenario that contradict each other."""
 
-import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -9,24 +8,16 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
+from beit3lib.data.facts import agree, read_facts
+
 SAME, MOVED, OTHER = "same", "moved", "other"
 CONFIDENT = 0.75  # words below this probability are grey
 
-_COLORS = "black|white|gr[ae]y|red|blue|navy|green|yellow|brown|beige|orange|pink|purple|khaki|cream"
-_COLOR_OF = rf"\b({_COLORS})(?: blue)?(?:[- ]colou?red)?(?: [\w-]+)? (?:%s)\b"
-
-# What cannot change within a scenario. A scenario is flagged if the first match differs between two of its captions.
-CONSTANT_FACTS = {
-    "color of the upper clothing": _COLOR_OF
-    % "jacket|coat|t-?shirt|shirt|blouse|sweater|hoodie|vest|cardigan",
-    "color of the lower clothing": _COLOR_OF % "slacks|pants|trousers|jeans|shorts|skirt",
-    "gender": r"\b(male|female|man|woman)\b",
-    "age": r"\b(\d0)'?s\b",
-    "weather": r"\bweather (?:is|was|appears) (\w+)",
-    "road surface": r"\b(dry|wet|icy)\b",
-    "road material": r"\b(asphalt|gravel|concrete)\b",
-}
-_ONE_NAME = {"grey": "gray", "man": "male", "woman": "female"}
+# Slots that cannot change within a scenario, which lasts seconds.
+CONSTANT_SLOTS = set(
+    "gender age height_cm upper_garment upper_color lower_garment lower_color hat hat_color glasses cane weather light setting "
+    "surface_condition incline surface road_type ways lanes sidewalk roadside_strip street_lights".split()
+)
 
 
 def _plain(text: str) -> list[str]:
@@ -78,24 +69,27 @@ def styled_words(
 
 
 def find_contradictions(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Find facts that cannot change within a scenario (CONSTANT_FACTS) but do between its captions of one caption type.
+    """Find facts that cannot change within a scenario but do between its captions of one caption type.
 
-    Returns {scenario, subject, aspect, text, values: {value: [images], the most frequent first}}; `text` is, for example,
-    "gender is male in 2 captions (phases 0, 1), female in 1 caption (phase 2)".
+    Returns {scenario, subject, aspect, text, values: {fact: [images], the most frequent first}}. A `text` is, for example,
+    "gender is male in 2 captions (phases 0, 1), female in 1 caption (phase 2)", a fact "gender: male".
     """
-    found: dict[tuple[str, ...], dict[str, list[dict]]] = {}
+    found: dict[tuple[str, ...], dict[str | int, list[dict]]] = {}
     for record in records:
-        for fact, pattern in CONSTANT_FACTS.items() if record["scenario"] and record["caption"] else ():
-            if match := re.search(pattern, record["caption"], re.IGNORECASE):
-                value = _ONE_NAME.get(match[1].lower(), match[1].lower())
-                key = (record["scenario"], record["subject"], record["aspect"], fact)
-                found.setdefault(key, {}).setdefault(value, []).append(record)
+        facts = read_facts(record["caption"] or "", record["subject"]) if record["scenario"] else {}
+        for slot in (slot for slot in facts if slot in CONSTANT_SLOTS):
+            values = found.setdefault((record["scenario"], record["subject"], record["aspect"], slot), {})
+            value = next((value for value in values if agree(slot, value, facts[slot])), facts[slot])
+            values.setdefault(value, []).append(record)
     contradictions = []
-    for (scenario, subject, aspect, fact), values in found.items():
+    for (scenario, subject, aspect, slot), values in found.items():
         if len(values) > 1:
+            name = slot.replace("_", " ")
             stated = dict(sorted(values.items(), key=lambda item: -len(item[1])))
-            text = f"{fact} is {', '.join(f'{value} in {_phases(own)}' for value, own in stated.items())}"
-            images = {value: [record["image"] for record in own] for value, own in stated.items()}
+            text = f"{name} is {', '.join(f'{value} in {_phases(own)}' for value, own in stated.items())}"
+            images = {
+                f"{name}: {value}": [record["image"] for record in own] for value, own in stated.items()
+            }
             contradictions.append(
                 {"scenario": scenario, "subject": subject, "aspect": aspect, "text": text, "values": images}
             )

@@ -19,11 +19,12 @@ from pathlib import Path
 import pandas as pd
 
 from beit3lib.config import TrainConfig
+from beit3lib.data.facts import read_facts
 from beit3lib.data.index import INDEX_NAME, read_index
 from beit3lib.data.schema import ASPECTS, SUBJECTS
 from beit3lib.files import write_json
 from beit3lib.pipeline import stages
-from beit3lib.sample.truth import read_attributes, read_drawn, states_correctly
+from beit3lib.sample.truth import read_drawn, states_correctly
 from beit3lib.track2.metrics import score_pairs
 
 
@@ -62,9 +63,11 @@ def measure(config: TrainConfig) -> dict[str, float]:
     scenes = {row.image_path: drawn[row.scenario, row.phase] for row in lines.itertuples()}
     rows = [(row.caption, scenes[row.image], *row.caption_type.split()) for row in table.itertuples()]
     table["right"] = [float(states_correctly(*row)) for row in rows]
-    stated = [(read_attributes(caption, *caption_type), scene) for caption, scene, *caption_type in rows]
     table["side"] = [
-        float(values["side"] == scene.side) if "side" in values else math.nan for values, scene in stated
+        float(read_facts(caption, subject).get("position") == scene.side)
+        if aspect == "position"
+        else math.nan
+        for caption, scene, subject, aspect in rows
     ]
     return {
         "seconds": seconds,

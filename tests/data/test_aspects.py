@@ -158,7 +158,7 @@ def test_the_aspect_with_most_facts_wins_and_the_first_on_a_tie():
 
 def test_a_decision_contains_the_words_that_decided():
     ((sentence, decision),) = explain_caption("The road surface is wet asphalt.", "vehicle")
-    assert decision.facts == {"road": 2} and decision.rule == "condition: 'wet', surface: 'asphalt'"
+    assert decision.facts == {"road": 2} and decision.rule == "surface_condition: 'wet', surface: 'asphalt'"
 
 
 def test_a_sentence_without_facts_gets_the_aspect_of_the_one_before():
