@@ -16,6 +16,8 @@ NOTEBOOKS := 01_prepare_data 02_build_index 03_finetune 04_inspect_captions 05_s
 RUN := runs/demo
 # The original training code, which the tests compare with. Its dependencies have stale pins.
 ORACLE := beit3-gml==0.1.3
+# WordNet from .ci/wordnet.sh, for machines that cannot reach nltk's server; nltk ignores a folder that does not exist.
+export NLTK_DATA ?= $(CURDIR)/.nltk_data
 SHELL := /bin/bash
 .SHELLFLAGS := -eo pipefail -c
 # In tests idle OpenMP threads sleep: on a busy machine spinning makes a training step of the tiny model ten times as slow.
