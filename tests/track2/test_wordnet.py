@@ -57,7 +57,7 @@ def test_wordnet_is_downloaded_if_there_is_none(tmp_path, wordnet):
 
 @pytest.mark.parametrize("damage", ["empty", "half unpacked", "broken archive"])
 def test_a_damaged_copy_is_named_because_nltk_does_not_look_behind_it(tmp_path, wordnet, damage):
-    corpora, good = tmp_path / "nltk_data" / "corpora", str(wordnet.parents[1])
+    corpora, code = tmp_path / "nltk_data" / "corpora", ""
     damaged = corpora / ("wordnet.zip" if damage == "broken archive" else "wordnet")
     if damage == "broken archive":
         corpora.mkdir(parents=True)
@@ -67,5 +67,6 @@ def test_a_damaged_copy_is_named_because_nltk_does_not_look_behind_it(tmp_path, 
         for path in damaged.iterdir():
             if damage == "empty" or path.name in ("data.verb", "index.verb"):
                 path.unlink()
-    shown, warning = run(tmp_path, f"import nltk; nltk.data.path.append({good!r})")
+        code = f"import nltk; nltk.data.path.append({str(wordnet.parents[1])!r})"  # a good copy
+    shown, warning = run(tmp_path, code)
     assert shown == "[0.0, 0.5] False" and warning.count("\n") == 1 and f"Delete {damaged} and run" in warning
