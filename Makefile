@@ -85,11 +85,11 @@ docs: $(READY)
 # Needs no PyAV, papermill or package index. The benchmark writes its file after every quantity, so a timeout loses only the rest.
 GPU_OPTIONS ?= --model base
 GPU_SECONDS ?= 265# each for the tests and the benchmark
-gpu: export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
+gpu: export PYTHONPATH := $(CURDIR):$(CURDIR)/tests:$(PYTHONPATH)
 gpu: $(if $(filter .venv/%,$(PY)),$(READY))
 	@mkdir -p runs
 	@status=0; timeout $(GPU_SECONDS) $(PY) -m pytest -m gpu tests/test_gpu.py || status=$$?; \
-	timeout $(GPU_SECONDS) $(PY) tests/benchmarks/speed.py $(GPU_OPTIONS) --out runs/gpu.json || status=$$?; exit $$status
+	timeout $(GPU_SECONDS) $(PY) -m benchmarks.speed $(GPU_OPTIONS) --out runs/gpu.json || status=$$?; exit $$status
 
 kaggle: $(READY)
 	$(PY) -m beit3lib.pipeline.kaggle runs/kaggle --owner "$(KAGGLE_OWNER)" --attach $(KAGGLE_DATA)
