@@ -50,7 +50,7 @@ def compose(parts: Mapping[str, str], subject: str) -> str:
 
 
 def build_submission(predictions: pd.DataFrame) -> Submission:
-    """Build {scenario: [{"labels": ["4"], "caption_vehicle": …, "caption_pedestrian": …}, …]} by phase.
+    """Build {scenario: [{"labels": ["4"], "caption_vehicle": …, …}, …]}, ordered by phase.
 
     `predictions` has a row per caption with scenario, label, phase, subject, aspect ("full" for a whole
     caption), caption and log_prob. Of several views the most probable caption is used. The caption most
@@ -123,8 +123,8 @@ def write_submission(
         listed = "\n  ".join(problems[:50])
         more = f"\n  … {len(problems) - 50} more" if len(problems) > 50 else ""
         raise SubmissionError(
-            f"{path}: found {len(problems)} problems, wrote nothing. Caption the whole split with both "
-            f"subjects, or set fill_missing=True to use the most frequent training captions.\n  {listed}{more}"
+            f"{path}: found {len(problems)} problems, wrote nothing. Caption all images of both subjects, "
+            f"or set fill_missing=True to use the most frequent training captions.\n  {listed}{more}"
         )
     return Written(write_json(path, submission), submission, filled)
 

@@ -45,6 +45,7 @@ def test_without_wordnet_stems_match_and_one_line_names_the_command(tmp_path):
     assert warning.count("\n") == 1 and "Run `python -m nltk.downloader wordnet`" in warning
 
 
+@pytest.mark.slow
 def test_wordnet_is_downloaded_if_there_is_none(tmp_path, wordnet):
     served = shutil.make_archive(str(tmp_path / "served"), "zip", wordnet.parent, "wordnet")
     (tmp_path / "nltk_data" / "corpora").mkdir(parents=True)
