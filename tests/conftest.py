@@ -19,6 +19,8 @@ import pytest
 # folder, not to the working folder.
 for name in [name for name in os.environ if name.startswith("BEIT3LIB_")]:
     del os.environ[name]
+# WordNet from .ci/wordnet.sh, for machines that cannot reach nltk's server; nltk ignores a folder that does not exist.
+os.environ.setdefault("NLTK_DATA", str(Path(__file__).parents[1] / ".nltk_data"))
 os.environ["BEIT3LIB_KAGGLE_INPUT"] = os.path.join(os.devnull, "kaggle")
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = os.path.join(tempfile.gettempdir(), "beit3lib-hypothesis")
 

@@ -153,4 +153,4 @@ def test_the_benchmark_runs_and_finds_equal_captions_and_losses(tmp_path):
     speed.main(["--model", "tiny", "--batch", "4", "--tokens", "8", "--repeats", "1", "--out", str(out)])
     rows = speed.json.loads(out.read_text())["rows"]
     assert all(value for row in rows for name, value in row.items() if name.startswith("same_"))
-    assert any(row["method"].startswith("recipe ") for row in rows)
+    assert any(row["method"].startswith("reference ") for row in rows)

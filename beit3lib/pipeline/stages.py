@@ -485,8 +485,6 @@ class Scored(NamedTuple):
     scores: dict[
         str, Scores
     ]  # keys: model, shuffled (captions of another scenario), and two baselines: nearest, most frequent
-    options: dict[str, Any]  # of `build_submission`, the best ones on the validation captions
-    variants: pd.DataFrame  # the score of each variant of these options
     submission: dict[str, list[dict]]
 
 
@@ -517,16 +515,15 @@ def score(
         split = others[0] if others else ""
     truth, train = _references(run, split), phases[phases["split"] == "train"]
     chosen = predictions[predictions["split"] == split]
-    options, variants = submission.choose_by_validation(chosen, truth, submission.usual_lengths(train))
     if not truth:
-        return Scored(None, {}, options, variants, {})
+        return Scored(None, {}, {})
     with record_stage(
         run, "score", {"split": split, "fill_missing": fill_missing, "other_runs": list(other_runs)}
     ) as section:
-        built = submission.build_submission(chosen, **options)
+        built = submission.build_submission(chosen)
         if fill_missing:
             expected = submission.expected_segments(read_table(run / SEGMENTS_NAME), split)
-            built, _ = submission.fill(built, expected, submission.usual_captions(train))
+            built, _ = submission.fill(built, expected, submission.most_frequent_captions(train))
         scores = {"model": score_segments(built, truth)}
         if missing := scores["model"].missing:
             types = ", ".join((predictions["subject"] + " " + predictions["aspect"]).unique())
@@ -539,16 +536,16 @@ def score(
         segments = phases[phases["split"] == split]
         scores["shuffled"] = score_segments(_shuffled(built), truth)
         scores["nearest"] = score_segments(
-            submission.nearest_captions(train, segments, run / "images"), truth
+            submission.nearest_submission(train, segments, run / "images"), truth
         )
-        scores["most frequent"] = score_segments(submission.most_frequent_captions(train, segments), truth)
+        scores["most frequent"] = score_segments(submission.most_frequent_submission(train, segments), truth)
         write_json(run / SCORES_NAME, {name: found.as_dict() for name, found in scores.items()})
         for path in run.glob("submission.*.json"):
             path.unlink()
         write_json(run / f"submission.{split}.json", built)
         section |= {"split": split, "segments": len(truth), "missing": len(scores["model"].missing)}
         section |= {name: round(found.final, 2) for name, found in scores.items()}
-    return Scored(split, scores, options, variants, built)
+    return Scored(split, scores, built)
 
 
 def _references(run: Path, split: str) -> dict[tuple[str, str], dict[str, str]]:
@@ -573,9 +570,7 @@ def _shuffled(built: dict[str, list[dict]]) -> dict[str, list[dict]]:
     return exchanged
 
 
-def submit(
-    run: Path, options: dict[str, Any], fill_missing: bool = False, other_runs: Sequence[str] = ()
-) -> submission.Written:
+def submit(run: Path, fill_missing: bool = False, other_runs: Sequence[str] = ()) -> submission.Written:
     """Write a checked submission.json for the test split, or for val or train if the data have no test split.
 
     Missing captions are an error that lists them; with `fill_missing` the most frequent training caption replaces them.
@@ -588,9 +583,11 @@ def submit(
         run, "submit", {"fill_missing": fill_missing, "other_runs": list(other_runs)}
     ) as section:
         expected = submission.expected_segments(segments, split)
-        built = submission.build_submission(predictions[predictions["split"] == split], **options)
-        usual = submission.usual_captions(phases[phases["split"] == "train"])
-        written = submission.write_submission(run / SUBMISSION_NAME, built, expected, fill_missing, usual)
+        built = submission.build_submission(predictions[predictions["split"] == split])
+        most_frequent = submission.most_frequent_captions(phases[phases["split"] == "train"])
+        written = submission.write_submission(
+            run / SUBMISSION_NAME, built, expected, fill_missing, most_frequent
+        )
         count, filled = sum(map(len, written.submission.values())), written.filled
         print(
             f"{written.path}: {count} segments of split {split}, {len(filled)} of them with captions filled in"

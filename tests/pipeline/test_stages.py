@@ -226,7 +226,7 @@ def test_folders_of_the_original_repository_give_a_submission(tmp_path, monkeypa
     write_predictions(run / "predictions.json", pd.concat(rows, ignore_index=True), {})
     scored = stages.score(run)
     assert scored.split is None
-    written = stages.submit(run, scored.options)
+    written = stages.submit(run)
     expected = {
         "labels": ["2"],
         "caption_vehicle": "vehicle moves.",
@@ -425,9 +425,9 @@ def test_missing_captions_are_an_error_unless_fill_missing_is_set(trained):
     assert json.loads((trained / "scores.json").read_text())["model"]["final"] == scored.scores["model"].final
     assert (trained / "submission.val.json").is_file()
     with pytest.raises(SubmissionError, match="fill_missing=True"):
-        stages.submit(trained, scored.options)
+        stages.submit(trained)
     assert not (trained / "submission.json").exists()
-    written = stages.submit(trained, scored.options, fill_missing=True)
+    written = stages.submit(trained, fill_missing=True)
     segments = read_table(trained / "segments.csv")
     expected = {
         str(name): part["label"].tolist()
@@ -448,7 +448,7 @@ def test_runs_of_other_caption_types_are_joined_to_one_submission(trained, tmp_p
     write_json(other / "predictions.json", {**predictions, "predictions": rows})
     scored = stages.score(run, other_runs=["other"])
     assert scored.split == "val" and scored.scores["model"].missing == []
-    assert stages.submit(run, scored.options, other_runs=["other"]).filled == []
+    assert stages.submit(run, other_runs=["other"]).filled == []
     with pytest.raises(FileNotFoundError, match="typo/predictions.json: expected a file here"):
         stages.score(run, other_runs=["typo"])
 
@@ -464,7 +464,7 @@ def test_data_without_a_val_split_are_scored_on_train_or_not_at_all(trained, tmp
         assert scored.split == ("train" if keep == "train" else None) and bool(scored.scores) == (
             keep == "train"
         )
-        assert stages.submit(run, scored.options, fill_missing=True).path.is_file()
+        assert stages.submit(run, fill_missing=True).path.is_file()
     assert "no captions of split val with references; train is scored instead" in capsys.readouterr().out
 
 
