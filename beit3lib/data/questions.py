@@ -1,0 +1,224 @@
+"""Read the multiple-choice questions of a WTS download as one table, and write the index of questions of a run.
+
+    from beit3lib.data.questions import read_questions
+    questions, problems, counts = read_questions("data/wts")
+
+Questions of train and val are in `…/vqa/<split>/<scenario>/<view>/*.json`, where the view is `environment`,
+`overhead_view` or `vehicle_view`. Those of the test split are in one file, `WTS_VQA_PUBLIC_TEST.json`, which is found by
+"vqa" in its path. The "quirks" that comments number are the nine of WTS's questions that
+tests/data/test_questions.py tests.
+"""
+
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from functools import lru_cache
+from pathlib import Path
+from reprlib import repr as show
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from beit3lib.data.wts import PHASES, Report, cap_problems, parse_phase, video_stem
+from beit3lib.files import FileError, Problem, printable, read_json, read_json_lines, write_text
+
+COLUMNS = "split source scenario scope view videos phase id question options correct".split()
+INDEX_NAME = "questions.{split}.jsonl"
+LETTERS = "abcdefg"  # of options
+VIDEO_KEYS = ("videos", "overhead_videos", "vehicle_view", "video_name")
+SKIPPED_FOLDERS = ("videos", "caption", "bbox_annotated", "bbox_generated")
+PLACE = re.compile(
+    r".*/vqa/(?P<split>train|val|test)(?:/normal_trimmed|/public[^/]*)*"
+    r"/(?P<scenario>[^/]+)/(?P<view>environment|overhead_view|vehicle_view)/[^/]+\.json"
+)
+CAMERA = re.compile(r"_(?:vehicle_view|Camera\d+_\d+|(?:\d+\.){3}\d+[-_]\d+)$")  # the end of a video's name
+
+
+class Questions(NamedTuple):
+    """The questions (columns `COLUMNS`), the problems, and how many questions were found, used and skipped."""
+
+    table: pd.DataFrame
+    problems: list[Problem]
+    counts: dict[str, int]
+
+
+@lru_cache(maxsize=100_000)
+def question_key(text: str) -> str:
+    """Return the text of a question or an option for comparisons: lower case, without punctuation and extra spaces.
+
+    Misspelled words are not corrected, because the test split has the same ones (quirk 7).
+    """
+    return re.sub(r"[\W_]+", " ", text.casefold()).strip() or text.strip()
+
+
+def scenario_of(video: str, known: Collection[str] = ()) -> str:
+    """Return the scenario of a video: the longest of the `known` ones that its name starts with, or else its name
+    without the camera."""
+    stem = video_stem(os.path.basename(video))
+    parts = stem.split("_")
+    starts = ("_".join(parts[:n]) for n in range(len(parts), 0, -1))
+    return next((start for start in starts if start in known), CAMERA.sub("", stem))
+
+
+def read_questions(root: str | Path, scenarios: Collection[str] = ()) -> Questions:
+    """Read all questions below `root`, in the order of their files: one row per question.
+
+    Columns: split (train|val|test), source (wts|bdd), scenario, scope (phase|scenario), view (environment|overhead_view|
+    vehicle_view; phases of BDD: vehicle_view), videos (a list of names), phase (0–4, None for a question about the whole
+    scenario), id, question, options ({letter: text}), correct (a letter, or None in the test split).
+
+    The test file has ids, and no scenario: it follows from the names of the videos, with certainty if `scenarios` are
+    those of the download. Ids of train and val are made of the scenario, the view and the position in the file. A
+    training question without a correct answer is a problem and skipped.
+    """
+    report = Report(Path(root).expanduser())
+    rows: dict[str, tuple] = {}
+    for path, _ in report.located(SKIPPED_FOLDERS):
+        place = PLACE.fullmatch((report.root / path).absolute().as_posix())  # the root may be inside the tree
+        if place is None and {"train", "val"} & set(path.parts):
+            if "vqa" in path.parts:
+                report.add(path, "expected …/vqa/<split>/<scenario>/<view>/, got other folders; skipped")
+        elif place or re.search(r"vqa.*\.json$", path.as_posix(), re.IGNORECASE):
+            for row in _read_file(report, path, place, scenarios):
+                identity = row[COLUMNS.index("id")]
+                if rows.setdefault(identity, row) is not row:
+                    report.add(path, f"expected question {identity} once, got it again; skipped")
+    found = report.counts["questions"]
+    counts = {"question_files": report.counts["question_files"], "questions": found}
+    counts |= {"questions_used": len(rows), "questions_skipped": found - len(rows)}
+    table = pd.DataFrame(list(rows.values()), columns=COLUMNS, dtype=object)
+    return Questions(table, report.problems, counts)
+
+
+def _read_file(report: Report, path: Path, place: re.Match | None, known: Collection[str]) -> Iterator[tuple]:
+    """Yield the rows of a file of one scenario and view, or of the test file, which has no `place` in a tree."""
+    report.counts["question_files"] += 1
+    try:
+        content = read_json(report.root / path)
+    except (OSError, ValueError) as error:
+        reason = str(error).removeprefix(f"{report.root / path}: ")
+        report.add(path, f"{reason}; its questions are skipped", "download this file again")
+        return
+    position = 0
+    for entry in content if isinstance(content, list) else [content]:  # quirk 1
+        videos, blocks = _videos(entry), list(_blocks(report, path, entry))
+        if place:  # not the names of the file and of its videos, which may be others (quirks 4 and 8)
+            split, scenario, view = place["split"], place["scenario"], place["view"]
+        else:
+            split, scenario = "test", scenario_of(videos[0], known) if videos else ""
+            view = "vehicle_view" if all("_vehicle_view" in name for name in videos) else "overhead_view"
+            if blocks and not videos:
+                report.add(path, f"expected names of videos, got {show(entry)}; its questions have no image")
+        source = "bdd" if re.fullmatch(r"video\d+", scenario) else "wts"
+        for phase, questions in blocks:
+            about = (split, source, scenario, "scenario", "environment")
+            if phase is not None:
+                about = (split, source, scenario, "phase", "vehicle_view" if source == "bdd" else view)
+            for question in questions:
+                position += 1
+                own_id = f"{split}/{scenario}/{view}/{path.stem}#{position}"
+                asked = _read_question(question, split, own_id)
+                if isinstance(asked, str):
+                    report.add(path, f"question {position}: {asked}; skipped")
+                else:
+                    yield (*about, videos, phase, *asked)
+    report.counts["questions"] += position
+
+
+def _videos(entry: Any) -> list[str]:
+    """Return the names of videos that an object lists, as a list or as one name."""
+    listed = [entry.get(key) for key in VIDEO_KEYS] if isinstance(entry, dict) else []
+    names = [name for value in listed for name in (value if isinstance(value, list) else [value])]
+    return [printable(os.path.basename(name)) for name in names if isinstance(name, str) and name]
+
+
+def _blocks(report: Report, path: Path, entry: Any) -> Iterator[tuple[int | None, list]]:
+    """Yield the lists of questions of an object, each with its phase, or None if they are about the whole scenario."""
+    blocks: list[tuple[int | None, Any]] = []
+    if isinstance(entry, dict):
+        blocks = [(None, entry[key]) for key in ("environment", "conversations") if key in entry]
+        phases = entry.get("event_phase", [])
+        for number, phase_entry in enumerate(phases if isinstance(phases, list) else [phases]):
+            asked = phase_entry if isinstance(phase_entry, dict) else {"conversations": phase_entry}
+            labels = asked.get("labels")
+            phase = parse_phase(labels[0] if isinstance(labels, list) and labels else labels)  # quirk 5
+            if phase is None:  # its questions are kept, because those of the test split must be answered
+                expected = f"phase entry {number}: expected a label 0–4 or one of {', '.join(PHASES)}"
+                report.add(path, f"{expected}, got {show(labels)}; read as about the whole scenario")
+            blocks.append((phase, asked.get("conversations")))
+    if not blocks:
+        report.add(path, f"expected event_phase, environment or conversations, got {show(entry)}; skipped")
+    for phase, questions in blocks:
+        if isinstance(questions, list):
+            yield phase, questions
+        else:
+            report.add(path, f"expected a list of questions, got {show(questions)}; skipped")
+
+
+def _read_question(entry: Any, split: str, own_id: str) -> tuple[str, str, dict[str, str], str | None] | str:
+    """Return id, question, options and correct letter, or the reason why the question cannot be used."""
+    text = entry.get("question") if isinstance(entry, dict) else None
+    if not isinstance(text, str) or not text.strip():
+        return f"expected a question, got {show(entry)}"
+    options = {letter: entry[letter] for letter in LETTERS if entry.get(letter) is not None}  # quirk 2
+    if not options or not all(isinstance(option, (str, int, float)) for option in options.values()):
+        return f"expected options a, b, … with texts, got {show(options)}"
+    correct = str(entry.get("correct") or "").strip().lower()
+    if correct not in options and split != "test":  # quirk 6
+        return f"expected correct to be one of {', '.join(options)}, got {show(entry.get('correct'))}"
+    identity = entry.get("id") if split == "test" else own_id
+    if not isinstance(identity, str) or not identity:
+        return f"expected an id, got {show(identity)}"
+    texts = {letter: printable(str(option)) for letter, option in options.items()}
+    return printable(identity), printable(text), texts, correct if correct in options else None
+
+
+def follow_splits(questions: pd.DataFrame, phases: pd.DataFrame) -> pd.DataFrame:
+    """Move the train and val questions of a scenario to the split of its `phases`, as `split_by_group` has drawn it."""
+    present = phases[["scenario", "split"]].drop_duplicates()
+    own = set(present.itertuples(index=False, name=None))
+    drawn = dict(present[present["split"] != "test"].itertuples(index=False, name=None))
+    pairs = zip(questions["scenario"], questions["split"], strict=True)
+    splits = [
+        split if split == "test" or (name, split) in own else drawn.get(name, split) for name, split in pairs
+    ]
+    return questions.assign(split=splits)
+
+
+def write_question_index(
+    questions: pd.DataFrame, phases: pd.DataFrame, image_dir: str | Path, path: str | Path
+) -> list[Problem]:
+    """Write one JSON object per question: `COLUMNS` and `images`, paths relative to the folder of the index.
+
+    A question about a phase is shown by the images of all cameras of the phase, because a vehicle's question may list
+    overhead cameras only (quirk 4); one about the scenario by the images of all its phases. `phases` has split,
+    scenario, phase and image. Questions without an image are written with an empty list, and returned as problems.
+    """
+    images = defaultdict(list)
+    for row in phases.dropna(subset=["image"]).itertuples():
+        if (image := Path(image_dir, row.image)).is_file():
+            shown = os.path.relpath(image, Path(path).parent)
+            images[row.split, row.scenario, row.phase].append(shown)
+            images[row.split, row.scenario, None].append(shown)
+    lines, without = [], defaultdict(int)
+    for row in questions[COLUMNS].to_dict("records"):
+        found = images.get((row["split"], row["scenario"], row["phase"]), [])
+        lines.append(json.dumps(row | {"images": found}) + "\n")  # ASCII: some readers end a line at U+2028
+        if not found:
+            without[f"{row['scenario']} {row['scope']} {'' if row['phase'] is None else row['phase']}"] += 1
+    write_text(path, "".join(lines))
+    what, todo = f"questions, but no image in {image_dir}", 'rerun the stage "prepare"'
+    missing = [Problem(where.strip(), f"{number} {what}", todo) for where, number in without.items()]
+    return cap_problems(missing, str(path))
+
+
+def read_question_index(path: str | Path) -> pd.DataFrame:
+    """Read an index of questions: one row per line, with the columns `COLUMNS` and `images`."""
+    rows = read_json_lines(path)
+    for number, row in enumerate(rows, start=1):
+        if missing := [name for name in (*COLUMNS, "images") if name not in row]:
+            absent = f"expected {', '.join(missing)}, got none"
+            raise FileError(f'{path}, line {number}: {absent}. Rerun the stage "index".')
+    return pd.DataFrame(rows, columns=[*COLUMNS, "images"], dtype=object)
