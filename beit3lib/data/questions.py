@@ -119,11 +119,15 @@ def _read_file(report: Report, path: Path, place: re.Match | None, known: Collec
             for question in questions:
                 position += 1
                 own_id = f"{split}/{scenario}/{view}/{path.stem}#{position}"
-                asked = _read_question(question, split, own_id)
-                if isinstance(asked, str):
-                    report.add(path, f"question {position}: {asked}; skipped")
-                else:
+                if asked := _read_question(question, split, own_id):
                     yield (*about, videos, phase, *asked)
+                else:
+                    expected = (
+                        "a question, options, the letter of a correct option, and in the test split an id"
+                    )
+                    report.add(
+                        path, f"question {position}: expected {expected}, got {show(question)}; skipped"
+                    )
     report.counts["questions"] += position
 
 
@@ -145,7 +149,7 @@ def _blocks(report: Report, path: Path, entry: Any) -> Iterator[tuple[int | None
             labels = asked.get("labels")
             phase = parse_phase(labels[0] if isinstance(labels, list) and labels else labels)  # quirk 5
             if phase is None:  # its questions are kept, because those of the test split must be answered
-                expected = f"phase entry {number}: expected a label 0–4 or one of {', '.join(PHASES)}"
+                expected = f"phase entry {number}: expected a label 0–4 or a word such as {PHASES[0]}"
                 report.add(path, f"{expected}, got {show(labels)}; read as about the whole scenario")
             blocks.append((phase, asked.get("conversations")))
     if not blocks:
@@ -157,34 +161,24 @@ def _blocks(report: Report, path: Path, entry: Any) -> Iterator[tuple[int | None
             report.add(path, f"expected a list of questions, got {show(questions)}; skipped")
 
 
-def _read_question(entry: Any, split: str, own_id: str) -> tuple[str, str, dict[str, str], str | None] | str:
-    """Return id, question, options and correct letter, or the reason why the question cannot be used."""
-    text = entry.get("question") if isinstance(entry, dict) else None
-    if not isinstance(text, str) or not text.strip():
-        return f"expected a question, got {show(entry)}"
+def _read_question(entry: Any, split: str, own_id: str) -> tuple[str, str, dict[str, str], str | None] | None:
+    """Return id, question, options and correct letter, or None if the question cannot be used."""
+    entry = entry if isinstance(entry, dict) else {}
     options = {letter: entry[letter] for letter in LETTERS if entry.get(letter) is not None}  # quirk 2
-    if not options or not all(isinstance(option, (str, int, float)) for option in options.values()):
-        return f"expected options a, b, … with texts, got {show(options)}"
     correct = str(entry.get("correct") or "").strip().lower()
+    needed = [entry.get("question"), entry.get("id") if split == "test" else own_id]
+    texts = all(isinstance(text, str) and text for text in needed)
+    if (
+        not texts
+        or not options
+        or not all(isinstance(option, (str, int, float)) for option in options.values())
+    ):
+        return None
     if correct not in options and split != "test":  # quirk 6
-        return f"expected correct to be one of {', '.join(options)}, got {show(entry.get('correct'))}"
-    identity = entry.get("id") if split == "test" else own_id
-    if not isinstance(identity, str) or not identity:
-        return f"expected an id, got {show(identity)}"
-    texts = {letter: printable(str(option)) for letter, option in options.items()}
-    return printable(identity), printable(text), texts, correct if correct in options else None
-
-
-def follow_splits(questions: pd.DataFrame, phases: pd.DataFrame) -> pd.DataFrame:
-    """Move the train and val questions of a scenario to the split of its `phases`, as `split_by_group` has drawn it."""
-    present = phases[["scenario", "split"]].drop_duplicates()
-    own = set(present.itertuples(index=False, name=None))
-    drawn = dict(present[present["split"] != "test"].itertuples(index=False, name=None))
-    pairs = zip(questions["scenario"], questions["split"], strict=True)
-    splits = [
-        split if split == "test" or (name, split) in own else drawn.get(name, split) for name, split in pairs
-    ]
-    return questions.assign(split=splits)
+        return None
+    question, identity = map(printable, needed)
+    options = {letter: printable(str(option)) for letter, option in options.items()}
+    return identity, question, options, correct if correct in options else None
 
 
 def write_question_index(
@@ -217,8 +211,7 @@ def write_question_index(
 def read_question_index(path: str | Path) -> pd.DataFrame:
     """Read an index of questions: one row per line, with the columns `COLUMNS` and `images`."""
     rows = read_json_lines(path)
-    for number, row in enumerate(rows, start=1):
-        if missing := [name for name in (*COLUMNS, "images") if name not in row]:
-            absent = f"expected {', '.join(missing)}, got none"
-            raise FileError(f'{path}, line {number}: {absent}. Rerun the stage "index".')
+    if missing := [name for name in (*COLUMNS, "images") if not all(name in row for row in rows)]:
+        expected = f"expected {', '.join(missing)} in each line, got lines without"
+        raise FileError(f'{path}: {expected}. Rerun the stage "index".')
     return pd.DataFrame(rows, columns=[*COLUMNS, "images"], dtype=object)

@@ -226,15 +226,31 @@ def write_submission(
     With `fill_missing`, missing segments and captions are replaced by `usual` (the result of `usual_captions`) and listed in
     the result. By default they are an error, so that a submission of a few captioned images is not written unnoticed.
     """
+    submission, filled = checked_submission(path, submission, expected, fill_missing, usual)
+    return Written(write_json(path, submission), submission, filled)
+
+
+def checked_submission(
+    path: str | Path,
+    submission: Submission,
+    expected: Mapping[str, Sequence[str]],
+    fill_missing: bool = False,
+    usual: Mapping[str, str] | None = None,
+) -> tuple[Submission, list[str]]:
+    """Return a submission that `write_submission` can write to `path`, and the list of replaced captions."""
     filled: list[str] = []
     if fill_missing:
         submission, filled = fill(submission, expected, usual or {})
-    problems = check_submission(submission, expected)
+    advice = "" if fill_missing else " Caption the whole split, or pass fill_missing=True to fill with frequent captions."
+    refuse(path, check_submission(submission, expected), advice)
+    return submission, filled
+
+
+def refuse(path: str | Path, problems: Sequence[str], advice: str) -> None:
+    """Raise SubmissionError with the first 50 problems, if there are any."""
     if problems:
         listed = "\n  ".join(problems[:50]) + (f"\n  … {len(problems) - 50} more" if len(problems) > 50 else "")
-        advice = "" if fill_missing else " Caption the whole split, or pass fill_missing=True to fill with frequent captions."
         raise SubmissionError(f"{path}: found {len(problems)} problems, wrote nothing.{advice}\n  {listed}")
-    return Written(write_json(path, submission), submission, filled)
 
 
 def fill(

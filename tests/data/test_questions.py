@@ -12,7 +12,6 @@ from wts_tree import SCENE, overhead, vehicle
 
 from beit3lib.data.questions import (
     COLUMNS,
-    follow_splits,
     question_key,
     read_question_index,
     read_questions,
@@ -228,19 +227,5 @@ def test_the_index_lists_the_images_of_all_cameras_and_keeps_questions_without_a
 
 def test_an_index_of_another_kind_is_an_error_with_its_line(tmp_path):
     (tmp_path / "i.jsonl").write_text('{"image_path": "a.jpg"}\n')
-    with pytest.raises(FileError, match=r'i\.jsonl, line 1: expected split.*Rerun the stage "index"'):
+    with pytest.raises(FileError, match=r'i\.jsonl: expected split.*Rerun the stage "index"'):
         read_question_index(tmp_path / "i.jsonl")
-
-
-def test_questions_follow_their_scenario_to_a_drawn_split(quirky):
-    rows = [("val", SCENE), ("train", NORMAL), ("test", "video9")]
-    moved = follow_splits(quirky.table, pd.DataFrame(rows, columns=["split", "scenario"]))
-    splits = moved.groupby(["scenario", quirky.table["split"]])["split"].unique().map(list).to_dict()
-    assert splits == {
-        (SCENE, "train"): ["val"],
-        (SCENE, "test"): ["test"],
-        (NORMAL, "val"): ["train"],
-        (NORMAL, "test"): ["test"],
-        ("video5", "train"): ["train"],
-        ("video9", "test"): ["test"],
-    }
