@@ -28,7 +28,6 @@ COLUMNS = "split source scenario scope view videos phase id question options cor
 INDEX_NAME = "questions.{split}.jsonl"
 LETTERS = "abcdefg"  # of options
 VIDEO_KEYS = ("videos", "overhead_videos", "vehicle_view", "video_name")
-SKIPPED_FOLDERS = ("videos", "caption", "bbox_annotated", "bbox_generated")
 PLACE = re.compile(
     r".*/vqa/(?P<split>train|val|test)(?:/normal_trimmed|/public[^/]*)*"
     r"/(?P<scenario>[^/]+)/(?P<view>environment|overhead_view|vehicle_view)/[^/]+\.json"
@@ -75,7 +74,7 @@ def read_questions(root: str | Path, scenarios: Collection[str] = ()) -> Questio
     """
     report = Report(Path(root).expanduser())
     rows: dict[str, tuple] = {}
-    for path, _ in report.located(SKIPPED_FOLDERS):
+    for path, _ in report.located(("videos", "caption", "bbox_annotated", "bbox_generated")):
         place = PLACE.fullmatch((report.root / path).absolute().as_posix())  # the root may be inside the tree
         if place is None and {"train", "val"} & set(path.parts):
             if "vqa" in path.parts:
@@ -85,16 +84,14 @@ def read_questions(root: str | Path, scenarios: Collection[str] = ()) -> Questio
                 identity = row[COLUMNS.index("id")]
                 if rows.setdefault(identity, row) is not row:
                     report.add(path, f"expected question {identity} once, got it again; skipped")
-    found = report.counts["questions"]
-    counts = {"question_files": report.counts["question_files"], "questions": found}
-    counts |= {"questions_used": len(rows), "questions_skipped": found - len(rows)}
+    counts = {"questions": report.counts["questions"], "questions_used": len(rows)}
+    counts["questions_skipped"] = counts["questions"] - len(rows)
     table = pd.DataFrame(list(rows.values()), columns=COLUMNS, dtype=object)
     return Questions(table, report.problems, counts)
 
 
 def _read_file(report: Report, path: Path, place: re.Match | None, known: Collection[str]) -> Iterator[tuple]:
     """Yield the rows of a file of one scenario and view, or of the test file, which has no `place` in a tree."""
-    report.counts["question_files"] += 1
     try:
         content = read_json(report.root / path)
     except (OSError, ValueError) as error:
@@ -122,12 +119,8 @@ def _read_file(report: Report, path: Path, place: re.Match | None, known: Collec
                 if asked := _read_question(question, split, own_id):
                     yield (*about, videos, phase, *asked)
                 else:
-                    expected = (
-                        "a question, options, the letter of a correct option, and in the test split an id"
-                    )
-                    report.add(
-                        path, f"question {position}: expected {expected}, got {show(question)}; skipped"
-                    )
+                    expected = "expected a question, options, and the letter of one or (test) an id"
+                    report.add(path, f"question {position}: {expected}, got {show(question)}; skipped")
     report.counts["questions"] += position
 
 
@@ -144,13 +137,13 @@ def _blocks(report: Report, path: Path, entry: Any) -> Iterator[tuple[int | None
     if isinstance(entry, dict):
         blocks = [(None, entry[key]) for key in ("environment", "conversations") if key in entry]
         phases = entry.get("event_phase", [])
-        for number, phase_entry in enumerate(phases if isinstance(phases, list) else [phases]):
-            asked = phase_entry if isinstance(phase_entry, dict) else {"conversations": phase_entry}
+        for number, part in enumerate(phases if isinstance(phases, list) else [phases]):
+            asked = part if isinstance(part, dict) else {"conversations": part}
             labels = asked.get("labels")
             phase = parse_phase(labels[0] if isinstance(labels, list) and labels else labels)  # quirk 5
             if phase is None:  # its questions are kept, because those of the test split must be answered
-                expected = f"phase entry {number}: expected a label 0–4 or a word such as {PHASES[0]}"
-                report.add(path, f"{expected}, got {show(labels)}; read as about the whole scenario")
+                what = f"expected a label 0–4 or a word such as {PHASES[0]}, got {show(labels)}"
+                report.add(path, f"phase entry {number}: {what}; read as about the whole scenario")
             blocks.append((phase, asked.get("conversations")))
     if not blocks:
         report.add(path, f"expected event_phase, environment or conversations, got {show(entry)}; skipped")
@@ -167,15 +160,12 @@ def _read_question(entry: Any, split: str, own_id: str) -> tuple[str, str, dict[
     options = {letter: entry[letter] for letter in LETTERS if entry.get(letter) is not None}  # quirk 2
     correct = str(entry.get("correct") or "").strip().lower()
     needed = [entry.get("question"), entry.get("id") if split == "test" else own_id]
-    texts = all(isinstance(text, str) and text for text in needed)
-    if (
-        not texts
-        or not options
-        or not all(isinstance(option, (str, int, float)) for option in options.values())
+    if not options or not all(isinstance(option, (str, int, float)) for option in options.values()):
+        return None
+    if not all(isinstance(text, str) and text for text in needed) or (
+        split != "test" and correct not in options
     ):
-        return None
-    if correct not in options and split != "test":  # quirk 6
-        return None
+        return None  # quirk 6
     question, identity = map(printable, needed)
     options = {letter: printable(str(option)) for letter, option in options.items()}
     return identity, question, options, correct if correct in options else None
@@ -201,10 +191,10 @@ def write_question_index(
         found = images.get((row["split"], row["scenario"], row["phase"]), [])
         lines.append(json.dumps(row | {"images": found}) + "\n")  # ASCII: some readers end a line at U+2028
         if not found:
-            without[f"{row['scenario']} {row['scope']} {'' if row['phase'] is None else row['phase']}"] += 1
+            without[f"{row['scenario']}, {row['scope']}"] += 1
     write_text(path, "".join(lines))
     what, todo = f"questions, but no image in {image_dir}", 'rerun the stage "prepare"'
-    missing = [Problem(where.strip(), f"{number} {what}", todo) for where, number in without.items()]
+    missing = [Problem(where, f"{number} {what}", todo) for where, number in without.items()]
     return cap_problems(missing, str(path))
 
 

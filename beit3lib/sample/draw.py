@@ -19,7 +19,7 @@ from beit3lib.data.aspects import READING_ORDER, SUBJECTS
 from beit3lib.data.wts import PHASES
 from beit3lib.files import atomic_folder, atomic_path, exit_on_error, write_json, write_text
 from beit3lib.sample import CHECKPOINT_PATH, DRAWN_NAME, SPM_PATH
-from beit3lib.sample.questions import write_questions, write_test_questions
+from beit3lib.sample.questions import write_questions
 
 UNITS = 8  # an image has 8 x 8 units; a unit is one patch of the tiny model
 WIDTH_PX, HEIGHT_PX = 320, 240
@@ -454,7 +454,7 @@ def write_sample(root: str | Path, counts: dict[str, tuple[int, int, int]] = COU
     scenarios = plan(counts, seed)
     with atomic_folder(root) as folder:
         Parallel(n_jobs=jobs)(delayed(write_scenario)(folder, scenario) for scenario in scenarios)
-        write_test_questions(folder, [scenario for scenario in scenarios if scenario.split == "test"])
+        write_questions(folder, scenarios)
         drawn = {s.name: {str(phase): asdict(scene) for phase, scene in s.phases.items()} for s in scenarios}
         write_json(folder / DRAWN_NAME, drawn)
         main_views = [f"{s.name},{next(iter(next(s.views())[1]))},,,\n" for s in scenarios if s.kind == "event"]
@@ -465,9 +465,7 @@ def write_sample(root: str | Path, counts: dict[str, tuple[int, int, int]] = COU
 
 
 def write_scenario(root: Path, scenario: Scenario) -> None:
-    """Write the videos, captions and boxes of one scenario, and its questions unless it is of the test split."""
-    if scenario.split != "test":
-        write_questions(root, scenario)
+    """Write the videos, captions and boxes of one scenario."""
     if scenario.kind == "bdd":
         _write_bdd(root, scenario)
         return

@@ -5,7 +5,7 @@ no training question does: "30 km/h" instead of "going fast". Captions use both,
 """
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ OPTIONS = {  # of values that are not options themselves
 NEW_OPTIONS = {"stopped": "0 km/h", "slow": "10 km/h", "fast": "30 km/h"}  # never in train
 NEW_SHARE = 0.3  # of the questions of val and test that could have new options
 OF_VIEW = {"overhead_view": ("pedestrian_motion",), "vehicle_view": ("vehicle_motion", "side", "distance")}
-TEST_NAME = "SubTask2-VQA/WTS_VQA_PUBLIC_TEST.json"
 
 
 def answer_of(scene: Any, question: str, options: Mapping[str, str]) -> str:
@@ -52,7 +51,7 @@ def ask(scenario: Any, attribute: str, phase: int) -> dict[str, str]:
     texts = OPTIONS | (NEW_OPTIONS if scenario.split != "train" and rng.random() < NEW_SHARE else {})
     wrong = [value for value in rng.permutation(values.split()) if value != getattr(scene, attribute)]
     wrong = wrong[: 1 + rng.integers(len(wrong))] if rng.random() < 0.25 else wrong
-    shown = map(str, rng.permutation([getattr(scene, attribute), *wrong]))
+    shown = rng.permutation([getattr(scene, attribute), *wrong]).tolist()
     options = {letter: texts.get(value, value) for letter, value in zip("abcd", shown, strict=False)}
     if scenario.split == "test":
         identity = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{scenario.name}/{attribute}/{phase}"))
@@ -62,33 +61,34 @@ def ask(scenario: Any, attribute: str, phase: int) -> dict[str, str]:
 
 def question_files(scenario: Any) -> Iterator[tuple[str, dict]]:
     """Yield the view and the object of each file of a scenario; without a vehicle view, overhead cameras have all questions."""
-    is_bdd, is_test = scenario.kind == "bdd", scenario.split == "test"
-    views = [("overhead_view", [f"{scenario.name}.mp4"], 0.0)] if is_bdd else list(scenario.views())
-    about = {} if is_test else {"id": scenario.seed % 1000}
-    key = "videos" if is_bdd or is_test else "overhead_videos"
+    views, about = list(scenario.views()), {"id": scenario.seed % 1000}
+    key, of_scenario = "overhead_videos", "environment"
+    if scenario.kind == "bdd":
+        views, key = [("overhead_view", [f"{scenario.name}.mp4"], 0.0)], "videos"
+    if scenario.split == "test":
+        about, key, of_scenario = {}, "videos", "conversations"
     of_phase = [name for names in OF_VIEW.values() for name in names]
     for view, videos, start_s in views:
         names, phases = OF_VIEW[view] if len(views) > 1 else of_phase, []
         for phase, (start, end) in reversed(scenario.times(start_s).items()):
-            times = {"start_time": f"{start:.3f}", "end_time": f"{end:.3f}"}
             asked = [ask(scenario, name, phase) for name in names]
+            times = {"start_time": f"{start:.3f}", "end_time": f"{end:.3f}"}
             phases.append({**times, "labels": [PHASES[phase]], "conversations": asked})
         yield view, {**about, key: list(videos), "event_phase": phases}
     asked = [ask(scenario, name, max(scenario.phases)) for name in QUESTIONS if name not in of_phase]
-    asked = {"conversations" if is_test else "environment": asked}
-    yield "environment", {**about, key: list(views[0][1]), **asked}
+    yield "environment", {**about, key: list(views[0][1]), of_scenario: asked}
 
 
-def write_questions(root: Path, scenario: Any) -> None:
-    """Write the questions of a scenario of train or val."""
-    base = root / "external/BDD_PC_5K" if scenario.kind == "bdd" else root
-    trimmed = "normal_trimmed" if scenario.kind == "normal" else ""
-    folder = base / "annotations/vqa" / scenario.split / trimmed / scenario.name
-    for view, content in question_files(scenario):
-        write_json(folder / view / f"{scenario.name}.json", [content])
-
-
-def write_test_questions(root: Path, scenarios: Sequence[Any]) -> None:
-    """Write the questions of all scenarios of the test split in one file, with both shapes of objects."""
-    objects = [content for scenario in scenarios for _, content in question_files(scenario)]
-    write_json(root / TEST_NAME, objects)
+def write_questions(root: Path, scenarios: list) -> None:
+    """Write a file for each scenario of train and val and each view, and one file for the test split."""
+    of_test = []
+    for scenario in scenarios:
+        base = root / "external/BDD_PC_5K" if scenario.kind == "bdd" else root
+        trimmed = "normal_trimmed" if scenario.kind == "normal" else ""
+        for view, content in question_files(scenario):
+            folder = base / "annotations/vqa" / scenario.split / trimmed / scenario.name / view
+            if scenario.split == "test":
+                of_test.append(content)
+            else:
+                write_json(folder / f"{scenario.name}.json", [content])
+    write_json(root / "SubTask2-VQA/WTS_VQA_PUBLIC_TEST.json", of_test)

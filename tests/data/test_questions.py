@@ -68,12 +68,7 @@ def test_5_labels_are_words_or_digits(quirky):
 
 
 def test_6_training_questions_without_a_correct_answer_are_skipped_and_named(quirky):
-    assert quirky.counts == {
-        "question_files": 6,
-        "questions": 13,
-        "questions_used": 9,
-        "questions_skipped": 4,
-    }
+    assert quirky.counts == {"questions": 13, "questions_used": 9, "questions_skipped": 4}
     assert len(quirky.table) == 9 and len(quirky.problems) == 4
     assert all("environment/20230707_1.json: question" in str(problem) for problem in quirky.problems)
     assert one(quirky, split="train", question="What is the action?")["correct"].tolist() == ["b"] * 3
@@ -221,7 +216,7 @@ def test_the_index_lists_the_images_of_all_cameras_and_keeps_questions_without_a
     ]
     assert all((path.parent / image).is_file() for images in index["images"] for image in images)
     assert [str(problem) for problem in problems] == [
-        f'video5 phase 3: 1 questions, but no image in {tmp_path / "images"} (rerun the stage "prepare")'
+        f'video5, phase: 1 questions, but no image in {tmp_path / "images"} (rerun the stage "prepare")'
     ]
 
 

