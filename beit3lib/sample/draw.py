@@ -1,4 +1,4 @@
-"""Draw the sample: a small WTS download with videos, captions and boxes, a tokenizer and a tiny checkpoint.
+"""Draw the sample: a small WTS download with videos, captions, questions and boxes, and a tiny checkpoint.
 
     python -m beit3lib.sample.draw data/sample
 
@@ -21,6 +21,7 @@ from beit3lib.data.aspects import READING_ORDER
 from beit3lib.data.schema import PHASES, SUBJECTS
 from beit3lib.files import atomic_folder, atomic_path, exit_on_error, write_json, write_text
 from beit3lib.sample import CHECKPOINT_PATH, DRAWN_NAME, SPM_PATH
+from beit3lib.sample.questions import write_questions
 
 UNITS = 8  # an image has 8 x 8 units; a unit is one patch of the tiny model
 WIDTH_PX, HEIGHT_PX = 320, 240
@@ -359,15 +360,28 @@ def _plan_scenario(number: int, split: str, kind: str, rng: np.random.Generator)
     scenario_values = draw_values(rng, tuple(name for name in VALUES if name not in PHASE_ATTRIBUTES))
     # Some scenarios lack phases, as in WTS.
     present = {0: [4], 1: [2, 3, 4], 2: [0, 1, 2, 3]}.get(number % 12, list(range(5)))
-    phases = {}
+    phases, values = {}, {}
     for phase in present:
-        values = scenario_values | draw_values(rng, PHASE_ATTRIBUTES)
+        values = scenario_values | _draw_phase_values(rng, values)
         # One scene in five has low visibility, but no bright one is very dark.
         condition = str(rng.choice(LOW_VISIBILITY)) if rng.random() < 0.2 else "plain"
         if condition == "very dark" and values["light"] == "bright":
             condition = "distant"
         phases[phase] = Scene(**values, condition=condition, wording=int(rng.integers(1, 2**31)))
     return Scenario(name, split, kind, phases, {phase: int(rng.integers(6, 11)) for phase in present})
+
+
+def _draw_phase_values(rng: np.random.Generator, before: dict[str, str]) -> dict[str, str]:
+    """Draw the attributes of a phase, which depend on those `before` it and on each other, as in a real
+    event.
+    """
+    values = draw_values(rng, PHASE_ATTRIBUTES)
+    values |= {name: before[name] for name in PHASE_ATTRIBUTES if before and rng.random() < 0.7}
+    if rng.random() < 0.7:
+        values["distance"] = {"fast": "far", "stopped": "near"}.get(
+            values["vehicle_motion"], values["distance"]
+        )
+    return values
 
 
 def write_sample(root: str | Path, counts: dict[str, tuple[int, int, int]] = COUNTS, jobs: int = -1) -> Path:
@@ -385,6 +399,7 @@ def write_sample(root: str | Path, counts: dict[str, tuple[int, int, int]] = COU
     scenarios = plan(counts)
     with atomic_folder(root) as folder:
         Parallel(n_jobs=jobs)(delayed(write_scenario)(folder, scenario) for scenario in scenarios)
+        write_questions(folder, scenarios)
         drawn = {s.name: {str(phase): asdict(scene) for phase, scene in s.phases.items()} for s in scenarios}
         write_json(folder / DRAWN_NAME, drawn)
         lines = [f"{s.name},{next(iter(next(s.views())[1]))},,,\n" for s in scenarios if s.kind == "event"]

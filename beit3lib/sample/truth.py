@@ -9,7 +9,6 @@ from beit3lib.data.facts import agree, fact_table, stated_values
 from beit3lib.files import FileError, read_json
 from beit3lib.sample import DRAWN_NAME
 from beit3lib.sample.draw import (
-    SPEEDS,
     UNITS,
     UPPER,
     Scene,
@@ -24,7 +23,10 @@ Truth = dict[tuple[str, int], Scene]  # by (scenario, phase)
 
 MOTIONS = {
     "stopped": {"motion": "stopped", "speed_kmh": 0},
-    **{name: {"motion": "straight", "speed": name, "speed_kmh": km_h} for name, (_, km_h) in SPEEDS.items()},
+    **{
+        name: {"motion": "straight", "speed": name, "speed_kmh": km_h}
+        for name, km_h in {"slow": 10, "fast": 30}.items()
+    },
     "standing": {"motion": "standing"},
     "walking": {"motion": "walking", "speed": "slow"},
     "rushing": {"motion": "rushing out"},
@@ -50,7 +52,8 @@ def read_drawn(root: str | Path) -> Truth:
 
 
 def scene_facts(scene: Scene, subject: str, aspect: str) -> dict[str, str | int]:
-    """Return the facts that captions of a type state of a scene: {slot: value}, empty if they do not mention the aspect.
+    """Return the facts that captions of a type state of a scene: {slot: value}, empty if they do not mention
+    the aspect.
 
     The position is the side of the vehicle in captions of the pedestrian, too.
     """
@@ -83,9 +86,11 @@ def states_correctly(caption: str, scene: Scene, subject: str, aspect: str) -> b
 
 
 def scene_table(predictions: pd.DataFrame, drawn: Truth) -> pd.DataFrame:
-    """Return a row per caption and slot as `fact_table` does, with the drawn scene as `reference` and its `condition`.
+    """Return a row per caption and slot as `fact_table` does, with the drawn scene as `reference` and its
+    `condition`.
 
-    `predictions` has a row per caption with scenario, phase, subject, aspect and caption; others than drawn are skipped.
+    `predictions` has a row per caption with scenario, phase, subject, aspect and caption; others than drawn
+    are skipped.
     """
     known = _with_scenes(predictions, drawn)
     types = zip(known["scene"], known["subject"], known["aspect"], strict=True)
@@ -101,9 +106,9 @@ def _with_scenes(predictions: pd.DataFrame, drawn: Truth) -> pd.DataFrame:
 def attribute_shares(predictions: pd.DataFrame, drawn: Truth, seed: int = 0) -> pd.DataFrame:
     """Return per aspect the share of captions that state the drawn values.
 
-    Columns: `own`, compared with the image of the caption; `plain` and `hard`, the same for scenes of good and of low
-    visibility (NaN if there are none); `shuffled`, compared with the image of another scenario; `captions`, their number.
-    `predictions` as in `scene_table`.
+    Columns: `own`, compared with the image of the caption; `plain` and `hard`, the same for scenes of good
+    and of low visibility (NaN if there are none); `shuffled`, compared with the image of another scenario;
+    `captions`, their number. `predictions` as in `scene_table`.
     """
     table = _with_scenes(predictions, drawn)
     rng = np.random.default_rng(seed)
@@ -138,7 +143,8 @@ def _mean(correct: np.ndarray) -> float:
 def share_in_box(
     weights: np.ndarray, box_xywh: tuple[float, float, float, float], size: tuple[float, float]
 ) -> float:
-    """Return the share of attention weights (rows, columns) inside a box of an image of `size` (width, height).
+    """Return the share of attention weights (rows, columns) inside a box of an image of `size` (width,
+    height).
 
     A patch on the edge of the box counts in proportion to its area inside.
     """
@@ -159,9 +165,9 @@ def share_in_box(
 def attention_shares(captioner, scenes: int = 50, seed: int = 0) -> pd.DataFrame:
     """Return the share of a captioner's attention on the object that a word describes, in newly drawn scenes.
 
-    The words are the color of the jacket (object: the pedestrian) and the motion of the vehicle (object: the vehicle).
-    Columns: `in_box`, the share of attention inside the box of the object at the end of the phase; `box`, the share of
-    the image that the box covers; `times`, `in_box` divided by `box`.
+    The words are the color of the jacket (object: the pedestrian) and the motion of the vehicle (object: the
+    vehicle). Columns: `in_box`, the share of attention inside the box of the object at the end of the phase;
+    `box`, the share of the image that the box covers; `times`, `in_box` divided by `box`.
     """
     from beit3lib.viz.attention import word_attention
 

@@ -119,14 +119,20 @@ def write_submission(
     filled: list[str] = []
     if fill_missing:
         submission, filled = fill(submission, expected, most_frequent or {})
-    if problems := check_submission(submission, expected):
-        listed = "\n  ".join(problems[:50])
-        more = f"\n  … {len(problems) - 50} more" if len(problems) > 50 else ""
-        raise SubmissionError(
-            f"{path}: found {len(problems)} problems, wrote nothing. Caption all images of both subjects, "
-            f"or set fill_missing=True to use the most frequent training captions.\n  {listed}{more}"
-        )
+    refuse(path, check_submission(submission, expected), "Caption all images of both subjects")
     return Written(write_json(path, submission), submission, filled)
+
+
+def refuse(path: str | Path, problems: Sequence[str], todo: str) -> None:
+    """Raise SubmissionError with the first 50 problems, if there are any."""
+    if problems:
+        listed = "\n  ".join(problems[:50]) + (
+            f"\n  … {len(problems) - 50} more" if len(problems) > 50 else ""
+        )
+        raise SubmissionError(
+            f"{path}: found {len(problems)} problems, wrote nothing. {todo}, or set fill_missing to use the most "
+            f"frequent ones of the training data.\n  {listed}"
+        )
 
 
 def fill(

@@ -1,0 +1,215 @@
+"""Read the multiple-choice questions of a WTS download as one table, and write the index of questions of a
+run.
+
+    from beit3lib.data.questions import read_questions
+    questions, problems, counts = read_questions("data/wts")
+
+Questions of train and val are in `…/vqa/<split>/<scenario>/<view>/*.json`, where the view is `environment`,
+`overhead_view` or `vehicle_view`. Those of the test split are in one file, `WTS_VQA_PUBLIC_TEST.json`, which
+is found by "vqa" in its path. The "quirks" that comments number are the nine of WTS's questions that
+tests/data/test_questions.py tests.
+"""
+
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from functools import lru_cache
+from pathlib import Path
+from reprlib import repr as show
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from beit3lib.data.schema import PHASES
+from beit3lib.data.wts import Report, cap_problems, parse_phase, video_stem
+from beit3lib.files import FileError, Problem, printable, read_json, read_json_lines, write_text
+
+COLUMNS = "split source scenario scope view videos phase id question options correct".split()
+INDEX_NAME = "questions.{split}.jsonl"
+LETTERS = "abcdefg"  # of options
+VIDEO_KEYS = ("videos", "overhead_videos", "vehicle_view", "video_name")
+PLACE = re.compile(
+    r".*/vqa/(?P<split>train|val|test)(?:/normal_trimmed|/public[^/]*)*"
+    r"/(?P<scenario>[^/]+)/(?P<view>environment|overhead_view|vehicle_view)/[^/]+\.json"
+)
+CAMERA = re.compile(r"_(?:vehicle_view|Camera\d+_\d+|(?:\d+\.){3}\d+[-_]\d+)$")  # the end of a video's name
+
+
+class Questions(NamedTuple):
+    """The questions (columns `COLUMNS`), the problems, and how many questions were found, used and skipped."""
+
+    table: pd.DataFrame
+    problems: list[Problem]
+    counts: dict[str, int]
+
+
+@lru_cache(maxsize=100_000)
+def question_key(text: str) -> str:
+    """Return the text of a question or an option for comparisons: lower case, without punctuation and extra
+    spaces.
+
+    Misspelled words are not corrected, because the test split has the same ones (quirk 7).
+    """
+    return re.sub(r"[\W_]+", " ", text.casefold()).strip() or text.strip()
+
+
+def scenario_of(video: str, known: Collection[str] = ()) -> str:
+    """Return the scenario of a video: the longest of the `known` ones that its name starts with, or else its
+    name
+    without the camera."""
+    stem = video_stem(os.path.basename(video))
+    parts = stem.split("_")
+    starts = ("_".join(parts[:n]) for n in range(len(parts), 0, -1))
+    return next((start for start in starts if start in known), CAMERA.sub("", stem))
+
+
+def read_questions(root: str | Path, scenarios: Collection[str] = ()) -> Questions:
+    """Read all questions below `root`, in the order of their files: one row per question.
+
+    Columns: split (train|val|test), source (wts|bdd), scenario, scope (phase|scenario), view
+    (environment|overhead_view| vehicle_view; phases of BDD: vehicle_view), videos (a list of names), phase
+    (0–4, None for a question about the whole scenario), id, question, options ({letter: text}), correct (a
+    letter, or None in the test split).
+
+    The test file has ids, and no scenario: it follows from the names of the videos, with certainty if
+    `scenarios` are those of the download. Ids of train and val are made of the scenario, the view and the
+    position in the file. A training question without a correct answer is a problem and skipped.
+    """
+    report = Report(Path(root).expanduser())
+    rows: dict[str, tuple] = {}
+    for path, _ in report.located(("videos", "caption", "bbox_annotated", "bbox_generated")):
+        place = PLACE.fullmatch((report.root / path).absolute().as_posix())  # the root may be inside the tree
+        if place is None and {"train", "val"} & set(path.parts):
+            if "vqa" in path.parts:
+                report.add(path, "expected …/vqa/<split>/<scenario>/<view>/, got other folders; skipped")
+        elif place or re.search(r"vqa.*\.json$", path.as_posix(), re.IGNORECASE):
+            for row in _read_file(report, path, place, scenarios):
+                identity = row[COLUMNS.index("id")]
+                if rows.setdefault(identity, row) is not row:
+                    report.add(path, f"expected question {identity} once, got it again; skipped")
+    counts = {"questions": report.counts["questions"], "questions_used": len(rows)}
+    counts["questions_skipped"] = counts["questions"] - len(rows)
+    table = pd.DataFrame(list(rows.values()), columns=COLUMNS, dtype=object)
+    return Questions(table, report.problems, counts)
+
+
+def _read_file(report: Report, path: Path, place: re.Match | None, known: Collection[str]) -> Iterator[tuple]:
+    """Yield the rows of a file of one scenario and view, or of the test file, which has no `place` in a tree."""
+    try:
+        content = read_json(report.root / path)
+    except (OSError, ValueError) as error:
+        reason = str(error).removeprefix(f"{report.root / path}: ")
+        report.add(path, f"{reason}; its questions are skipped", "download this file again")
+        return
+    position = 0
+    for entry in content if isinstance(content, list) else [content]:  # quirk 1
+        videos, blocks = _videos(entry), list(_blocks(report, path, entry))
+        if place:  # not the names of the file and of its videos, which may be others (quirks 4 and 8)
+            split, scenario, view = place["split"], place["scenario"], place["view"]
+        else:
+            split, scenario = "test", scenario_of(videos[0], known) if videos else ""
+            view = "vehicle_view" if all("_vehicle_view" in name for name in videos) else "overhead_view"
+            if blocks and not videos:
+                report.add(path, f"expected names of videos, got {show(entry)}; its questions have no image")
+        source = "bdd" if re.fullmatch(r"video\d+", scenario) else "wts"
+        for phase, questions in blocks:
+            about = (split, source, scenario, "scenario", "environment")
+            if phase is not None:
+                about = (split, source, scenario, "phase", "vehicle_view" if source == "bdd" else view)
+            for question in questions:
+                position += 1
+                own_id = f"{split}/{scenario}/{view}/{path.stem}#{position}"
+                if asked := _read_question(question, split, own_id):
+                    yield (*about, videos, phase, *asked)
+                else:
+                    expected = "expected a question, options, and the letter of one or (test) an id"
+                    report.add(path, f"question {position}: {expected}, got {show(question)}; skipped")
+    report.counts["questions"] += position
+
+
+def _videos(entry: Any) -> list[str]:
+    """Return the names of videos that an object lists, as a list or as one name."""
+    listed = [entry.get(key) for key in VIDEO_KEYS] if isinstance(entry, dict) else []
+    names = [name for value in listed for name in (value if isinstance(value, list) else [value])]
+    return [printable(os.path.basename(name)) for name in names if isinstance(name, str) and name]
+
+
+def _blocks(report: Report, path: Path, entry: Any) -> Iterator[tuple[int | None, list]]:
+    """Yield the lists of questions of an object, each with its phase, or None if they are about the whole
+    scenario.
+    """
+    blocks: list[tuple[int | None, Any]] = []
+    if isinstance(entry, dict):
+        blocks = [(None, entry[key]) for key in ("environment", "conversations") if key in entry]
+        phases = entry.get("event_phase", [])
+        for number, part in enumerate(phases if isinstance(phases, list) else [phases]):
+            asked = part if isinstance(part, dict) else {"conversations": part}
+            labels = asked.get("labels")
+            phase = parse_phase(labels[0] if isinstance(labels, list) and labels else labels)  # quirk 5
+            if phase is None:  # its questions are kept, because those of the test split must be answered
+                what = f"expected a label 0–4 or a word such as {PHASES[0]}, got {show(labels)}"
+                report.add(path, f"phase entry {number}: {what}; read as about the whole scenario")
+            blocks.append((phase, asked.get("conversations")))
+    if not blocks:
+        report.add(path, f"expected event_phase, environment or conversations, got {show(entry)}; skipped")
+    for phase, questions in blocks:
+        if isinstance(questions, list):
+            yield phase, questions
+        else:
+            report.add(path, f"expected a list of questions, got {show(questions)}; skipped")
+
+
+def _read_question(entry: Any, split: str, own_id: str) -> tuple[str, str, dict[str, str], str | None] | None:
+    """Return id, question, options and correct letter, or None if the question cannot be used."""
+    entry = entry if isinstance(entry, dict) else {}
+    options = {letter: entry[letter] for letter in LETTERS if entry.get(letter) is not None}  # quirk 2
+    correct = str(entry.get("correct") or "").strip().lower()
+    needed = [entry.get("question"), entry.get("id") if split == "test" else own_id]
+    if not options or not all(isinstance(option, (str, int, float)) for option in options.values()):
+        return None
+    if not all(isinstance(text, str) and text for text in needed) or (
+        split != "test" and correct not in options
+    ):
+        return None  # quirk 6
+    question, identity = map(printable, needed)
+    options = {letter: printable(str(option)) for letter, option in options.items()}
+    return identity, question, options, correct if correct in options else None
+
+
+def write_question_index(
+    questions: pd.DataFrame, phases: pd.DataFrame, image_dir: str | Path, path: str | Path
+) -> list[Problem]:
+    """Write one JSON object per question: `COLUMNS` and `images`, paths relative to the folder of the index.
+
+    A question about a phase is shown by the images of all cameras of the phase, because a vehicle's question
+    may list overhead cameras only (quirk 4); one about the scenario by the images of all its phases. `phases`
+    has split, scenario, phase and image. Questions without an image are written with an empty list, and
+    returned as problems.
+    """
+    images = defaultdict(list)
+    for row in phases.dropna(subset=["image"]).itertuples():
+        if (image := Path(image_dir, row.image)).is_file():
+            shown = os.path.relpath(image, Path(path).parent)
+            images[row.split, row.scenario, row.phase].append(shown)
+            images[row.split, row.scenario, None].append(shown)
+    lines, without = [], defaultdict(int)
+    for row in questions[COLUMNS].to_dict("records"):
+        found = images.get((row["split"], row["scenario"], row["phase"]), [])
+        lines.append(json.dumps(row | {"images": found}) + "\n")  # ASCII: some readers end a line at U+2028
+        if not found:
+            without[f"{row['scenario']}, {row['scope']}"] += 1
+    write_text(path, "".join(lines))
+    what, todo = f"questions, but no image in {image_dir}", 'rerun the stage "prepare"'
+    missing = [Problem(where, f"{number} {what}", todo) for where, number in without.items()]
+    return cap_problems(missing, str(path))
+
+
+def read_question_index(path: str | Path) -> pd.DataFrame:
+    """Read an index of questions: one row per line, with the columns `COLUMNS` and `images`."""
+    rows = read_json_lines(path)
+    if missing := [name for name in (*COLUMNS, "images") if not all(name in row for row in rows)]:
+        expected = f"expected {', '.join(missing)} in each line, got lines without"
+        raise FileError(f'{path}: {expected}. Rerun the stage "index".')
+    return pd.DataFrame(rows, columns=[*COLUMNS, "images"], dtype=object)
