@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -41,6 +42,8 @@ from beit3lib.captioner import Captioner
 from beit3lib.checkpoint import load_pretrained, save_captioner
 from beit3lib.config import OptionError, TrainConfig, parse_arguments
 from beit3lib.data.index import INDEX_NAME, read_index
+from beit3lib.data.questions import INDEX_NAME as QUESTIONS_NAME
+from beit3lib.data.questions import read_question_index
 from beit3lib.data.schema import CaptionType
 from beit3lib.dataset import Batch, CaptionDataset, num_workers
 from beit3lib.device import choose_device, choose_precision
@@ -120,11 +123,12 @@ def learning_rate(step: int, total: int, warmup: int, config: TrainConfig) -> fl
 
 
 class Step(NamedTuple):
-    """Result of `train_step`: mean loss, norm of the gradient before clipping, whether the fp16 scaler
-    skipped the step.
-    """
+    """Result of `train_step`: mean losses of captions and questions, norm of the gradient before clipping,
+    and whether
+    the fp16 scaler skipped the step."""
 
     loss: float
+    question_loss: float
     grad_norm: float
     skipped: bool
 
@@ -134,34 +138,33 @@ def train_step(
 ) -> Step:
     """One optimizer step over the micro-batches of this process.
 
-    The loss is averaged over the masked tokens of all micro-batches and processes, so that every token has
-    the same weight. Raises `TrainingStopped`, which names the images, before a non-finite loss or gradient
-    changes the weights. In fp16 the scaler skips steps whose gradient overflows.
+    The loss of captions is averaged over the masked tokens of all micro-batches and processes, and that of
+    questions over all questions, so that every token and every question has the same weight. Raises
+    `TrainingStopped`, which names the images, before a non-finite loss or gradient changes the weights. In
+    fp16 the scaler skips steps whose gradient overflows.
     """
     world, scaler = accelerator.num_processes, accelerator.scaler
-    count = torch.full(
-        (), float(sum(len(batch.mask_positions) for batch in batches)), device=accelerator.device
-    )
-    count = accelerator.reduce(count, "sum")
-    total = torch.zeros((), device=accelerator.device)
+    counts = [[len(batch.mask_positions), len(batch.question_positions)] for batch in batches]
+    counts = torch.tensor(counts, dtype=torch.float).sum(0).to(accelerator.device, non_blocking=True)
+    tokens, questions = accelerator.reduce(counts, "sum").clamp(min=1)
+    total = torch.zeros(2, device=accelerator.device)
     for part, batch in enumerate(batches):
         number = part * world + accelerator.process_index  # of the micro-batch in the global batch
-        torch.manual_seed(
-            int(np.random.SeedSequence((config.seed, step, number)).generate_state(1)[0])
-        )  # seeds stochastic depth
+        seeds = np.random.SeedSequence((config.seed, step, number))
+        torch.manual_seed(int(seeds.generate_state(1)[0]))  # of stochastic depth
         with (
             accelerator.autocast(),
             nullcontext() if part == len(batches) - 1 else accelerator.no_sync(loss_model),
         ):
-            losses = loss_model(batch)  # (n,)
-        kept = losses
+            losses = loss_model(batch)
+        kept = losses.captions
         if config.drop_worst_ratio and step > config.drop_worst_after:
-            kept = drop_worst(losses, config.drop_worst_ratio)
-        loss = kept.mean() * (
-            len(losses) * world / count
-        )  # times world: DistributedDataParallel divides by it
-        accelerator.backward(loss)
-        total += loss.detach()
+            kept = drop_worst(kept, config.drop_worst_ratio)
+        # Times world: DistributedDataParallel divides gradients by it.
+        loss = kept.mean() * (len(losses.captions) * world / tokens)
+        question_loss = losses.questions.sum() * (world / questions)
+        accelerator.backward(loss + config.question_weight * question_loss)
+        total += torch.stack([loss.detach(), question_loss.detach()])
     if scaler is not None:
         scaler.unscale_(getattr(optimizer, "optimizer", optimizer))
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -170,15 +173,16 @@ def train_step(
         nn.utils.clip_grads_with_norm_(parameters, config.clip_grad, norm)
     # `tolist` waits for the device, in fp32 and bf16 the only wait of a step. It precedes `optimizer.step`,
     # so that a non-finite loss never reaches the weights or last/.
-    loss, norm = torch.stack([accelerator.reduce(total, "mean"), norm]).tolist()
+    loss, question_loss, norm = torch.cat([accelerator.reduce(total, "mean"), norm[None]]).tolist()
     skipped = scaler is not None and not math.isfinite(
         norm
     )  # an overflow: `optimizer.step` below changes nothing
-    if not math.isfinite(loss) or not (math.isfinite(norm) or skipped):
+    if not math.isfinite(loss + question_loss) or not (math.isfinite(norm) or skipped):
         names = ", ".join(gather_object([name for batch in batches for name in batch.names]))
         raise TrainingStopped(
-            f"step {step + 1}: expected a finite loss and gradient, got loss {loss} and gradient norm {norm}. Look at "
-            f"these images and their captions, or try a lower --lr, --clip_grad 1 or --precision fp32: {names}"
+            f"step {step + 1}: expected a finite loss and gradient, got loss {loss + question_loss} and gradient "
+            f"norm {norm}. Look at these images and their captions, or try a lower --lr, --clip_grad 1 or "
+            f"--precision fp32: {names}"
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -186,7 +190,7 @@ def train_step(
         raise TrainingStopped(
             f"step {step + 1}: gradients overflow fp16 at any scale. Use a lower --lr or --precision fp32."
         )
-    return Step(loss, norm, skipped)
+    return Step(loss, question_loss, norm, skipped)
 
 
 @dataclass
@@ -231,41 +235,20 @@ def setup(config: TrainConfig) -> Training:
     for name, example in needed.items():
         if not getattr(config, name):
             raise OptionError(f"--{name}: expected a path, got nothing. Add --{name} {example}.")
-    device = choose_device(config.device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    precision, reason = choose_precision(config.precision, device)
-    if not torch.distributed.is_initialized():  # accelerate keeps precision and device of an earlier run
-        AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision=precision,
-        # `train_step` accumulates gradients itself; an environment variable of accelerate would divide them
-        # again.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        log_with=tracker_name(config),
-        project_dir=config.log_dir or config.output_dir,
-    )
-    kind = accelerator.distributed_type
-    if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
-        raise OptionError(
-            f"accelerate: expected one process or data parallelism, got {kind}. Run `accelerate config`."
-        )
-    accelerator.print(f"precision: {precision if precision != 'no' else 'fp32'} ({reason})", flush=True)
-
-    model, tokenizer = build_model(config, accelerator)
+    accelerator, precision, reason = make_accelerator(config)
     root = Path(config.data_path).expanduser()
+    tables = {split: read_tables(root, split, config) for split in ("train", "val")}
+    answers = any(questions is not None for _, questions in tables.values())
+    model, tokenizer = build_model(config, accelerator, answers)
 
-    def read_split(split: str, needed: bool) -> CaptionDataset | None:
-        path = root / INDEX_NAME.format(split=split)
-        if not needed and not path.is_file():
+    def dataset(split: str) -> CaptionDataset | None:
+        captions, questions = tables[split]
+        if captions is None:
             return None
-        return CaptionDataset(
-            read_index(path), root, tokenizer, model.config.image_size, config, train=split == "train"
-        )
+        size = model.config.image_size
+        return CaptionDataset(captions, root, tokenizer, size, config, split == "train", questions)
 
-    train_set = None if config.eval else read_split("train", needed=True)
-    val_set = read_split("val", needed=config.eval)
+    train_set, val_set = None if config.eval else dataset("train"), dataset("val")
     caption_types = (train_set or val_set).caption_types
     if val_set is not None and val_set.caption_types != caption_types:
         raise ValueError(
@@ -299,10 +282,53 @@ def setup(config: TrainConfig) -> Training:
     return run
 
 
+def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str, str]:
+    """Return accelerate's object for device, precision, processes and trackers; the precision, and its
+    reason.
+    """
+    device = choose_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    precision, reason = choose_precision(config.precision, device)
+    if not torch.distributed.is_initialized():  # accelerate keeps precision and device of an earlier run
+        AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=precision,
+        # `train_step` accumulates gradients itself; a variable of accelerate would divide them once more.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        log_with=tracker_name(config),
+        project_dir=config.log_dir or config.output_dir,
+    )
+    kind = accelerator.distributed_type
+    if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+        raise OptionError(
+            f"accelerate: expected one process or data parallelism, got {kind}. Run `accelerate config`."
+        )
+    accelerator.print(f"precision: {precision if precision != 'no' else 'fp32'} ({reason})", flush=True)
+    return accelerator, precision, reason
+
+
+def read_tables(
+    root: Path, split: str, config: TrainConfig
+) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
+    """Return the index of captions of a split, and that of questions; None where there is none or it is not
+    needed.
+    """
+    captions, questions = root / INDEX_NAME.format(split=split), root / QUESTIONS_NAME.format(split=split)
+    if config.eval if split == "train" else not config.eval and not captions.is_file():
+        return None, None
+    use_questions = config.questions and questions.is_file()
+    return read_index(captions), read_question_index(questions) if use_questions else None
+
+
 def build_model(
-    config: TrainConfig, accelerator: Accelerator
+    config: TrainConfig, accelerator: Accelerator, answers: bool
 ) -> tuple[CaptionModel, PreTrainedTokenizerBase]:
-    """Return the model, with the weights of --finetune or random ones, and its tokenizer."""
+    """Return the model, with the weights of --finetune or random ones, and its tokenizer.
+
+    With `answers` it has an answer map, for questions.
+    """
     named = model_config(config.model)
     rows = config.vocab_size or (named.vocab_size if config.finetune else None)
     tokenizer = load_tokenizer(config.sentencepiece_model, rows)
@@ -315,6 +341,7 @@ def build_model(
             image_size=config.input_size or named.image_size,
             drop_path=config.drop_path,
             checkpoint_activations=config.checkpoint_activations,
+            answers=answers,
         )
     )
     if config.finetune:
@@ -448,7 +475,10 @@ def end_epoch(run: Training, signals: list[int]) -> bool:
         except Interrupted:
             return False
         run.print(f"epoch {epoch + 1}: {summary(result)}")
-        score, timing = result["score"], {"seconds": result.pop("seconds")}
+        facts, timing = result["facts"] or {}, {"seconds": result.pop("seconds")}
+        score = {"score": result["score"], "facts": facts.get("f1"), "accuracy": result["accuracy"]}[
+            config.best_by
+        ]
         event = {"event": "validation", "step": state.step, "epoch": epoch, "timing": timing, **result}
     if state.add_validation(state.step, score):
         save_checkpoint(run, "best")
@@ -557,25 +587,19 @@ def log_step(
     run: Training, result: Step, epoch: int, lr: float, batches: list[Batch], seconds: float
 ) -> None:
     """Add a line to log.jsonl at every step, and print one every `PRINT_EVERY` steps."""
-    state = run.state
+    state, questions = run.state, run.state.model.config.answers
     rate = sum(batch.num_tokens for batch in batches) * run.accelerator.num_processes / max(seconds, 1e-6)
-    norm = result.grad_norm if math.isfinite(result.grad_norm) else None
+    event = {"event": "step", "step": state.step, "epoch": epoch, "loss": result.loss}
+    event |= {"question_loss": result.question_loss} if questions else {}
+    event |= {"grad_norm": result.grad_norm if math.isfinite(result.grad_norm) else None, "lr": lr}
     timing = {"seconds_per_step": round(seconds, 3), "tokens_per_s": round(rate), "peak_mb": peak_mb()}
-    event = {
-        "event": "step",
-        "step": state.step,
-        "epoch": epoch,
-        "loss": result.loss,
-        "grad_norm": norm,
-        "lr": lr,
-    }
     log_event(run, {**event, "skipped": state.skipped_steps, "timing": timing})
     if state.step % PRINT_EVERY == 0 or state.step in (1, run.last_step):
-        left = (run.last_step - state.step) * seconds / 60
+        losses = f"loss {result.loss:.3f}" + (f"  questions {result.question_loss:.3f}" if questions else "")
+        left = f"{(run.last_step - state.step) * seconds / 60:.1f} min left"
+        skipped = f"  {state.skipped_steps} steps skipped" if state.skipped_steps else ""
         run.print(
-            f"step {state.step}/{run.total_steps}  epoch {epoch + 1}  loss {result.loss:.3f}  {rate:.0f} tokens/s"
-            f"  {left:.1f} min left"
-            + (f"  {state.skipped_steps} steps skipped" if state.skipped_steps else "")
+            f"step {state.step}/{run.total_steps}  epoch {epoch + 1}  {losses}  {rate:.0f} tokens/s  {left}{skipped}"
         )
 
 

@@ -199,14 +199,14 @@ def test_packed_captions_have_the_losses_of_separate_captions(drawn):
     data = CaptionDataset(table, drawn, tokenizer, 64, TrainConfig(), train=False)
     torch.manual_seed(0)
     model = loss.LossModel(CaptionModel(model_config(sample.MODEL)), 0.1).eval()
-    pixels, sequence, name = data[0]
-    packed = model(data.collate([(pixels, sequence, name)]))
+    item, sequence = data[0], data[0].sequence
+    packed = model(data.collate([item])).captions
     separate = []
     for number in range(10):
         mine = sequence.doc_ids == number
         single = type(sequence)(*(column[mine] for column in sequence))
         single = single._replace(doc_ids=np.zeros(mine.sum(), int))
-        separate.append(model(data.collate([(pixels, single, name)])))
+        separate.append(model(data.collate([item._replace(sequence=single)])).captions)
     assert torch.allclose(packed, torch.cat(separate), atol=1e-5) and len(packed) > 50
 
 

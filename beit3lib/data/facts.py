@@ -1,8 +1,9 @@
 """Read captions as facts, {slot: value}, and compare them with their references slot by slot.
 
-Metrics of word overlap do not tell a paraphrase from an error; facts do. The slots are those of the checklist that the
-annotators of WTS filled in. `TABLE` is the only place where words of captions get a meaning: the aspect of a sentence
-(`aspects.py`), contradictions between captions (`viz/marks.py`) and the errors of the sample (`sample/truth.py`) follow.
+Metrics of word overlap do not tell a paraphrase from an error; facts do. The slots are those of the checklist
+that the annotators of WTS filled in. `TABLE` is the only place where words of captions get a meaning: the
+aspect of a sentence (`aspects.py`), contradictions between captions (`viz/marks.py`) and the errors of the
+sample (`sample/truth.py`) follow.
 """
 
 import re
@@ -30,10 +31,10 @@ OTHER = r"(?:(?:the |a )?(?:vehicle|car|pedestrian)|it|them|him|her)"
 SIDES = ("left", "right")
 DECADES = "teen(?:s|age|agers?) twenties thirties forties fifties sixties seventies eighties".split()
 
-# {aspect: {slot or kind: {value: pattern}}}. Every match is one fact of the aspect. A value "" has no meaning of its own, a
-# named group is a slot whose value is the words of the group. Patterns are whole words; "~" stands for the endings of a verb
-# and "<3>" for up to three words. Repetitions are bounded and alternatives exclude each other; otherwise the time of a search
-# would be quadratic or exponential in a caption's length.
+# {aspect: {slot or kind: {value: pattern}}}. Every match is one fact of the aspect. A value "" has no meaning
+# of its own, a named group is a slot whose value is the words of the group. Patterns are whole words; "~"
+# stands for the endings of a verb and "<3>" for up to three words. Repetitions are bounded and alternatives
+# exclude each other; otherwise the time of a search would be quadratic or exponential in a caption's length.
 TABLE: dict[str, dict[str, dict[str, str]]] = {
     "pedestrian_description": {
         "gender": {
@@ -334,7 +335,8 @@ def split_sentences(caption: str) -> list[str]:
     text = " ".join(caption.split())
     sentences, start = [], 0
     for end in _SENTENCE_END.finditer(text):
-        # the longest abbreviation has 7 characters; a search from the start would be quadratic in "A. B. C. …"
+        # the longest abbreviation has 7 characters; a search from the start would be quadratic in "A. B. C.
+        # …"
         if end.end() > start and not _NOT_AN_END.search(text, max(start, end.end() - 12), end.end()):
             sentences.append(text[start : end.end()].strip())
             start = end.end()
@@ -343,7 +345,9 @@ def split_sentences(caption: str) -> list[str]:
 
 
 class Fact(NamedTuple):
-    """The place of a fact in a sentence, and what it states: the value of a slot, or "" for words without a value."""
+    """The place of a fact in a sentence, and what it states: the value of a slot, or "" for words without a
+    value.
+    """
 
     start: int
     end: int
@@ -506,8 +510,8 @@ def stated_values(caption: str, subject: str) -> dict[str, list]:
 def read_facts(caption: str, subject: str) -> dict[str, str | int]:
     """Return the facts that the caption of a subject ("vehicle" or "pedestrian") states: {slot: value}.
 
-    The first value counts. Of a pedestrian's motions the most specific one counts, of a vehicle's the first action: it can
-    have stopped at the same time.
+    The first value counts. Of a pedestrian's motions the most specific one counts, of a vehicle's the first
+    action: it can have stopped at the same time.
     """
     facts = {}
     for slot, values in stated_values(caption, subject).items():
@@ -578,10 +582,11 @@ def caption_kind(outcomes: Mapping[str, str]) -> str:
 
 
 def fact_table(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Compare captions with their references: a row per caption and slot, with the index of the caption in `predictions`.
+    """Compare captions with their references: a row per caption and slot, with the index of the caption in
+    `predictions`.
 
-    `predictions` has columns subject, caption and reference (a text, facts, or missing: then the caption has no rows), and
-    may have a column aspect; otherwise `aspect` is that of the slot.
+    `predictions` has columns subject, caption and reference (a text, facts, or missing: then the caption has
+    no rows), and may have a column aspect; otherwise `aspect` is that of the slot.
     """
     aspects = predictions["aspect"] if "aspect" in predictions else [None] * len(predictions)
     rows, index = [], []
@@ -607,7 +612,8 @@ def fact_table(predictions: pd.DataFrame) -> pd.DataFrame:
 def fact_scores(predictions: pd.DataFrame) -> pd.DataFrame:
     """Count the outcomes of captions per slot and of "all" slots, and compute their precision and recall.
 
-    Precision is the share of predicted facts that the reference states too, recall the share of its facts that are predicted.
+    Precision is the share of predicted facts that the reference states too, recall the share of its facts
+    that are predicted.
     """
     table = fact_table(predictions)
     counts = pd.crosstab(table["slot"], table["outcome"]).reindex(columns=list(OUTCOMES), fill_value=0)

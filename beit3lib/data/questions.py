@@ -24,7 +24,7 @@ import pandas as pd
 
 from beit3lib.data.schema import PHASES
 from beit3lib.data.wts import Report, cap_problems, parse_phase, video_stem
-from beit3lib.files import FileError, Problem, printable, read_json, read_json_lines, write_text
+from beit3lib.files import FileError, Problem, printable, read_json, read_json_lines, write_json, write_text
 
 COLUMNS = "split source scenario scope view videos phase id question options correct".split()
 INDEX_NAME = "questions.{split}.jsonl"
@@ -213,3 +213,47 @@ def read_question_index(path: str | Path) -> pd.DataFrame:
         expected = f"expected {', '.join(missing)} in each line, got lines without"
         raise FileError(f'{path}: {expected}. Rerun the stage "index".')
     return pd.DataFrame(rows, columns=[*COLUMNS, "images"], dtype=object)
+
+
+def questions_of_images(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return {image: its questions as {"id", "question", "options"}} of an index, {} if there is none."""
+    of_image: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in read_question_index(path).itertuples() if path.is_file() else ():
+        for image in row.images:
+            of_image[image].append({"id": row.id, "question": row.question, "options": row.options})
+    return of_image
+
+
+def answers_path(predictions_path: Path) -> Path:
+    """Return answers.json beside predictions.json, also for the names of a preview."""
+    return predictions_path.with_name(predictions_path.name.replace("predictions", "answers"))
+
+
+def write_image_answers(
+    path: Path, answers: dict[str, dict[str, dict[str, float]]], meta: dict[str, Any]
+) -> Path:
+    """Write `{"meta": …, "answers": {image: {question id: {letter: log-probability}}}}`."""
+    return write_json(path, {"meta": meta, "answers": answers})
+
+
+def read_image_answers(path: str | Path) -> pd.DataFrame:
+    """Read a file of `write_image_answers`: one row per image and question, with the columns image, id and
+    log_probs.
+    """
+    answers = read_json(path, dict)["answers"]
+    rows = [
+        (image, identity, found)
+        for image, of_image in answers.items()
+        for identity, found in of_image.items()
+    ]
+    return pd.DataFrame(rows, columns=["image", "id", "log_probs"])
+
+
+def combine_images(questions: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
+    """Return the questions with `log_probs`, the mean of those of all images (phases and cameras); None
+    without any.
+    """
+    means = {}
+    for identity, found in answers.groupby("id")["log_probs"]:
+        means[identity] = {letter: sum(one[letter] for one in found) / len(found) for letter in found.iloc[0]}
+    return questions.assign(log_probs=[means.get(identity) for identity in questions["id"]])

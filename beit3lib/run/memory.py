@@ -37,7 +37,8 @@ def _fits(examples: list, loss_model: nn.Module, optimizer, train_set: CaptionDa
         )
         batch = train_set.collate(examples).to(accelerator.device)
         with accelerator.autocast(), accelerator.no_sync(loss_model):
-            loss_model.train()(batch).mean().backward()
+            losses = loss_model.train()(batch)
+            (losses.captions.mean() + losses.questions.sum()).backward()
         del moments
     except torch.OutOfMemoryError:
         return False

@@ -25,6 +25,7 @@ from beit3lib.captioner import Captioner
 from beit3lib.checkpoint import load_captioner, write_captioner_files
 from beit3lib.config import TrainConfig
 from beit3lib.data.index import INDEX_NAME
+from beit3lib.data.questions import INDEX_NAME as QUESTIONS_NAME
 from beit3lib.files import atomic_folder, atomic_path, check_regular_file, file_hash
 from beit3lib.model import CaptionModel, ModelConfig
 from beit3lib.run.log import LOG_NAME, read_log, write_log
@@ -101,11 +102,13 @@ class TrainState:
 
 
 def index_hashes(data_path: str | Path) -> dict[str, str | None]:
-    """SHA-256 of the training and validation index, None for a split without an index."""
-    paths = {
-        split: Path(data_path).expanduser() / INDEX_NAME.format(split=split) for split in ("train", "val")
-    }
-    return {split: file_hash(path) if path.is_file() else None for split, path in paths.items()}
+    """SHA-256 of the training and validation index of captions and of questions, None for one that does not
+    exist.
+    """
+    root, splits = Path(data_path).expanduser(), ("train", "val")
+    paths = {split: root / INDEX_NAME.format(split=split) for split in splits}
+    paths |= {f"{split} questions": root / QUESTIONS_NAME.format(split=split) for split in splits}
+    return {name: file_hash(path) if path.is_file() else None for name, path in paths.items()}
 
 
 @contextmanager
@@ -185,7 +188,7 @@ def load_last(
     state.step, state.skipped_steps = saved["step"], saved["skipped_steps"]
     for event in read_log(output / LOG_NAME):
         if event["event"] == "validation" and event["step"] <= state.step:
-            state.add_validation(event["step"], event["score"])
+            state.add_validation(event["step"], event["best_by"])
 
 
 def drop_later_events(output: Path, step: int) -> None:
