@@ -116,17 +116,34 @@ def write_submission(
     `most_frequent_captions`) and listed in the result. By default they are an error, so that a submission of
     a few captioned images is not written unnoticed.
     """
+    submission, filled = checked_submission(path, submission, expected, fill_missing, most_frequent)
+    return Written(write_json(path, submission), submission, filled)
+
+
+def checked_submission(
+    path: str | Path,
+    submission: Submission,
+    expected: Mapping[str, Sequence[str]],
+    fill_missing: bool = False,
+    most_frequent: Mapping[str, str] | None = None,
+) -> tuple[Submission, list[str]]:
+    """Return a submission that can be written to `path`, and the list of replaced captions."""
     filled: list[str] = []
     if fill_missing:
         submission, filled = fill(submission, expected, most_frequent or {})
-    if problems := check_submission(submission, expected):
+    todo = " Caption all images of both subjects, or set fill_missing=True to use frequent training captions."
+    refuse(path, check_submission(submission, expected), todo)
+    return submission, filled
+
+
+def refuse(path: str | Path, problems: Sequence[str], todo: str) -> None:
+    """Raise SubmissionError with the first 50 problems, if there are any."""
+    if problems:
         listed = "\n  ".join(problems[:50])
         more = f"\n  … {len(problems) - 50} more" if len(problems) > 50 else ""
         raise SubmissionError(
-            f"{path}: found {len(problems)} problems, wrote nothing. Caption all images of both subjects, "
-            f"or set fill_missing=True to use the most frequent training captions.\n  {listed}{more}"
+            f"{path}: found {len(problems)} problems, wrote nothing.{todo}\n  {listed}{more}"
         )
-    return Written(write_json(path, submission), submission, filled)
 
 
 def fill(
