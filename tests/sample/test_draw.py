@@ -58,7 +58,7 @@ def test_caption_files_have_every_key_of_real_ones(root, pattern, keys):
 
 
 def test_views_of_a_scenario_have_different_times_and_one_caption(root):
-    phases = read_wts(root, "train").phases.groupby(["scenario", "phase"])
+    phases = read_wts(root).phases.query("split == 'train'").groupby(["scenario", "phase"])
     both = phases.filter(lambda rows: rows["view"].nunique() == 2).groupby(["scenario", "phase"])
     assert (
         len(both)

@@ -192,10 +192,7 @@ def test_the_final_score_averages_only_parts_with_ground_truth(root):
     built = perfect(root)
     scores = metrics.score_submission(write(root / "submission.json", built), folders(root)[0])
     assert scores.external is None and scores.final == scores.internal["score"]
-    assert [problem.where for problem in scores.problems] == [
-        "video2912 label 1",
-        "video2912 label avoidance",
-    ]
+    assert len(scores.problems) == 1 and "2 segments not in the ground truth" in scores.problems[0].what
 
 
 @pytest.mark.parametrize("spelling", ["04", " 4 ", 4])
@@ -212,7 +209,7 @@ def test_a_word_and_its_number_are_two_segments_as_in_the_official_script(root):
     built = perfect(root)
     built["video2912"][0]["labels"] = ["4"]
     scores = score(root, built)
-    assert len(scores.missing) == 2 and [p.where for p in scores.problems] == ["video2912 label 4"]
+    assert len(scores.missing) == 2 and "such as video2912 label 4" in scores.problems[0].what
 
 
 @pytest.mark.parametrize("content", ["{", "[]", {"event_phase": 5}, {"event_phase": [{"labels": []}]}])
