@@ -6,7 +6,7 @@
 
 const $ = id => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
-const { images, types, rows, runs, texts } = data;
+const { images, types, rows, runs, texts, kinds, facts } = data;
 const count = rows.image.length;
 const EVEN_POINTS = 0.5; // two runs whose scores differ by less count as even
 const BINS = 25;
@@ -20,9 +20,11 @@ const grouped = new Intl.NumberFormat("en").format;
 const counted = (n, noun) => `${grouped(n)} ${noun}${n === 1 ? "" : "s"}`;
 const inSentence = title => title[0].toLowerCase() + title.slice(1);
 
+const hasKinds = runs.some(one => one.kind.some(kind => kind >= 0)); // whether captions are tagged by kind of error
+
 const initial = {
-  view: "overview", run: 0, other: runs.length > 1 ? 1 : -1, query: "", measure: Object.keys(data.measures)[0], order: "up",
-  low: null, high: null, type: "", by: "type",
+  view: "overview", run: 0, other: runs.length > 1 ? 1 : -1, query: "", measure: Object.keys(data.measures)[0],
+  order: hasKinds ? "kind" : "up", low: null, high: null, type: "", by: "type", slot: "",
 };
 const state = { ...initial };
 const saved = loadNotes();
@@ -65,6 +67,13 @@ const isRanged = () => state.low !== null || state.high !== null;
 const values = () => (state.measure === "change" ? changes : run().measures[state.measure]);
 const measure = () => data.measures[state.measure];
 const written = (value, digits = measure().digits) => (value == null ? "–" : value.toFixed(digits).replace("-", "−"));
+
+const kindOf = i => run().kind[i];
+const rank = i => (kindOf(i) < 0 ? kinds.length : kindOf(i)); // wrong captions first, those without a kind last
+const factsOf = i => run().facts[i].map(fact => facts[fact]);
+const hasError = (i, slot) => factsOf(i).some(([name, , , result]) => name === slot && ["wrong", "omitted"].includes(result));
+/** Captions to read only if one asks for them: equal to the reference, or equal in fact. */
+const isRight = i => isExact(i) || kinds[kindOf(i)] === "equal in fact";
 
 function outcome(i) {
   if (!other()) return "";
@@ -126,6 +135,7 @@ function toggle(facet, kind, key) {
 
 function addFacets() {
   const ofImage = name => i => images[rows.image[i]][name];
+  if (hasKinds) addFacet("kind", "Facts of the caption", i => kinds[kindOf(i)], kinds);
   addFacet("subject", "Subject", i => types[rows.type[i]][0]);
   addFacet("aspect", "Aspect", i => types[rows.type[i]][1]);
   addFacet("phase", "Phase", ofImage("phase"), null, key => (data.phases[key] ? `${key} · ${data.phases[key]}` : key));
@@ -169,6 +179,7 @@ function select() {
     const isFound = (_, t) => inText[t][mine[i]] || (theirs && inText[t][theirs[i]]) || inText[t][rows.reference[i]]
       || inName[t][rows.image[i]];
     if (!terms.every(isFound)) continue;
+    if (state.slot && !hasError(i, state.slot)) continue;
     let failed = 0, failing = -1;
     for (let f = 0; f < codes.length; f++) if (!isAllowed[f][codes[f][i] + 1]) { failed++; failing = f; }
     if (failed === 0 && measured[i] != null) { // the histogram shows captions outside of the range too
@@ -195,18 +206,24 @@ function groupByImage() {
   }
   for (const group of groups) Object.assign(group, statistics(group.rows));
   if (state.order === "listed") return;
-  const sign = state.order === "up" ? 1 : -1;
-  groups.sort((a, b) => (a.mean === null) - (b.mean === null) || sign * (a.mean - b.mean) || a.image - b.image);
+  if (state.order === "kind") for (const group of groups) group.rows.sort((a, b) => rank(a) - rank(b) || a - b);
+  const byKind = (a, b) => a.kinds.map((n, k) => b.kinds[k] - n).find(Boolean) || 0;
+  const sign = state.order === "down" ? -1 : 1;
+  groups.sort((a, b) => (state.order === "kind" && byKind(a, b)) || (a.mean === null) - (b.mean === null) || sign * (a.mean - b.mean) || a.image - b.image);
 }
 
 function statistics(list, measured = values()) {
   let [sum, scored, exact, referenced] = [0, 0, 0, 0];
+  const ofKind = kinds.map(() => 0);
   for (const i of list) {
+    if (kindOf(i) >= 0) ofKind[kindOf(i)]++;
     if (measured[i] != null) { sum += measured[i]; scored++; }
     if (hasReference(i)) { referenced++; exact += isExact(i); }
   }
-  const equal = `${grouped(exact)} of ${grouped(referenced)} equal to the reference`;
-  return { mean: scored ? sum / scored : null, text: referenced ? equal : counted(list.length, "caption") };
+  const all = grouped(referenced || list.length);
+  const text = hasKinds ? `${grouped(ofKind[0])} wrong, ${grouped(ofKind[1])} incomplete of ${all}`
+    : referenced ? `${grouped(exact)} of ${all} equal to the reference` : counted(list.length, "caption");
+  return { mean: scored ? sum / scored : null, kinds: ofKind, text };
 }
 
 /* --- pieces: names, images, words, captions */
@@ -228,7 +245,7 @@ function imageNode(entry, large = false) {
   return img;
 }
 
-/** Words with their marks ("s" same, "m" moved, "o" other). Neighbors that look the same share an element, unless each word
+/** Words with their marks ("s" same, "m" moved, "o" other, "f" of a wrong or omitted fact). Neighbors that look the same share an element, unless each word
     has its confidence below it (`percents`). */
 function words(text, marks, confidence, changed, percents = false) {
   const parts = [];
@@ -239,8 +256,8 @@ function words(text, marks, confidence, changed, percents = false) {
     else parts.push({ text: word, mark, isUnsure, percent: confidence?.[k] });
   });
   return parts.flatMap(({ text, mark, isUnsure, percent }) => {
-    const tag = { o: changed, m: "i" }[mark] || (isUnsure ? "span" : null);
-    const node = tag ? el(tag, { class: isUnsure ? "unsure" : null }, text) : text;
+    const tag = { o: changed, f: changed, m: "i" }[mark] || (isUnsure ? "span" : null);
+    const node = tag ? el(tag, { class: [isUnsure ? "unsure" : "", mark === "f" ? "fact" : ""].join(" ") }, text) : text;
     return [percents && confidence ? el("span", { class: "w" }, node, el("small", {}, percent)) : node, " "];
   });
 }
@@ -263,9 +280,18 @@ function referenceWords(i) {
 function columns(percents = false) {
   const isSame = i => other().caption[i] === run().caption[i];
   const theirs = i => (isSame(i) ? none("(same caption)") : captionWords(other(), i, percents));
-  return [{ name: "gen", title: other() ? run().name : "Generated", content: i => captionWords(run(), i, percents) },
+  const mine = i => [...captionWords(run(), i, percents), el("span", { class: "tags" }, ...factTags(i))];
+  return [{ name: "gen", title: other() ? run().name : "Generated", content: mine },
     ...(other() ? [{ name: "oth", title: other().name, content: theirs }] : []),
     ...(isScored ? [{ name: "ref", title: "Reference", content: referenceWords }] : [])];
+}
+
+function factTags(i) {
+  const tag = (kind, text) => [el("span", { class: `tag ${kind}` }, text)];
+  return factsOf(i).flatMap(([slot, predicted, reference, result]) => ({
+    wrong: tag("wrong", `${spaced(slot)}: ${predicted} ≠ ${reference}`), omitted: tag("omitted", `omitted: ${spaced(slot)} ${reference}`),
+    added: tag("even", `added: ${spaced(slot)} ${predicted}`),
+  })[result] || []);
 }
 
 function captionNode(i, percents = false) {
@@ -325,12 +351,13 @@ function card(group) {
   const side = el("div", {}, thumbnail(group.image), el("h3", {}, ...breakable(imageName(entry))), el("p", { class: "small" }, imageAbout(entry)));
   const heads = el("div", { class: "caption heads" }, el("span"), ...columns().map(one => el("span", { class: "role" }, one.title)),
     el("span", { class: "score small" }, measure().title.split(" (")[0]));
-  // Captions equal to the reference are one line that opens: a reader looks for errors, or for differences of two runs.
-  const isFolded = i => isExact(i) && (!other() || outcome(i) === "same caption");
+  // Right captions are one line that opens: a reader looks for errors, or for differences of two runs.
+  const isFolded = i => isRight(i) && (!other() || outcome(i) === "same caption");
   const folded = group.rows.filter(isFolded);
   const list = el("div", {}, heads, ...group.rows.filter(i => !isFolded(i)).map(i => captionNode(i)));
   if (folded.length) {
-    const summary = `${folded.length} of ${group.rows.length} equal to the reference${other() ? " in both runs" : ""}`;
+    const equal = hasKinds ? "equal in fact" : "equal to the reference";
+    const summary = `${folded.length} of ${group.rows.length} ${equal}${other() ? ", the same caption in both runs" : ""}`;
     const details = el("details", {}, el("summary", {}, summary));
     details.addEventListener("toggle", () => details.append(...folded.splice(0).map(i => captionNode(i))));
     list.append(details);
@@ -353,8 +380,8 @@ function showOverview({ bins, common }) {
   }));
   [$("low").placeholder, $("high").placeholder] = [written(low), written(high)];
   showMeans();
-  $("comparison").replaceChildren(...comparison());
-  const order = { up: `, lowest mean ${inSentence(title)} first`, down: `, highest mean ${inSentence(title)} first` };
+  $("comparison").replaceChildren(...factTable(), ...comparison());
+  const order = { kind: ", most wrong captions first", up: `, lowest mean ${inSentence(title)} first`, down: `, highest mean ${inSentence(title)} first` };
   $("grid-title").textContent = counted(groups.length, "image") + (groups.length > 1 && order[state.order] || "");
   feed($("grid"), groups, tile, 60);
 }
@@ -383,6 +410,25 @@ function showMeans() {
     const name = button({ class: "link", title: "show only these", onclick: () => filter(key) }, shown(key) || "none");
     return line(head(name, { scope: "row" }), cell(written(mean)), cell(bar(mean)), cell(text, { class: "small" }));
   }));
+}
+
+/** Table of how often each fact is wrong; a click on a name shows these captions. */
+function factTable() {
+  const bySlot = new Map();
+  for (const i of hasKinds ? selected : []) for (const [slot, , , result] of factsOf(i)) {
+    if (!bySlot.has(slot)) bySlot.set(slot, { wrong: 0, omitted: 0, added: 0, equal: 0 });
+    bySlot.get(slot)[result]++;
+  }
+  if (!bySlot.size) return [];
+  const share = n => (n.wrong + n.omitted) / (n.wrong + n.omitted + n.equal || 1);
+  const lines = [...bySlot].sort(([, a], [, b]) => share(b) - share(a)).map(([slot, n]) => {
+    const name = button({ class: "link", title: "show captions with this fact wrong or omitted", onclick: () => { state.slot = slot; update(); } }, spaced(slot));
+    const part = el("span", { class: "meter" }, el("i", { class: "error", style: `width:${100 * share(n)}%` }));
+    return line(head(name, { scope: "row" }), ...Object.values(n).map(number => cell(grouped(number))), cell(`${(100 * share(n)).toFixed(0)} %`), cell(part));
+  });
+  const heads = ["Fact", "Wrong", "Omitted", "Added", "Equal", "Wrong or omitted, of those in the reference", ""];
+  return [el("h2", {}, "Which facts are wrong"), el("div", { class: "scroll" }, el("table", { class: "panel numbers" },
+    el("thead", {}, line(...heads.map(title => head(title)))), el("tbody", {}, ...lines)))];
 }
 
 /** Table of which run is better, of the selected captions that have a score in both. */
@@ -433,7 +479,12 @@ function boardCell(image, type) {
   const own = rowsByImage[image].filter(i => rows.type[i] === type && isThere(i));
   const tags = own.flatMap(i => contradictionOf(i) || []).map(({ value, most }) =>
     el("span", { class: most ? "tag even" : "tag worse" }, most ? value : `⚠ ${value}`));
-  return [thumbnail(image), ...tags, ...(own.length ? own.map(i => captionNode(i)) : none("(no caption of this type)"))];
+  const captions = own.map(i => {
+    const node = captionNode(i);
+    if (isExact(i) && !other()) node.querySelector(".ref").replaceChildren(el("span", { class: "small" }, "equal to the reference"));
+    return node;
+  });
+  return [thumbnail(image), ...tags, ...(own.length ? captions : none("(no caption of this type)"))];
 }
 
 function showScenarios() {
@@ -452,15 +503,14 @@ function open(image) {
   $("pictures").replaceChildren(el("div", { class: "picture" }, imageNode(entry, true), ...entry.boxes.map(boxNode)),
     el("p", { id: "attention-of", class: "small" }));
   $("boxes-field").hidden = !entry.boxes.length;
-  const matching = new Set(selected), own = rowsByImage[image].filter(isThere);
-  const shown = own.filter(i => matching.has(i)), rest = own.filter(i => !matching.has(i));
+  const at = groups.findIndex(group => group.image === image);
+  const shown = groups[at]?.rows || [], rest = rowsByImage[image].filter(i => isThere(i) && !shown.includes(i));
   const hint = "Below each word: the model's confidence in percent.";
   $("large-captions").replaceChildren(isConfident ? el("p", { class: "hint" }, hint) : "", ...shown.map(largeCaption));
   if (rest.length) {
     const summary = el("summary", {}, `${counted(rest.length, "caption")} of this image outside the filters`);
     $("large-captions").append(el("details", { open: shown.length ? null : "" }, summary, ...rest.map(largeCaption)));
   }
-  const at = groups.findIndex(group => group.image === image);
   $("previous").disabled = at <= 0;
   $("next").disabled = at < 0 || at === groups.length - 1;
   if (!$("large").open) $("large").showModal();
@@ -562,7 +612,7 @@ function remember() {
   const set = new URLSearchParams();
   if (state.run) set.set("run", run().name);
   if (state.other !== initial.other) set.set("other", other()?.name ?? "");
-  for (const name of ["view", "query", "low", "high", "type", "order", "measure"]) {
+  for (const name of ["view", "query", "low", "high", "type", "order", "measure", "slot"]) {
     if (state[name] !== initial[name]) set.set(name, state[name]);
   }
   for (const { name, yes, no } of facets) {
@@ -583,6 +633,7 @@ function recall() {
   state.other = set.has("other") ? indexOf("other") : initial.other;
   if (state.other === state.run) state.other = runs.length > 1 ? +!state.run : -1;
   state.query = set.get("query") || "";
+  state.slot = set.get("slot") || "";
   [state.low, state.high] = [number("low"), number("high")];
   for (const name of ["order", "type", "measure"]) {
     const isOffered = [...$(name).options].some(option => option.value === set.get(name));
@@ -646,8 +697,9 @@ function showControls({ counts }) {
   $("measure").querySelector("[value=change]")?.toggleAttribute("hidden", !other());
   for (const tab of document.querySelectorAll("[data-view]")) tab.setAttribute("aria-pressed", tab.dataset.view === state.view);
   const part = selected.length === total ? "" : `${grouped(selected.length)} of `;
-  $("count").textContent = `${counted(groups.length, "image")}, ${part}${counted(total, "caption")}`;
-  const active = facets.reduce((sum, facet) => sum + facet.yes.size + facet.no.size, 0) + (state.query !== "") + isRanged();
+  const slot = state.slot && ` · ${spaced(state.slot)} wrong or omitted`;
+  $("count").textContent = `${counted(groups.length, "image")}, ${part}${counted(total, "caption")}${slot}`;
+  const active = facets.reduce((sum, facet) => sum + facet.yes.size + facet.no.size, 0) + (state.query !== "") + (state.slot !== "") + isRanged();
   $("clear").hidden = active === 0;
   $("show-filters").textContent = active ? `Filters (${active})` : "Filters";
   $("empty").hidden = selected.length > 0;
@@ -664,6 +716,8 @@ function setUp() {
   }
   options("run", runs.map((one, r) => [r, one.name]));
   options("other", [[-1, "nothing"], ...runs.map((one, r) => [r, one.name])]);
+  if (hasKinds) $("order").prepend(el("option", { value: "kind" }, "wrong facts first"));
+  document.body.classList.toggle("with-facts", hasKinds);
   options("measure", Object.entries(data.measures).map(([name, m]) => [name, m.title]));
   if (runs.length > 1) options("measure", [["change", "Score difference"]]);
   options("type", typeNames.map((name, t) => [t, name]));
@@ -707,7 +761,7 @@ function listen() {
     $("show-filters").setAttribute("aria-expanded", document.body.classList.toggle("filtering"));
   });
   on("clear", "click", () => {
-    Object.assign(state, { query: "", low: null, high: null });
+    Object.assign(state, { query: "", low: null, high: null, slot: "" });
     for (const facet of facets) { facet.yes.clear(); facet.no.clear(); }
     update();
   });

@@ -10,7 +10,9 @@
 `predictions` is a table with one row per caption, as `read_predictions` returns it: image (path below `image_root`),
 subject, aspect and caption are required. All other columns of a predictions file are optional, and so are
 - `box_pedestrian_xywh_px` and `box_vehicle_xywh_px` ("x y w h") with `frame_width_px` and `frame_height_px`;
-- `attention` ({word: rows of numbers}, a grid over the image).
+- `attention` ({word: rows of numbers}, a grid over the image);
+- `kind` (one of KINDS) and `facts` (a list of {"slot", "predicted", "reference", "outcome"}, where the outcome is one of
+  wrong, omitted, added and equal, and optionally "words": those in the caption and those in the reference).
 
 `gallery.html.jinja` is the page, `gallery.css` its look, `gallery.js` its behavior; `cards.html.jinja` has the tables
 for notebooks; `marks.py` compares words. `page_data` describes the data in the page.
@@ -39,12 +41,20 @@ from beit3lib.data.predictions import inside, read_meta, read_predictions
 from beit3lib.data.schema import PHASES, SUBJECTS
 from beit3lib.files import exit_on_error, finite, printable, write_text
 from beit3lib.track2.metrics import score_name
-from beit3lib.viz.marks import CONFIDENT, SAME, find_contradictions, mark_words, styled_words
+from beit3lib.viz.marks import CONFIDENT, SAME, find_contradictions, mark_facts, mark_words, styled_words
 
 REQUIRED = ("image", "subject", "aspect", "caption")
 ABOUT_IMAGE = ("scenario", "split", "source", "view", "video", "label", "phase")
+FACT_KEYS = ("slot", "predicted", "reference", "outcome")
 EMBED_IMAGES = 300  # up to here the images are part of the page, about 4 MB, so that one file can be sent
 EMBED_PX = 256
+
+KINDS = (
+    "wrong",
+    "incomplete",
+    "extended",
+    "equal in fact",
+)  # of captions, in the order in which they are read
 
 # The ends of a scale are taken from the data where they are None. The page opens with the first measure that it has.
 MEASURES = {
@@ -63,6 +73,11 @@ def caption_records(predictions: pd.DataFrame) -> list[dict[str, Any]]:
         record["phase"] = record["phase"].removesuffix(".0")  # a column with gaps has 3.0 for phase 3
         caption, reference = record["caption"], _text(row.get("reference"))
         marks = None if reference is None else mark_words(caption, reference)
+        is_exact = marks is not None and not "".join(marks).strip(SAME)
+        kind = row["kind"] if row.get("kind") in KINDS else None
+        facts = row["facts"] if isinstance(row.get("facts"), list) else []
+        if marks and facts:
+            marks = mark_facts((caption, reference), marks, facts)
         probs, words = row.get("word_probs"), caption.split()
         is_complete = isinstance(probs, list) and len(probs) == len(words)
         values = {name: finite(row.get(name)) for name in MEASURES} | {"words": len(words)}
@@ -71,9 +86,12 @@ def caption_records(predictions: pd.DataFrame) -> list[dict[str, Any]]:
                 **record,
                 "reference": reference,
                 "marks": marks,
-                "exact": marks is not None and not "".join(marks).strip(SAME),
+                "exact": is_exact,
                 "confidence": [round(100 * p) for p in probs] if is_complete else None,
                 "measures": {name: round(value, 4) for name, value in values.items() if value is not None},
+                "kind": kind,
+                "right": is_exact if kind is None else kind == "equal in fact",
+                "facts": [tuple(_text(fact[name]) or "" for name in FACT_KEYS) for fact in facts],
                 "boxes": _boxes(row),
                 "attention": row["attention"] if isinstance(row.get("attention"), dict) else {},
             }
@@ -159,7 +177,8 @@ def page_data(
     A row is one caption type of one image, and the rows of an image follow each other. `texts` has each caption and
     reference once; elsewhere they are its indices, -1 where there is none. `rows` has indices into `images`, `types`
     (subject, aspect) and `texts` (reference). Each of `runs` has one value per row: `caption`, `marks` (of `mark_words`,
-    or 0 where there are none or all are SAME), `confidence` (percent per word, or 0) and `measures`.
+    or 0 where there are none or all are SAME), `confidence` (percent per word, or 0), `measures`, `kind` (an index into
+    `kinds`, or -1) and `facts` (indices into `facts`, which has the FACT_KEYS of each fact).
     """
     rows: dict[tuple, list[dict | None]] = {}  # (image, subject, aspect, repetition): the record of each run
     for i, records in enumerate(runs.values()):
@@ -173,6 +192,7 @@ def page_data(
 
     texts: dict[str, int] = {}
     types: dict[tuple, int] = {}
+    facts: dict[tuple, int] = {}
 
     def number(text: str | None) -> int:
         return -1 if text is None else texts.setdefault(text, len(texts))
@@ -187,6 +207,7 @@ def page_data(
     if not official and "official_score" in measures:
         measures["official_score"] = measures["official_score"] | {"title": score_name(False)}
     absent = {"caption": None, "exact": True, "confidence": None, "attention": {}, "measures": {}}
+    absent |= {"kind": None, "facts": []}
     columns = []
     for i, (name, records) in enumerate(runs.items()):
         own = [found[i] or absent for found in rows.values()]
@@ -199,6 +220,8 @@ def page_data(
                 "attention": {i: record["attention"] for i, record in enumerate(own) if record["attention"]},
                 "measures": {name: [record["measures"].get(name) for record in own] for name in measures},
                 "contradictions": find_contradictions(records),
+                "kind": [KINDS.index(record["kind"]) if record["kind"] else -1 for record in own],
+                "facts": [[facts.setdefault(fact, len(facts)) for fact in record["facts"]] for record in own],
             }
         )
     return {
@@ -208,6 +231,8 @@ def page_data(
         "runs": columns,
         "texts": list(texts),
         "measures": measures,
+        "kinds": KINDS,
+        "facts": list(facts),
         "phases": PHASES,
         "confident": round(100 * CONFIDENT),
     }

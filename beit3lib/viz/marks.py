@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
-SAME, MOVED, OTHER = "s", "m", "o"
+SAME, MOVED, OTHER, FACT = "s", "m", "o", "f"
 CONFIDENT = 0.75  # words below this probability are grey
 
 _COLORS = "black|white|gr[ae]y|red|blue|navy|green|yellow|brown|beige|orange|pink|purple|khaki|cream"
@@ -60,6 +60,22 @@ def mark_words(caption: str, reference: str) -> tuple[str, str]:
             elif own[i] == OTHER and common[word] > 0:
                 common[word] -= 1
                 own[i] = MOVED
+    return "".join(marks[0]), "".join(marks[1])
+
+
+def mark_facts(texts: tuple[str, str], marks: tuple[str, str], facts: Iterable[dict]) -> tuple[str, str]:
+    """Mark the words of wrong and omitted facts as FACT, so that they differ visibly from other wording.
+
+    `words` of a fact are those in the caption and those in the reference; without them its values are searched for.
+    """
+    marks = [list(own) for own in marks]
+    for fact in facts:
+        phrases = fact.get("words") or (fact["predicted"], fact["reference"])
+        for text, own, phrase in zip(texts, marks, phrases, strict=True):
+            words, wanted = _plain(text), _plain(str(phrase or ""))
+            for i in range(len(words)) if wanted and fact["outcome"] in ("wrong", "omitted") else ():
+                if words[i : i + len(wanted)] == wanted:
+                    own[i : i + len(wanted)] = FACT * len(wanted)
     return "".join(marks[0]), "".join(marks[1])
 
 

@@ -468,6 +468,32 @@ def test_scenarios_show_phases_cameras_and_contradictions(browser, show, page):
     assert "vehicle · pedestrian description" in texts(browser, "#boards .type")[0]
 
 
+def test_captions_with_wrong_facts_come_first(browser, show, tmp_path):
+    rain = {"slot": "weather", "predicted": "rainy", "reference": "clear", "outcome": "wrong"}
+    walk = {"slot": "sidewalk", "predicted": None, "reference": "both", "outcome": "omitted"}
+    walk["words"] = (None, "sidewalks on both sides")
+    dry = {"slot": "surface", "predicted": "dry", "reference": "dry", "outcome": "equal"}
+    hat = {"slot": "hat", "predicted": "<b>", "reference": None, "outcome": "added"}
+    rows = [("Dry, clear.", "Clear and dry.", "equal in fact", [dry], 10), ("Dry.", "Dry.", None, None, 100)]
+    rows += [("Dry.", "Dry, sidewalks on both sides.", "incomplete", [dry, walk, hat], 20)]
+    rows += [("It is rainy.", "It is clear today.", "wrong", [rain], 90)]
+    table = make_predictions(tmp_path, 4).drop_duplicates("image").reset_index(drop=True)
+    table[["caption", "reference", "kind", "facts", "official_score"]] = pd.DataFrame(rows, dtype=object)
+    show(write_gallery(table, tmp_path / "g.html", tmp_path), "#view=captions")
+    assert texts(browser, "#captions summary") == ["1 of 1 equal in fact", "1 of 1 equal in fact"]
+    assert texts(browser, ".tag") == ["weather: rainy ≠ clear", "omitted: sidewalk both", "added: hat <b>"]
+    assert texts(browser, "#captions .fact") == ["rainy.", "clear", "sidewalks on both sides."]
+    tick(browser, "kind", "incomplete")
+    assert counted(browser) == (1, 1)
+    show(tmp_path / "g.html")
+    lines = ["sidewalk 0 1 0 0 100 %", "weather 1 0 0 0 100 %", "surface 0 0 0 2 0 %", "hat 0 0 1 0 0 %"]
+    assert texts(browser, ".numbers tbody tr") == lines  # most errors first
+    browser.find_elements("css selector", ".numbers tbody button")[1].click()
+    assert browser.find_element("id", "count").text == "1 image, 1 of 4 captions · weather wrong or omitted"
+    cards = Page(caption_cards(table, tmp_path).data)
+    assert "weather: rainy ≠ clear" in cards.text and "sidewalk: both omitted" in cards.text
+
+
 def test_odd_pages_work(browser, show, tmp_path):
     draw_image(tmp_path / "a.png", 1)
     plain = pd.DataFrame([("a.png", "vehicle", "full", "A car waits.")], columns=list(gallery.REQUIRED))

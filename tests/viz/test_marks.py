@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from beit3lib.viz.marks import find_contradictions, mark_words, styled_words
+from beit3lib.viz.marks import find_contradictions, mark_facts, mark_words, styled_words
 
 
 def test_words_are_the_same_moved_or_other():
@@ -73,3 +73,13 @@ def test_words_that_look_the_same_are_joined():
     expected = [("a", "s", False), ("red", "o", False), ("car", "o", True)]
     assert styled_words("a red car", "soo", [99, 80, 20]) == expected
     assert styled_words("a red car", None, None) == [("a red car", "s", False)]
+
+
+def test_words_of_wrong_and_omitted_facts_are_marked():
+    texts = "A Red, big car. No rain.", "A blue car. Both sidewalks."
+    facts = [
+        {"predicted": "red", "reference": "blue", "outcome": "wrong"},
+        {"predicted": None, "reference": "both", "outcome": "omitted", "words": (None, "both sidewalks")},
+        {"predicted": "no", "reference": None, "outcome": "added"},
+    ]
+    assert mark_facts(texts, mark_words(*texts), facts) == ("sfosoo", "sfsff")
