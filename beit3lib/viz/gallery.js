@@ -500,8 +500,7 @@ function open(image) {
   const entry = images[image];
   $("large-title").textContent = imageName(entry);
   $("large-about").textContent = [imageAbout(entry), entry.video, entry.image].filter(Boolean).join(" · ");
-  $("pictures").replaceChildren(el("div", { class: "picture" }, imageNode(entry, true), ...entry.boxes.map(boxNode)),
-    el("p", { id: "attention-of", class: "small" }));
+  $("pictures").replaceChildren(...pictures(entry));
   $("boxes-field").hidden = !entry.boxes.length;
   const at = groups.findIndex(group => group.image === image);
   const shown = groups[at]?.rows || [], rest = rowsByImage[image].filter(i => isThere(i) && !shown.includes(i));
@@ -515,6 +514,26 @@ function open(image) {
   $("next").disabled = at < 0 || at === groups.length - 1;
   if (!$("large").open) $("large").showModal();
   remember();
+}
+
+/** The sharp frame, the image that the model sees, and the phase in the video, as far as they are there. */
+function pictures(entry) {
+  // Images for the model are square; they are shown in the shape of the video.
+  const style = entry.shape && `--shape:${entry.shape[0] / entry.shape[1]};aspect-ratio:var(--shape)`;
+  const figure = (picture, text) => el("figure", {}, picture, el("figcaption", {}, text));
+  const boxes = entry.boxes.map(boxNode), of = boxes.length ? "; boxes of the phase's first frame" : "";
+  const found = [];
+  if (entry.frame) {
+    const onerror = event => event.target.closest("figure").remove();
+    found.push(figure(el("div", { class: "picture", style }, el("img", { src: entry.frame, onerror, alt: "frame" }), ...boxes), `Sharp frame${of}`));
+  }
+  const blur = el("div", { class: "picture", id: "blur", style }, imageNode(entry, true), ...(entry.frame ? [] : boxes));
+  found.push(el("figure", {}, blur, el("figcaption", { id: "attention-of" }, entry.frame ? "Motion-blur image" : `Motion-blur image${of}`)));
+  if (entry.clip) {
+    const onerror = event => event.target.replaceWith(el("div", { class: "blank" }, "video not found, or its format is unknown to this browser"));
+    found.push(figure(el("video", { src: entry.clip, controls: "", preload: "metadata", onerror }), `The phase in ${entry.video}`));
+  }
+  return found;
 }
 
 function boxNode({ label, xywh }) {
@@ -544,11 +563,11 @@ function largeCaption(i) {
 function toggleAttention(pressed, word, grid) {
   const isShown = pressed.getAttribute("aria-pressed") === "true";
   for (const one of document.querySelectorAll(".look")) one.setAttribute("aria-pressed", one === pressed && !isShown);
-  $("pictures").querySelector(".attention")?.remove();
-  $("attention-of").textContent = isShown ? "" : `Attention of “${word}”, relative to its strongest patch`;
+  $("blur").querySelector(".attention")?.remove();
+  $("attention-of").textContent = isShown ? "Motion-blur image" : `Attention of “${word}”, relative to its strongest patch`;
   if (isShown) return;
   const most = Math.max(...grid.flat());
-  $("pictures").querySelector(".picture").append(el("div", { class: "attention", style: `grid-template-columns:repeat(${grid[0].length},1fr)` },
+  $("blur").append(el("div", { class: "attention", style: `grid-template-columns:repeat(${grid[0].length},1fr)` },
     ...grid.flat().map(weight => el("i", { style: `opacity:${(0.75 * weight / most).toFixed(3)}` }))));
 }
 

@@ -10,6 +10,7 @@
 `predictions` is a table with one row per caption, as `read_predictions` returns it: image (path below `image_root`),
 subject, aspect and caption are required. All other columns of a predictions file are optional, and so are
 - `box_pedestrian_xywh_px` and `box_vehicle_xywh_px` ("x y w h") with `frame_width_px` and `frame_height_px`;
+- `frame` (path of a sharp frame below `image_root`), `video_path`, `start_s` and `end_s` (the phase in its video);
 - `attention` ({word: rows of numbers}, a grid over the image);
 - `kind` (one of KINDS) and `facts` (a list of {"slot", "predicted", "reference", "outcome"}, where the outcome is one of
   wrong, omitted, added and equal, and optionally "words": those in the caption and those in the reference).
@@ -92,7 +93,7 @@ def caption_records(predictions: pd.DataFrame) -> list[dict[str, Any]]:
                 "kind": kind,
                 "right": is_exact if kind is None else kind == "equal in fact",
                 "facts": [tuple(_text(fact[name]) or "" for name in FACT_KEYS) for fact in facts],
-                "boxes": _boxes(row),
+                **_media(row),
                 "attention": row["attention"] if isinstance(row.get("attention"), dict) else {},
             }
         )
@@ -103,14 +104,21 @@ def _text(value: Any) -> str | None:
     return None if pd.isna(value) is True else printable(str(value))
 
 
-def _boxes(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return {label, xywh} with shares of width and height, because the frame may be shown in any size."""
+def _media(row: dict[str, Any]) -> dict[str, Any]:
+    """Return paths of frame and video, the shape of the video, and boxes as shares of its width and height."""
     width, height, boxes = finite(row.get("frame_width_px")), finite(row.get("frame_height_px")), []
     for subject in SUBJECTS if width and height else ():
         if text := _text(row.get(f"box_{subject}_xywh_px")):
             xywh = np.array(text.split(), float) / (width, height, width, height)
             boxes.append({"label": subject, "xywh": xywh.round(4).tolist()})
-    return boxes
+    start_s, end_s = finite(row.get("start_s")), finite(row.get("end_s"))
+    return {
+        "frame": _text(row.get("frame")) or "",
+        "video_path": _text(row.get("video_path")) or "",
+        "span": "" if start_s is None or end_s is None else f"#t={start_s:.3f},{end_s:.3f}",
+        "shape": [width, height] if width and height else None,
+        "boxes": boxes,
+    }
 
 
 def phase_name(phase: str, label: str = "") -> str:
@@ -145,28 +153,45 @@ def embed(image: Image.Image | str | Path, size_px: int = EMBED_PX) -> str:
 
 
 def _image_entry(
-    record: dict[str, Any], root: Path, page_folder: Path | None, embedded: bool
+    record: dict[str, Any],
+    root: Path,
+    page_folder: Path | None = None,
+    embedded: bool = True,
+    media_root: Path | None = None,
 ) -> dict[str, Any]:
     """Describe an image: its facts, `src` relative to the page, `embedded` as a data URI, or a `problem` instead of both.
 
+    `frame` and `clip` are the addresses of the sharp frame and of the phase in the video, if these files are there.
     A predictions file may come from anyone: a path that leaves `root` would show, or embed, any image of this machine.
     """
-    entry = {name: record[name] for name in ("image", *ABOUT_IMAGE, "boxes")}
+    entry = {name: record[name] for name in ("image", *ABOUT_IMAGE, "boxes", "shape")}
     entry["about"] = phase_name(record["phase"], record["label"])
     entry["camera"] = " · ".join(filter(None, (record["view"].replace("_", " "), record["video"])))
+    if page_folder is not None:
+        entry["frame"] = _link(record["frame"], root, page_folder)
+        clip = _link(record["video_path"], media_root, page_folder)
+        entry["clip"] = clip and clip + record["span"]
     below = inside(record["image"], root)
     if below is None:
         return entry | {"problem": "image path outside image_root"}
     if not (root / below).is_file():
         return entry | {"problem": "image not found"}
     if page_folder is not None:
-        entry["src"] = quote(os.path.relpath(root / below, page_folder).replace(os.sep, "/"))
+        entry["src"] = _link(record["image"], root, page_folder)
     if embedded:
         try:
             entry["embedded"] = embed(root / below)
         except ValueError:
             return entry | {"problem": "image cannot be read"}
     return entry
+
+
+def _link(path: str, root: Path | None, page_folder: Path) -> str | None:
+    """Return the address of a file relative to the page, or None if it is not below `root`."""
+    below = inside(path, root) if path and root else None
+    if below is None or not (root / below).is_file():
+        return None
+    return quote(os.path.relpath(root.resolve() / below, page_folder.resolve()).replace(os.sep, "/"))
 
 
 def page_data(
@@ -256,21 +281,27 @@ def write_gallery(
     others: Mapping[str, pd.DataFrame] | None = None,
     official: bool = True,
     name: str = "this run",
+    media_root: str | Path | None = None,
 ) -> Path:
     """Write one page with all captions to `path` and return it.
 
     Images are read from below `image_root`, by their path relative to the page; up to EMBED_IMAGES of them are also part
     of the page. `others` are further runs, or epochs of a run, by name; `name` is that of `predictions`.
-    `official=False` labels the scores as computed without WordNet, see `score_name`.
+    `official=False` labels the scores as computed without WordNet, see `score_name`. Videos are linked only from below
+    `media_root`: pass it for tables of your own, because a table from anyone could link any file.
     """
     path, root, others = Path(path), Path(image_root), others or {}
+    media_root = Path(media_root) if media_root else None
     assert name not in others, f"two runs have the name {name}"
     runs = {each: caption_records(table) for each, table in {name: predictions, **others}.items()}
     first: dict[str, dict] = {}
     for record in chain(*runs.values()):
         first.setdefault(record["image"], record)
     embedded = len(first) <= EMBED_IMAGES
-    entries = {image: _image_entry(record, root, path.parent, embedded) for image, record in first.items()}
+    entries = {
+        image: _image_entry(record, root, path.parent, embedded, media_root)
+        for image, record in first.items()
+    }
     problems = Counter(entry["problem"] for entry in entries.values() if "problem" in entry)
     page = _template("gallery.html.jinja").render(
         title=printable(title),
@@ -287,7 +318,7 @@ def _cards(records: list[dict[str, Any]], root: str | Path) -> list[dict[str, An
     cards: dict[str, dict] = {}
     for record in records:
         if record["image"] not in cards:
-            cards[record["image"]] = {"image": _image_entry(record, Path(root), None, True), "records": []}
+            cards[record["image"]] = {"image": _image_entry(record, Path(root)), "records": []}
         cards[record["image"]]["records"].append(record)
     return list(cards.values())
 

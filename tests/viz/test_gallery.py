@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
+from clips import write_gray
 from PIL import Image, ImageDraw
 
 from beit3lib.data.schema import ASPECTS, SUBJECTS
@@ -259,7 +260,6 @@ def page(tmp_path_factory):
     one.loc[0, "caption"], one.at[0, "word_probs"], one.loc[0, "official_score"] = HOSTILE, None, 0.0
     one.loc[1, "caption"], one.at[1, "word_probs"], one.loc[1, "official_score"] = "", None, 1.0
     one["attention"] = [{"red": [[0.1, 0.9], [0.4, 0.2]]}] * len(one)
-    one = one.assign(frame_width_px=200, frame_height_px=100, box_pedestrian_xywh_px="40 20 60 50")
     title = "Captions of run 'demo'"
     return write_gallery(one, root / "g.html", root, title, {"epoch 1": other}, name="demo"), one, other
 
@@ -342,7 +342,7 @@ def test_facets_search_and_histogram_filter_captions(browser, show, page):
     assert counted(browser)[1] == one["official_score"].between(20, 24).sum() > 0
 
 
-def test_the_large_view_shows_boxes_attention_and_confidence(browser, show, page):
+def test_the_large_view_shows_attention_and_confidence(browser, show, page):
     from selenium.webdriver import ActionChains
     from selenium.webdriver.common.keys import Keys
 
@@ -350,10 +350,6 @@ def test_the_large_view_shows_boxes_attention_and_confidence(browser, show, page
     show(path, "#order=listed&other=")
     browser.find_elements("css selector", ".tile")[1].click()
     assert "phase 1 · recognition" in texts(browser, "#large-about")[0]
-    box = browser.find_element("css selector", ".box")
-    assert box.text == "pedestrian" and "left: 20%; top: 20%; width: 30%; height: 50%" in box.get_attribute(
-        "style"
-    )
     assert len(browser.find_elements("css selector", "#large .caption")) == 10
     percents = [int(text) for text in texts(browser, "#large .caption:nth-child(2) .gen small")]
     assert percents == [round(100 * p) for p in one["word_probs"][10]]
@@ -492,6 +488,40 @@ def test_captions_with_wrong_facts_come_first(browser, show, tmp_path):
     assert browser.find_element("id", "count").text == "1 image, 1 of 4 captions · weather wrong or omitted"
     cards = Page(caption_cards(table, tmp_path).data)
     assert "weather: rainy ≠ clear" in cards.text and "sidewalk: both omitted" in cards.text
+
+
+def test_frame_boxes_and_video_are_shown(browser, show, tmp_path):
+    run, media = tmp_path / "run", tmp_path / "wts a"
+    media.mkdir()
+    write_gray(media / "v.mp4", range(0, 200, 4))
+    Image.new("RGB", (200, 100)).save(media.parent / "frame.jpg")
+    table = make_predictions(run, 1).assign(start_s=2.5, end_s=4.0, frame_width_px=200, frame_height_px=100)
+    table = table.assign(
+        box_pedestrian_xywh_px="40 20 60 50", box_vehicle_xywh_px="", frame="images/avg0.jpg"
+    )
+    for video, root in (
+        (media / "v.mp4", run),
+        (media / "v.mp4", None),
+        ("../v.mp4", media),
+        ("none.mp4", media),
+    ):
+        outside = table.assign(frame="../frame.jpg", video_path=str(video))
+        (entry,) = read_data(write_gallery(outside, run / "g.html", run, media_root=root))["images"]
+        assert entry["frame"] is None and entry["clip"] is None
+    for video in ("v.mp4", str(media / "v.mp4")):
+        path = write_gallery(table.assign(video_path=video), run / "g.html", run, media_root=media)
+        (entry,) = read_data(path)["images"]
+        assert entry["frame"] == "images/avg0.jpg" and entry["clip"] == "../wts%20a/v.mp4#t=2.500,4.000"
+    show(path, "#image=images/avg0.jpg")
+    boxes = browser.find_elements("css selector", ".box")
+    assert [box.text for box in boxes] == ["pedestrian"]
+    assert "left: 20%; top: 20%; width: 30%; height: 50%" in boxes[0].get_attribute("style")
+    for picture in browser.find_elements(
+        "css selector", ".picture img"
+    ):  # squeezed into a square for the model
+        assert picture.size["width"] == pytest.approx(2 * picture.size["height"], abs=2)
+    time.sleep(1)
+    assert browser.execute_script("return document.querySelector('video').currentTime") == 2.5
 
 
 def test_odd_pages_work(browser, show, tmp_path):
