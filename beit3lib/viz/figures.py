@@ -5,8 +5,9 @@
 
     learning_curve(read_log("runs/demo/log.jsonl")).savefig("learning_curve.png")
 
-Each chart has one message, which is its title, and fits the width of a README (8.5 inches at 110 dpi). Colors are those of
-Okabe and Ito, which color-blind readers can tell apart. Images with captions are HTML: see `gallery.caption_cards`.
+Each chart has one message, which is its title, and fits the width of a README (8.5 inches at 110 dpi). Colors
+are those of Okabe and Ito, which color-blind readers can tell apart. Images with captions are HTML: see
+`gallery.caption_cards`.
 """
 
 import io
@@ -33,7 +34,7 @@ BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 
 
 class Chart(Figure):
-    """A figure outside of pyplot: a notebook shows it whatever the backend, and nothing keeps it in memory."""
+    """A figure outside of pyplot: notebooks show it with any backend, and nothing keeps it in memory."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -44,7 +45,7 @@ class Chart(Figure):
 def _chart(
     title: str, height_in: float, rows: int = 1, columns: int = 1, **options
 ) -> tuple[Chart, np.ndarray]:
-    """Return a chart and its panels (rows, columns). Text of users is not parsed as math: a "$" is a dollar."""
+    """Return a chart and its panels (rows, columns). Text is not parsed as math: a "$" is a dollar."""
     chart = Chart(figsize=(8.5, height_in), dpi=110, layout="constrained")
     chart.suptitle(textwrap.fill(title, 78), x=0.01, ha="left", size=13, weight="bold", parse_math=False)
     panels = chart.subplots(rows, columns, squeeze=False, **options)
@@ -62,7 +63,7 @@ def _series(log: Iterable[Mapping], event: str, name: str) -> pd.Series:
 
 
 def learning_curve(log: Sequence[Mapping], score_name: str = "validation score") -> Chart:
-    """Draw loss by step and, where the log has validations, their score: `log` is what `log.read_log` returns."""
+    """Draw loss and validation score by step: `log` is what `log.read_log` returns."""
     loss, score = _series(log, "step", "loss"), _series(log, "validation", "score")
     title = f"Loss {loss.iloc[0]:.2f} → {loss.iloc[-1]:.2f} in {loss.index[-1]:,} steps"
     if len(score):
@@ -110,7 +111,7 @@ def attribute_bars(own: Mapping[str, float], shuffled: Mapping[str, float]) -> C
 
 
 def score_bars(scores: pd.DataFrame, title: str, limits: Mapping[str, float]) -> Chart:
-    """Draw a table with a bar per row and a panel per column; `limits` has the largest possible value of a column."""
+    """Draw a table with a bar per row and a panel per column; `limits` has the largest possible values."""
     lines = math.ceil(len(scores.columns) / 2)
     chart, panels = _chart(title, 1.2 + lines * (0.8 + 0.22 * len(scores)), lines, 2, sharey=True)
     for axes, (metric, values) in zip(panels.flat, scores.items(), strict=False):
@@ -145,7 +146,7 @@ def length_histogram(predictions: pd.DataFrame) -> Chart:
 
 
 def attention_map(image: Image.Image | str | Path, weights: np.ndarray, word: str, label: str = "") -> Chart:
-    """Draw an image and, over it, the attention of a word to each patch, as a multiple of an even distribution.
+    """Draw an image, and over it the attention of a word to each patch.
 
     `weights` (rows, columns) are at least 0 and of any sum; `label` describes how they were averaged.
     """
@@ -198,10 +199,11 @@ def reading_table(table: pd.DataFrame, empty: str = "No rows.") -> "Styler | HTM
 
 
 def repeated_captions(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Count captions that were generated for more than one image, the most frequent first; empty captions do not count.
+    """Count captions that were generated for more than one image, the most frequent first; not empty ones.
 
-    Columns: subject, aspect, caption, images, scenarios, references (different references of these images: many for one
-    caption mean that the model ignores the image) and share (of the images with this caption type).
+    Columns: subject, aspect, caption, images, scenarios, references (different references of these images:
+    many for one caption mean that the model ignores the image) and share (of the images with this caption
+    type).
     """
     types = predictions.groupby(["subject", "aspect"])["image"]
     table = predictions.assign(total=types.transform("nunique"))

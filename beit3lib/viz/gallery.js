@@ -6,7 +6,7 @@
 
 const $ = id => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
-const { images, types, rows, runs, texts, kinds, facts } = data;
+const { images, types, rows, runs, texts, phrases, kinds, facts } = data;
 const count = rows.image.length;
 const EVEN_POINTS = 0.5; // two runs whose scores differ by less count as even
 const BINS = 25;
@@ -25,6 +25,7 @@ const hasKinds = runs.some(one => one.kind.some(kind => kind >= 0)); // whether 
 const initial = {
   view: "overview", run: 0, other: runs.length > 1 ? 1 : -1, query: "", measure: Object.keys(data.measures)[0],
   order: hasKinds ? "kind" : "up", low: null, high: null, type: "", by: "type", slot: "",
+  answered: "", question: "",
 };
 const state = { ...initial };
 const saved = loadNotes();
@@ -50,6 +51,14 @@ const button = (attributes, ...children) => el("button", { type: "button", ...at
 const line = (...cells) => el("tr", {}, ...cells);
 const cell = (content, attributes = {}) => el("td", attributes, content);
 const head = (content, attributes = {}) => el("th", attributes, content);
+const small = text => el("span", { class: "small" }, text);
+/** A bar between two percentages of its width. */
+const meter = (from, to, kind = null) => el("span", { class: "meter" }, el("i", { class: kind, style: `left:${from}%;width:${to - from}%` }));
+const inPercent = share => `${(100 * share).toFixed(0)} %`;
+/** A table of numbers with a title, which scrolls where it is wider than the window. */
+const tableOf = (title, hint, heads, lines, kind = "") => [el("h2", {}, title), el("p", { class: "hint" }, hint),
+  el("div", { class: "scroll" }, el("table", { class: `panel numbers ${kind}` },
+    el("thead", {}, line(...heads.map(text => head(text)))), el("tbody", {}, ...lines)))];
 
 /* --- values of a row */
 
@@ -63,6 +72,7 @@ const other = () => runs[state.other];
 const isThere = i => run().caption[i] >= 0 || other()?.caption[i] >= 0;
 const hasReference = i => rows.reference[i] >= 0 && run().caption[i] >= 0;
 const isExact = i => hasReference(i) && run().marks[i] === 0;
+const isAnswered = images.some(entry => entry.questions.length);
 const isRanged = () => state.low !== null || state.high !== null;
 const values = () => (state.measure === "change" ? changes : run().measures[state.measure]);
 const measure = () => data.measures[state.measure];
@@ -73,7 +83,7 @@ const rank = i => (kindOf(i) < 0 ? kinds.length : kindOf(i)); // wrong captions 
 const factsOf = i => run().facts[i].map(fact => facts[fact]);
 const hasError = (i, slot) => factsOf(i).some(([name, , , result]) => name === slot && ["wrong", "omitted"].includes(result));
 /** Captions to read only if one asks for them: equal to the reference, or equal in fact. */
-const isRight = i => isExact(i) || kinds[kindOf(i)] === "equal in fact";
+const isRight = i => (isExact(i) || kinds[kindOf(i)] === "equal in fact") && !run().against[i];
 
 function outcome(i) {
   if (!other()) return "";
@@ -99,6 +109,45 @@ function flagRows(one) {
   return flagged;
 }
 
+/* --- questions of an image */
+
+/** "right", "wrong", or "" where the right answer is unknown. */
+const resultOf = ({ correct, answer }) => (correct === "" ? "" : correct === answer ? "right" : "wrong");
+const matchesQuestion = one => (state.question === "" || phrases[one.question] === state.question)
+  && (state.answered === "" || (state.answered === "changed" ? one.changed : resultOf(one) === state.answered));
+const accuracyOf = list => list.filter(one => resultOf(one) === "right").length / (list.filter(resultOf).length || 1);
+
+/** "3 of 5 answers right, 1 changed by consistency", of the questions whose answer is known */
+function accuracyText(list) {
+  const known = list.filter(resultOf), changed = list.filter(one => one.changed).length;
+  const right = `${grouped(known.filter(one => resultOf(one) === "right").length)} of ${counted(known.length, "answer")} right`;
+  return (known.length ? right : counted(list.length, "answer")) + (changed ? `, ${grouped(changed)} changed by consistency` : "");
+}
+
+function questionNode(one) {
+  const { question, scope, options, correct, answer, changed } = one;
+  const lines = options.map(([letter, phrase, percent]) => {
+    const sign = letter === correct ? "✓" : letter !== answer ? "" : correct ? "✗" : "•";
+    return line(cell(sign, { class: letter === correct ? "better" : "wrong" }),
+      head(letter === answer ? el("strong", {}, phrases[phrase]) : phrases[phrase]), cell(meter(0, percent)), cell(`${percent} %`));
+  });
+  const isWrong = resultOf(one) === "wrong" ? el("span", { class: "tag wrong" }, "wrong") : "";
+  const isChanged = changed ? el("span", { class: "tag even" }, "changed by consistency") : "";
+  return el("div", { class: "question" }, el("p", {}, phrases[question], " ", small(spaced(scope)), " ", isWrong, " ", isChanged),
+    el("table", {}, ...lines));
+}
+
+/** Questions of an image that match the filters; those answered right are one line that opens. */
+function questionNodes(image, isOpen = false) {
+  const list = images[image].questions.filter(matchesQuestion);
+  if (!list.length) return [];
+  const isFolded = one => !isOpen && !state.answered && !state.question && resultOf(one) === "right" && !one.changed;
+  const folded = list.filter(isFolded), summary = el("summary", {}, `${counted(folded.length, "question")} answered right`);
+  return [el("h3", { class: "questions" }, `Questions: ${accuracyText(list)}`),
+    ...list.filter(one => !isFolded(one)).map(questionNode),
+    ...(folded.length ? [el("details", {}, summary, ...folded.map(questionNode))] : [])];
+}
+
 /* --- facets: each of their values is ticked ("only these"), excluded ("not"), or neither */
 
 const facets = [];
@@ -115,10 +164,11 @@ function addFacet(name, title, keyOf, keys = null, shown = spaced) {
   if (!varies) encode();
   facet.nodes = keys.map(key => {
     const tick = el("input", { type: "checkbox", onchange: () => toggle(facet, "yes", key) });
-    const label = `hide ${title.toLowerCase()} ${shown(key)}`;
-    const not = button({ class: "not", "aria-label": label, onclick: () => toggle(facet, "no", key) }, "not");
+    const hide = `hide ${title.toLowerCase()} ${shown(key)}`;
+    const not = button({ class: "not", "aria-label": hide, onclick: () => toggle(facet, "no", key) }, "not");
     const number = el("span", { class: "small" });
-    return { key, tick, not, number, line: el("div", { class: "value" }, el("label", {}, tick, el("span", {}, shown(key)), number), not) };
+    const label = el("label", {}, tick, el("span", {}, shown(key)), number);
+    return { key, tick, not, number, line: el("div", { class: "value" }, label, not) };
   });
   facet.node = el("fieldset", {}, el("legend", {}, title), ...facet.nodes.map(node => node.line));
   facets.push(facet);
@@ -144,8 +194,10 @@ function addFacets() {
   if (isScored) addFacet("result", "Reference", result, ["equal to the reference", "differs from it", "no reference"]);
   const outcomes = ["better", "even", "worse", "same caption", "only one run"];
   if (runs.length > 1) addFacet("outcome", "Compared with the other run", outcome, outcomes);
-  const hasAny = runs.some(one => one.contradictions.length);
-  if (hasAny) addFacet("contradiction", "Contradictions", i => contradictionOf(i) && "contradicts another", ["contradicts another"]);
+  const contradicts = i => contradictionOf(i) && "contradicts another";
+  if (runs.some(one => one.contradictions.length)) addFacet("contradiction", "Contradictions", contradicts, ["contradicts another"]);
+  const against = i => (run().against[i] ? "contradicts an answer" : "");
+  if (runs.some(one => Object.keys(one.against).length)) addFacet("against", "Answers", against, ["contradicts an answer"]);
   addFacet("mark", "My marks", i => noteOf(i).mark && "marked", ["marked"]);
   addFacet("note", "My notes", i => noteOf(i).note && "with a note", ["with a note"]);
 }
@@ -173,12 +225,14 @@ function select() {
   const isCommon = commonValues[state.measure]?.isOne || (() => false);
   const bins = new Uint32Array(BINS);
   let common = 0;
+  const isAsked = images.map(entry => (!state.answered && state.question === "") || entry.questions.some(matchesQuestion));
   selected = [];
   for (let i = 0; i < count; i++) {
     if (!isThere(i)) continue;
     const isFound = (_, t) => inText[t][mine[i]] || (theirs && inText[t][theirs[i]]) || inText[t][rows.reference[i]]
       || inName[t][rows.image[i]];
     if (!terms.every(isFound)) continue;
+    if (!isAsked[rows.image[i]]) continue;
     if (state.slot && !hasError(i, state.slot)) continue;
     let failed = 0, failing = -1;
     for (let f = 0; f < codes.length; f++) if (!isAllowed[f][codes[f][i] + 1]) { failed++; failing = f; }
@@ -209,7 +263,8 @@ function groupByImage() {
   if (state.order === "kind") for (const group of groups) group.rows.sort((a, b) => rank(a) - rank(b) || a - b);
   const byKind = (a, b) => a.kinds.map((n, k) => b.kinds[k] - n).find(Boolean) || 0;
   const sign = state.order === "down" ? -1 : 1;
-  groups.sort((a, b) => (state.order === "kind" && byKind(a, b)) || (a.mean === null) - (b.mean === null) || sign * (a.mean - b.mean) || a.image - b.image);
+  groups.sort((a, b) => (state.order === "kind" && byKind(a, b)) || (a.mean === null) - (b.mean === null)
+    || sign * (a.mean - b.mean) || a.image - b.image);
 }
 
 function statistics(list, measured = values()) {
@@ -237,7 +292,9 @@ const breakable = name => name.split(/(?<=[_/-])/).flatMap(part => [part, el("wb
 function imageNode(entry, large = false) {
   if (entry.problem) return el("div", { class: "blank" }, entry.problem);
   const src = large ? entry.src : entry.embedded || entry.src;
-  const img = el("img", { src, loading: large ? null : "lazy", alt: `${imageName(entry)}, ${imageAbout(entry)}`, decoding: "async" });
+  const style = entry.shape && `aspect-ratio:${entry.shape.join("/")};object-fit:fill`; // images for the model are square
+  const alt = `${imageName(entry)}, ${imageAbout(entry)}`;
+  const img = el("img", { src, style, alt, loading: large ? null : "lazy", decoding: "async" });
   img.addEventListener("error", () => { // someone may have sent the page without its images
     if (entry.embedded && img.getAttribute("src") !== entry.embedded) img.src = entry.embedded;
     else img.replaceWith(el("div", { class: "blank" }, "image not found"));
@@ -245,8 +302,8 @@ function imageNode(entry, large = false) {
   return img;
 }
 
-/** Words with their marks ("s" same, "m" moved, "o" other, "f" of a wrong or omitted fact). Neighbors that look the same share an element, unless each word
-    has its confidence below it (`percents`). */
+/** Words with their marks ("s" same, "m" moved, "o" other, "f" of a wrong or omitted fact). Neighbors that look the same
+    share an element, unless each word has its confidence below it (`percents`). */
 function words(text, marks, confidence, changed, percents = false) {
   const parts = [];
   text.split(/\s+/).filter(Boolean).forEach((word, k) => {
@@ -267,7 +324,8 @@ const none = text => [el("span", { class: "none" }, text)];
 function captionWords(one, i, percents) {
   const text = texts[one.caption[i]];
   if (text === undefined) return none("(not in this run)");
-  return text.trim() ? words(text, one.marks[i] && one.marks[i][0], one.confidence[i], "mark", percents) : none("(empty caption)");
+  if (!text.trim()) return none("(empty caption)");
+  return words(text, one.marks[i] && one.marks[i][0], one.confidence[i], "mark", percents);
 }
 
 function referenceWords(i) {
@@ -288,10 +346,12 @@ function columns(percents = false) {
 
 function factTags(i) {
   const tag = (kind, text) => [el("span", { class: `tag ${kind}` }, text)];
-  return factsOf(i).flatMap(([slot, predicted, reference, result]) => ({
-    wrong: tag("wrong", `${spaced(slot)}: ${predicted} ≠ ${reference}`), omitted: tag("omitted", `omitted: ${spaced(slot)} ${reference}`),
+  const against = run().against[i] ? tag("worse", `⚠ ${run().against[i]}`) : [];
+  return against.concat(factsOf(i).flatMap(([slot, predicted, reference, result]) => ({
+    wrong: tag("wrong", `${spaced(slot)}: ${predicted} ≠ ${reference}`),
+    omitted: tag("omitted", `omitted: ${spaced(slot)} ${reference}`),
     added: tag("even", `added: ${spaced(slot)} ${predicted}`),
-  })[result] || []);
+  })[result] || []));
 }
 
 function captionNode(i, percents = false) {
@@ -304,7 +364,8 @@ function captionNode(i, percents = false) {
 function changeTag(i) {
   const sign = { better: "▲ +", even: "= ", worse: "▼ " }[outcome(i)];
   if (!sign || state.measure === "change") return [];
-  return [el("span", { class: `tag ${outcome(i)}`, title: `score minus that of ${other().name}` }, sign + written(changes[i], 1))];
+  const title = `score minus that of ${other().name}`;
+  return [el("span", { class: `tag ${outcome(i)}`, title }, sign + written(changes[i], 1))];
 }
 
 /* --- overview and captions */
@@ -332,24 +393,27 @@ function feed(container, items, build, chunk) {
 function bar(value) {
   const { low, high } = measure();
   const share = number => Math.max(0, Math.min(100, 100 * (number - low) / (high - low || 1)));
-  const [from, to] = [share(state.measure === "change" ? 0 : low), share(value ?? low)].sort((a, b) => a - b);
-  return el("span", { class: "meter" }, value === null ? "" : el("i", { style: `left:${from}%;width:${to - from}%` }));
+  const start = state.measure === "change" ? 0 : low;
+  const [from, to] = [share(start), share(value ?? start)].sort((a, b) => a - b);
+  return meter(from, to);
 }
 
 function tile(group) {
   const entry = images[group.image];
-  return button({ class: "tile", "data-image": group.image, onclick: () => open(group.image) }, imageNode(entry),
-    el("span", { class: "line" }, el("strong", {}, written(group.mean)), bar(group.mean)), el("span", { class: "small" }, group.text),
-    el("span", {}, ...breakable(imageName(entry))), el("span", { class: "small" }, imageAbout(entry)));
+  return button({ class: "tile", onclick: () => open(group.image) }, imageNode(entry),
+    el("span", { class: "line" }, el("strong", {}, written(group.mean)), bar(group.mean)), small(group.text),
+    small(entry.questions.length ? accuracyText(entry.questions) : ""), el("span", {}, ...breakable(imageName(entry))),
+    small(imageAbout(entry)));
 }
 
-const thumbnail = image => button({ class: "thumb", "data-image": image, "aria-label": "large view", onclick: () => open(image) },
-  imageNode(images[image]));
+const thumbnail = image =>
+  button({ class: "thumb", "aria-label": "large view", onclick: () => open(image) }, imageNode(images[image]));
 
 function card(group) {
   const entry = images[group.image];
-  const side = el("div", {}, thumbnail(group.image), el("h3", {}, ...breakable(imageName(entry))), el("p", { class: "small" }, imageAbout(entry)));
-  const heads = el("div", { class: "caption heads" }, el("span"), ...columns().map(one => el("span", { class: "role" }, one.title)),
+  const side = el("div", {}, thumbnail(group.image), el("h3", {}, ...breakable(imageName(entry))), small(imageAbout(entry)));
+  const titles = columns().map(one => el("span", { class: "role" }, one.title));
+  const heads = el("div", { class: "caption heads" }, el("span"), ...titles,
     el("span", { class: "score small" }, measure().title.split(" (")[0]));
   // Right captions are one line that opens: a reader looks for errors, or for differences of two runs.
   const isFolded = i => isRight(i) && (!other() || outcome(i) === "same caption");
@@ -362,27 +426,29 @@ function card(group) {
     details.addEventListener("toggle", () => details.append(...folded.splice(0).map(i => captionNode(i))));
     list.append(details);
   }
+  if (state.answered || state.question) heads.before(...questionNodes(group.image));
+  else list.append(...questionNodes(group.image));
   return el("article", { class: "card" }, side, list);
 }
 
 function showOverview({ bins, common }) {
   const { title, low, high } = measure();
-  const left = common ? `, without ${grouped(common)} ${commonValues[state.measure].text}` : "";
-  const most = Math.max(1, ...bins);
-  $("histogram-title").textContent = `Captions by ${inSentence(title)}${left}; the highest bar has ${grouped(Math.max(...bins))}`;
+  const without = common ? `, without ${grouped(common)} ${commonValues[state.measure].text}` : "";
+  const most = Math.max(...bins);
+  $("histogram-title").textContent = `Captions by ${inSentence(title)}${without}; the highest bar has ${grouped(most)}`;
   const edge = b => +(low + b * (high - low) / BINS).toFixed(measure().digits + 1);
   $("bars").replaceChildren(...Array.from(bins, (n, b) => {
     const [from, to] = [edge(b), edge(b + 1)];
     const inside = (state.low === null || to > state.low) && (state.high === null || from < state.high);
     const only = () => { [state.low, state.high] = [from, to]; update(); };
-    return button({ class: inside ? "" : "out", title: `${written(from)} to ${written(to)}: ${counted(n, "caption")}`, onclick: only,
-      tabindex: -1, style: `--share:${n ? Math.max(3, 100 * n / most) : 0}%` });
+    return button({ class: inside ? "" : "out", title: `${written(from)} to ${written(to)}: ${counted(n, "caption")}`,
+      onclick: only, tabindex: -1, style: `--share:${n ? Math.max(3, 100 * n / most) : 0}%` });
   }));
   [$("low").placeholder, $("high").placeholder] = [written(low), written(high)];
   showMeans();
-  $("comparison").replaceChildren(...factTable(), ...comparison());
-  const order = { kind: ", most wrong captions first", up: `, lowest mean ${inSentence(title)} first`, down: `, highest mean ${inSentence(title)} first` };
-  $("grid-title").textContent = counted(groups.length, "image") + (groups.length > 1 && order[state.order] || "");
+  $("comparison").replaceChildren(...factTable(), ...questionTable(), ...comparison());
+  const order = { kind: "most wrong captions", up: `lowest mean ${inSentence(title)}`, down: `highest mean ${inSentence(title)}` };
+  $("grid-title").textContent = counted(groups.length, "image") + (order[state.order] ? `, ${order[state.order]} first` : "");
   feed($("grid"), groups, tile, 60);
 }
 
@@ -404,7 +470,8 @@ function showMeans() {
     }
     update();
   };
-  $("means-title").textContent = `Mean ${inSentence(measure().title)}${other() && state.measure !== "change" ? ` of ${run().name}` : ""} by`;
+  const of = other() && state.measure !== "change" ? ` of ${run().name}` : "";
+  $("means-title").textContent = `Mean ${inSentence(measure().title)}${of} by`;
   $("means").replaceChildren(...byKey(selected, keyOf).map(([key, list]) => {
     const { mean, text } = statistics(list);
     const name = button({ class: "link", title: "show only these", onclick: () => filter(key) }, shown(key) || "none");
@@ -422,13 +489,27 @@ function factTable() {
   if (!bySlot.size) return [];
   const share = n => (n.wrong + n.omitted) / (n.wrong + n.omitted + n.equal || 1);
   const lines = [...bySlot].sort(([, a], [, b]) => share(b) - share(a)).map(([slot, n]) => {
-    const name = button({ class: "link", title: "show captions with this fact wrong or omitted", onclick: () => { state.slot = slot; update(); } }, spaced(slot));
-    const part = el("span", { class: "meter" }, el("i", { class: "error", style: `width:${100 * share(n)}%` }));
-    return line(head(name, { scope: "row" }), ...Object.values(n).map(number => cell(grouped(number))), cell(`${(100 * share(n)).toFixed(0)} %`), cell(part));
+    const show = () => { state.slot = slot; update(); };
+    const name = button({ class: "link", title: "show captions with this fact wrong or omitted", onclick: show }, spaced(slot));
+    return line(head(name, { scope: "row" }), ...Object.values(n).map(number => cell(grouped(number))),
+      cell(inPercent(share(n))), cell(meter(0, 100 * share(n), "error")));
   });
   const heads = ["Fact", "Wrong", "Omitted", "Added", "Equal", "Wrong or omitted, of those in the reference", ""];
-  return [el("h2", {}, "Which facts are wrong"), el("div", { class: "scroll" }, el("table", { class: "panel numbers" },
-    el("thead", {}, line(...heads.map(title => head(title)))), el("tbody", {}, ...lines)))];
+  return tableOf("Which facts are wrong", "", heads, lines);
+}
+
+/** Table of the accuracy by question, of the images that match; a click on a question shows its answers. */
+function questionTable() {
+  const asked = groups.flatMap(group => images[group.image].questions).filter(matchesQuestion);
+  if (!asked.length) return [];
+  const byQuestion = byKey(asked, one => phrases[one.question]).sort(([, a], [, b]) => accuracyOf(a) - accuracyOf(b));
+  const lines = byQuestion.map(([question, list]) => {
+    const show = () => { Object.assign(state, { question, view: "captions" }); update(); };
+    const name = button({ class: "link", title: "show these answers", onclick: show }, question);
+    return line(head(name, { scope: "row" }), cell(grouped(list.length)), cell(inPercent(accuracyOf(list))),
+      cell(meter(0, 100 * accuracyOf(list))), cell(grouped(list.filter(one => one.changed).length)));
+  });
+  return tableOf(`Questions: ${accuracyText(asked)}`, "", ["Question", "Asked", "Right", "", "Changed"], lines, "questions");
 }
 
 /** Table of which run is better, of the selected captions that have a score in both. */
@@ -440,16 +521,15 @@ function comparison() {
   const hint = `“Better” counts captions of ${run().name} that score higher than those of ${other().name}; `
     + `less than ${EVEN_POINTS} points apart is even.`;
   const lines = [...byKey(both, i => rows.type[i]).map(([type, list]) => [typeNames[type], list]), ["all", both]];
-  const table = el("table", { class: "panel numbers compare" }, el("thead", {}, line(...heads.map(title => head(title)))),
-    el("tbody", {}, ...lines.map(([title, list]) => comparisonLine(title, list))));
-  return [el("h2", {}, "Which run is better, by caption type"), el("p", { class: "hint" }, hint), el("div", { class: "scroll" }, table)];
+  return tableOf("Which run is better, by caption type", hint, heads, lines.map(one => comparisonLine(...one)), "compare");
 }
 
 function comparisonLine(title, list) {
   const n = { better: 0, even: 0, worse: 0 };
   for (const i of list) n[n[outcome(i)] === undefined ? "even" : outcome(i)]++;
   const means = [run(), other()].map(one => statistics(list, one.measures.official_score).mean);
-  const parts = Object.entries(n).map(([kind, number]) => el("i", { class: kind, style: `width:${100 * number / list.length}%` }));
+  const parts = Object.entries(n).map(([kind, number]) =>
+    el("i", { class: kind, style: `width:${100 * number / list.length}%` }));
   return line(head(title, { scope: "row" }), ...[list.length, n.better, n.even, n.worse].map(number => cell(grouped(number))),
     ...means.map(mean => cell(written(mean, 1))), cell(el("div", { class: "parts" }, ...parts)));
 }
@@ -467,8 +547,10 @@ function board([scenario, list]) {
   const body = camera => el("tbody", {},
     line(head(camera || "one camera", { scope: "rowgroup", colspan: phases.length, class: "small" })),
     line(...phases.map(phase => el("td", {}, ...cellOf(camera, phase).flatMap(image => boardCell(image, type))))));
-  const flags = found.map(flag => button({ class: "flag link", onclick: () => { state.type = String(typeOf(flag)); update(); } },
-    `⚠ Contradiction in ${typeNames[typeOf(flag)]}: ${flag.text}`));
+  const flags = found.map(flag => {
+    const show = () => { state.type = String(typeOf(flag)); update(); };
+    return button({ class: "flag link", onclick: show }, `⚠ Contradiction in ${typeNames[typeOf(flag)]}: ${flag.text}`);
+  });
   return el("article", { class: "card" }, el("h3", {}, scenario || "(no scenario)"), ...flags,
     el("p", { class: "type" }, `Captions shown: ${typeNames[type]}`), el("div", { class: "scroll" },
       el("table", { class: "board" }, el("thead", {}, line(...phases.map(phase => head(phase || "image", { scope: "col" })))),
@@ -481,7 +563,7 @@ function boardCell(image, type) {
     el("span", { class: most ? "tag even" : "tag worse" }, most ? value : `⚠ ${value}`));
   const captions = own.map(i => {
     const node = captionNode(i);
-    if (isExact(i) && !other()) node.querySelector(".ref").replaceChildren(el("span", { class: "small" }, "equal to the reference"));
+    if (isExact(i) && !other()) node.querySelector(".ref").replaceChildren(small("equal to the reference"));
     return node;
   });
   return [thumbnail(image), ...tags, ...(own.length ? captions : none("(no caption of this type)"))];
@@ -510,6 +592,7 @@ function open(image) {
     const summary = el("summary", {}, `${counted(rest.length, "caption")} of this image outside the filters`);
     $("large-captions").append(el("details", { open: shown.length ? null : "" }, summary, ...rest.map(largeCaption)));
   }
+  $("large-captions").append(...questionNodes(image, true));
   $("previous").disabled = at <= 0;
   $("next").disabled = at < 0 || at === groups.length - 1;
   if (!$("large").open) $("large").showModal();
@@ -518,20 +601,22 @@ function open(image) {
 
 /** The sharp frame, the image that the model sees, and the phase in the video, as far as they are there. */
 function pictures(entry) {
-  // Images for the model are square; they are shown in the shape of the video.
   const style = entry.shape && `--shape:${entry.shape[0] / entry.shape[1]};aspect-ratio:var(--shape)`;
   const figure = (picture, text) => el("figure", {}, picture, el("figcaption", {}, text));
   const boxes = entry.boxes.map(boxNode), of = boxes.length ? "; boxes of the phase's first frame" : "";
   const found = [];
   if (entry.frame) {
-    const onerror = event => event.target.closest("figure").remove();
-    found.push(figure(el("div", { class: "picture", style }, el("img", { src: entry.frame, onerror, alt: "frame" }), ...boxes), `Sharp frame${of}`));
+    const img = el("img", { src: entry.frame, alt: "sharp frame", onerror: event => event.target.closest("figure").remove() });
+    found.push(figure(el("div", { class: "picture", style }, img, ...boxes), `Sharp frame${of}`));
   }
   const blur = el("div", { class: "picture", id: "blur", style }, imageNode(entry, true), ...(entry.frame ? [] : boxes));
-  found.push(el("figure", {}, blur, el("figcaption", { id: "attention-of" }, entry.frame ? "Motion-blur image" : `Motion-blur image${of}`)));
+  found.push(figure(blur, entry.frame ? "Motion-blur image" : `Motion-blur image${of}`));
+  found.at(-1).append(el("p", { id: "attention-of", class: "small" }));
   if (entry.clip) {
-    const onerror = event => event.target.replaceWith(el("div", { class: "blank" }, "video not found, or its format is unknown to this browser"));
-    found.push(figure(el("video", { src: entry.clip, controls: "", preload: "metadata", onerror }), `The phase in ${entry.video}`));
+    const missing = el("div", { class: "blank" }, "video not found, or its format is unknown to this browser");
+    const onerror = event => event.target.replaceWith(missing);
+    const video = el("video", { src: entry.clip, controls: "", preload: "metadata", onerror });
+    found.push(figure(video, `The phase in ${entry.video}`));
   }
   return found;
 }
@@ -553,8 +638,10 @@ function largeCaption(i) {
   showStar();
   const text = el("input", { type: "text", placeholder: "Note", "aria-label": `note on ${typeNames[rows.type[i]]}`,
     value: noteOf(i).note || "", oninput: event => saveNote(i, { note: event.target.value }) });
-  const looks = Object.entries(run().attention[i] || {}).map(([word, grid]) =>
-    button({ class: "look", "aria-pressed": false, onclick: event => toggleAttention(event.target, word, grid) }, `attention: ${word}`));
+  const looks = Object.entries(run().attention[i] || {}).map(([word, grid]) => {
+    const onclick = event => toggleAttention(event.target, word, grid);
+    return button({ class: "look", "aria-pressed": false, onclick }, `attention: ${word}`);
+  });
   node.append(el("div", { class: "tools" }, star, text, ...looks, el("span", { class: "muted" }, facts)));
   return node;
 }
@@ -564,7 +651,7 @@ function toggleAttention(pressed, word, grid) {
   const isShown = pressed.getAttribute("aria-pressed") === "true";
   for (const one of document.querySelectorAll(".look")) one.setAttribute("aria-pressed", one === pressed && !isShown);
   $("blur").querySelector(".attention")?.remove();
-  $("attention-of").textContent = isShown ? "Motion-blur image" : `Attention of “${word}”, relative to its strongest patch`;
+  $("attention-of").textContent = isShown ? "" : `Attention of “${word}”, relative to its strongest patch`;
   if (isShown) return;
   const most = Math.max(...grid.flat());
   $("blur").append(el("div", { class: "attention", style: `grid-template-columns:repeat(${grid[0].length},1fr)` },
@@ -582,12 +669,9 @@ function storageKey() { return `beit3lib gallery ${location.pathname}`; }
 function loadNotes() {
   try { return JSON.parse(localStorage.getItem(storageKey())) || {}; } catch (blocked) { return {}; }
 }
-const noteKey = (image, subject, aspect) => [image, subject, aspect].join("|");
-function noteOf(i) {
-  const key = noteKey(images[rows.image[i]].image, ...types[rows.type[i]]);
-  return Object.hasOwn(saved, key) ? saved[key] : {};
-}
-function saveNote(i, change) { keepNote(noteKey(images[rows.image[i]].image, ...types[rows.type[i]]), { ...noteOf(i), ...change }); }
+const noteKey = i => [images[rows.image[i]].image, ...types[rows.type[i]]].join("|");
+const noteOf = i => (Object.hasOwn(saved, noteKey(i)) ? saved[noteKey(i)] : {});
+const saveNote = (i, change) => keepNote(noteKey(i), { ...noteOf(i), ...change });
 function keepNote(key, note) {
   isStale = true;
   saved[key] = note;
@@ -603,15 +687,17 @@ function exported() {
   return selected.map(i => {
     const entry = images[rows.image[i]], [subject, aspect] = types[rows.type[i]], { mark, note } = noteOf(i);
     const record = Object.fromEntries(EXPORTED.map(name => [name, entry[name]]));
-    Object.assign(record, { subject, aspect, run: run().name, caption: text(run().caption[i]), reference: text(rows.reference[i]) });
+    Object.assign(record, { subject, aspect, run: run().name });
+    Object.assign(record, { caption: text(run().caption[i]), reference: text(rows.reference[i]) });
     for (const [name, own] of Object.entries(run().measures)) record[name] = own[i];
-    if (other()) Object.assign(record, { compared_with: other().name, other_caption: text(other().caption[i]), change: changes[i] });
+    if (other()) Object.assign(record, { compared_with: other().name, other_caption: text(other().caption[i]) });
     return Object.assign(record, { marked: Boolean(mark), note: note || "" });
   });
 }
 
 function exportCaptions() {
-  const link = el("a", { href: URL.createObjectURL(new Blob([JSON.stringify(exported(), null, 1)])), download: "captions.json" });
+  const href = URL.createObjectURL(new Blob([JSON.stringify(exported(), null, 1)]));
+  const link = el("a", { href, download: "captions.json" });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
@@ -619,10 +705,14 @@ function exportCaptions() {
 async function importNotes(file) {
   try {
     const found = JSON.parse(await file.text()).filter(record => record.marked || record.note);
-    for (const { image, subject, aspect, marked, note } of found) keepNote(noteKey(image, subject, aspect), { mark: marked, note });
+    for (const { image, subject, aspect, marked, note } of found) {
+      keepNote([image, subject, aspect].join("|"), { mark: Boolean(marked), note: String(note || "") });
+    }
     update();
     alert(`${file.name}: ${counted(found.length, "caption")} with a mark or note.`);
-  } catch (error) { alert(`${file.name}: expected a file of “Save these captions”, got another one (${error.message}).`); }
+  } catch (error) {
+    alert(`${file.name}: expected a file of “Save these captions”, got another one (${error.message}).`);
+  }
 }
 
 /* --- the address: filters and the open image, so that a copied link shows the same */
@@ -631,7 +721,7 @@ function remember() {
   const set = new URLSearchParams();
   if (state.run) set.set("run", run().name);
   if (state.other !== initial.other) set.set("other", other()?.name ?? "");
-  for (const name of ["view", "query", "low", "high", "type", "order", "measure", "slot"]) {
+  for (const name of ["view", "query", "low", "high", "type", "order", "measure", "slot", "answered", "question"]) {
     if (state[name] !== initial[name]) set.set(name, state[name]);
   }
   for (const { name, yes, no } of facets) {
@@ -652,9 +742,9 @@ function recall() {
   state.other = set.has("other") ? indexOf("other") : initial.other;
   if (state.other === state.run) state.other = runs.length > 1 ? +!state.run : -1;
   state.query = set.get("query") || "";
-  state.slot = set.get("slot") || "";
+  for (const name of ["slot", "question"]) state[name] = set.get(name) || "";
   [state.low, state.high] = [number("low"), number("high")];
-  for (const name of ["order", "type", "measure"]) {
+  for (const name of ["order", "type", "measure", "answered"]) {
     const isOffered = [...$(name).options].some(option => option.value === set.get(name));
     state[name] = isOffered ? set.get(name) : initial[name];
   }
@@ -710,15 +800,18 @@ function showControls({ counts }) {
     });
     facet.node.hidden = facet.nodes.every(({ line }) => line.hidden);
   });
-  for (const name of ["query", "run", "other", "measure", "order", "type", "by", "low", "high"]) {
+  for (const name of ["query", "run", "other", "measure", "order", "type", "by", "answered", "low", "high"]) {
     if (document.activeElement !== $(name)) $(name).value = state[name] ?? "";
   }
   $("measure").querySelector("[value=change]")?.toggleAttribute("hidden", !other());
-  for (const tab of document.querySelectorAll("[data-view]")) tab.setAttribute("aria-pressed", tab.dataset.view === state.view);
+  for (const tab of document.querySelectorAll("[data-view]")) {
+    tab.setAttribute("aria-pressed", tab.dataset.view === state.view);
+  }
   const part = selected.length === total ? "" : `${grouped(selected.length)} of `;
-  const slot = state.slot && ` · ${spaced(state.slot)} wrong or omitted`;
+  const slot = (state.slot && ` · ${spaced(state.slot)} wrong or omitted`) + (state.question && ` · ${state.question}`);
   $("count").textContent = `${counted(groups.length, "image")}, ${part}${counted(total, "caption")}${slot}`;
-  const active = facets.reduce((sum, facet) => sum + facet.yes.size + facet.no.size, 0) + (state.query !== "") + (state.slot !== "") + isRanged();
+  const active = facets.reduce((sum, facet) => sum + facet.yes.size + facet.no.size, 0) + isRanged()
+    + [state.query, state.slot, state.answered, state.question].filter(Boolean).length;
   $("clear").hidden = active === 0;
   $("show-filters").textContent = active ? `Filters (${active})` : "Filters";
   $("empty").hidden = selected.length > 0;
@@ -736,6 +829,7 @@ function setUp() {
   options("run", runs.map((one, r) => [r, one.name]));
   options("other", [[-1, "nothing"], ...runs.map((one, r) => [r, one.name])]);
   if (hasKinds) $("order").prepend(el("option", { value: "kind" }, "wrong facts first"));
+  $("answered-field").hidden = !isAnswered;
   document.body.classList.toggle("with-facts", hasKinds);
   options("measure", Object.entries(data.measures).map(([name, m]) => [name, m.title]));
   if (runs.length > 1) options("measure", [["change", "Score difference"]]);
@@ -752,8 +846,10 @@ function setUp() {
   const { title, digits } = data.measures[initial.measure];
   const { mean } = statistics(rows.image.keys(), runs[0].measures[initial.measure]);
   const of = runs.length > 1 ? ` of ${runs[0].name}` : "";
-  $("summary").textContent = [counted(images.length, "image"), counted(count, "caption"), scenarios && counted(scenarios, "scenario"),
-    mean !== null && `mean ${inSentence(title)}${of} ${written(mean, digits)}`].filter(Boolean).join(" · ");
+  const parts = [counted(images.length, "image"), counted(count, "caption"), scenarios && counted(scenarios, "scenario"),
+    mean !== null && `mean ${inSentence(title)}${of} ${written(mean, digits)}`,
+    isAnswered && accuracyText(images.flatMap(entry => entry.questions))];
+  $("summary").textContent = parts.filter(Boolean).join(" · ");
 }
 
 function listen() {
@@ -771,7 +867,7 @@ function listen() {
     isStale = true;
   });
   field("measure", value => Object.assign(state, { measure: value, low: null, high: null }));
-  for (const name of ["order", "type", "by"]) field(name, value => { state[name] = value; });
+  for (const name of ["order", "type", "by", "answered"]) field(name, value => { state[name] = value; });
   for (const name of ["low", "high"]) field(name, value => { state[name] = value === "" ? null : +value; });
   for (const tab of document.querySelectorAll("[data-view]")) {
     tab.addEventListener("click", () => { state.view = tab.dataset.view; update(); });
@@ -780,7 +876,7 @@ function listen() {
     $("show-filters").setAttribute("aria-expanded", document.body.classList.toggle("filtering"));
   });
   on("clear", "click", () => {
-    Object.assign(state, { query: "", low: null, high: null, slot: "" });
+    Object.assign(state, { query: "", low: null, high: null, slot: "", answered: "", question: "" });
     for (const facet of facets) { facet.yes.clear(); facet.no.clear(); }
     update();
   });

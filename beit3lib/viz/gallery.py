@@ -3,20 +3,29 @@
     from beit3lib.data.predictions import read_predictions
     from beit3lib.viz.gallery import write_gallery
 
-    write_gallery(read_predictions("runs/demo/predictions.json"), "runs/demo/gallery.html", image_root="runs/demo")
+    predictions = read_predictions("runs/demo/predictions.json")
+    write_gallery(predictions, "runs/demo/gallery.html", image_root="runs/demo")
 
     python -m beit3lib.viz.gallery runs/demo/predictions.json --compare_with big=runs/big/predictions.json
 
-`predictions` is a table with one row per caption, as `read_predictions` returns it: image (path below `image_root`),
-subject, aspect and caption are required. All other columns of a predictions file are optional, and so are
+`predictions` is a table with one row per caption, as `read_predictions` returns it: image (path below
+`image_root`), subject, aspect and caption are required. All other columns of a predictions file are optional,
+and so are
 - `box_pedestrian_xywh_px` and `box_vehicle_xywh_px` ("x y w h") with `frame_width_px` and `frame_height_px`;
-- `frame` (path of a sharp frame below `image_root`), `video_path`, `start_s` and `end_s` (the phase in its video);
+- `frame` (path of a sharp frame below `image_root`), `video_path`, `start_s` and `end_s` (the phase in its
+  video);
 - `attention` ({word: rows of numbers}, a grid over the image);
-- `kind` (one of KINDS) and `facts` (a list of {"slot", "predicted", "reference", "outcome"}, where the outcome is one of
-  wrong, omitted, added and equal, and optionally "words": those in the caption and those in the reference).
+- `kind` (one of KINDS) and `facts` (a list of {"slot", "predicted", "reference", "outcome"}, where the
+  outcome is one of wrong, omitted, added and equal, and optionally "words": those in the caption and those in
+  the reference);
+- `contradiction` (text: a fact of the caption against an answer).
 
-`gallery.html.jinja` is the page, `gallery.css` its look, `gallery.js` its behavior; `cards.html.jinja` has the tables
-for notebooks; `marks.py` compares words. `page_data` describes the data in the page.
+`answers` has one row per question about an image: image, question, options ({letter: text}), log_probs
+({letter: number}), correct (a letter, or None), answer, changed (whether consistency with other answers
+changed it) and scope.
+
+`gallery.html.jinja` is the page, `gallery.css` its look, `gallery.js` its behavior; `cards.html.jinja` has
+the tables for notebooks; `marks.py` compares words. `page_data` describes the data in the page.
 """
 
 import argparse
@@ -57,7 +66,8 @@ KINDS = (
     "equal in fact",
 )  # of captions, in the order in which they are read
 
-# The ends of a scale are taken from the data where they are None. The page opens with the first measure that it has.
+# The ends of a scale are taken from the data where they are None. The page opens with the first measure that
+# it has.
 MEASURES = {
     "official_score": {"title": score_name(True), "digits": 1, "low": 0, "high": 100},
     "log_prob": {"title": "Log probability", "digits": 2, "low": None, "high": 0},
@@ -66,7 +76,7 @@ MEASURES = {
 
 
 def caption_records(predictions: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows as dicts: missing text is "", but a missing reference None; `confidence` in percent per word."""
+    """Return the rows as dicts: missing text is "", but a missing reference None; confidence in percent."""
     records = []
     for row in predictions.to_dict("records"):
         record = {name: _text(row[name]) or "" for name in REQUIRED}
@@ -92,6 +102,7 @@ def caption_records(predictions: pd.DataFrame) -> list[dict[str, Any]]:
                 "measures": {name: round(value, 4) for name, value in values.items() if value is not None},
                 "kind": kind,
                 "right": is_exact if kind is None else kind == "equal in fact",
+                "contradiction": _text(row.get("contradiction")) or "",
                 "facts": [tuple(_text(fact[name]) or "" for name in FACT_KEYS) for fact in facts],
                 **_media(row),
                 "attention": row["attention"] if isinstance(row.get("attention"), dict) else {},
@@ -105,7 +116,7 @@ def _text(value: Any) -> str | None:
 
 
 def _media(row: dict[str, Any]) -> dict[str, Any]:
-    """Return paths of frame and video, the shape of the video, and boxes as shares of its width and height."""
+    """Return paths of frame and video, the video's shape, and boxes as shares of its width and height."""
     width, height, boxes = finite(row.get("frame_width_px")), finite(row.get("frame_height_px")), []
     for subject in SUBJECTS if width and height else ():
         if text := _text(row.get(f"box_{subject}_xywh_px")):
@@ -159,10 +170,11 @@ def _image_entry(
     embedded: bool = True,
     media_root: Path | None = None,
 ) -> dict[str, Any]:
-    """Describe an image: its facts, `src` relative to the page, `embedded` as a data URI, or a `problem` instead of both.
+    """Describe an image: `src` relative to the page, `embedded` as a data URI, or a `problem` instead.
 
-    `frame` and `clip` are the addresses of the sharp frame and of the phase in the video, if these files are there.
-    A predictions file may come from anyone: a path that leaves `root` would show, or embed, any image of this machine.
+    `frame` and `clip` are the addresses of the sharp frame and of the phase in the video, if these files are
+    there. A predictions file may come from anyone: a path that leaves `root` would show, or embed, any image
+    of this machine.
     """
     entry = {name: record[name] for name in ("image", *ABOUT_IMAGE, "boxes", "shape")}
     entry["about"] = phase_name(record["phase"], record["label"])
@@ -194,15 +206,51 @@ def _link(path: str, root: Path | None, page_folder: Path) -> str | None:
     return quote(os.path.relpath(root.resolve() / below, page_folder.resolve()).replace(os.sep, "/"))
 
 
+def _questions(answers: pd.DataFrame | None, entries: dict[str, dict]) -> tuple[list[str], int]:
+    """Add `questions` to the images' entries; return the texts that they index, and how many are left out.
+
+    `options` are [letter, text, probability in percent].
+    """
+    texts: dict[str, int] = {}
+    left_out = 0
+    for entry in entries.values():
+        entry["questions"] = []
+    for row in () if answers is None else answers.to_dict("records"):
+        if row["image"] not in entries:
+            left_out += 1
+            continue
+        scores = np.array([row["log_probs"][letter] for letter in row["options"]])
+        probs = np.exp(scores - scores.max())
+        phrases = [_text(row["question"]), *map(_text, row["options"].values())]
+        question, *options = (texts.setdefault(text, len(texts)) for text in phrases)
+        entries[row["image"]]["questions"].append(
+            {
+                "question": question,
+                "scope": _text(row["scope"]) or "",
+                "options": list(
+                    zip(row["options"], options, (100 * probs / probs.sum()).round().tolist(), strict=True)
+                ),
+                "correct": (_text(row["correct"]) or "").lower(),
+                "answer": (_text(row["answer"]) or "").lower(),
+                "changed": bool(row["changed"]),
+            }
+        )
+    return list(texts), left_out
+
+
 def page_data(
-    runs: Mapping[str, list[dict[str, Any]]], entries: dict[str, dict], official: bool = True
+    runs: Mapping[str, list[dict[str, Any]]],
+    entries: dict[str, dict],
+    official: bool = True,
+    phrases: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return all data of the page as JSON values.
 
-    A row is one caption type of one image, and the rows of an image follow each other. `texts` has each caption and
-    reference once; elsewhere they are its indices, -1 where there is none. `rows` has indices into `images`, `types`
-    (subject, aspect) and `texts` (reference). Each of `runs` has one value per row: `caption`, `marks` (of `mark_words`,
-    or 0 where there are none or all are SAME), `confidence` (percent per word, or 0), `measures`, `kind` (an index into
+    A row is one caption type of one image, and the rows of an image follow each other. `texts` has each
+    caption and reference once; elsewhere they are its indices, -1 where there is none. `phrases` are the
+    texts of questions and options. `rows` has indices into `images`, `types` (subject, aspect) and `texts`
+    (reference). Each of `runs` has one value per row: `caption`, `marks` (of `mark_words`, or 0 where there
+    are none or all are SAME), `confidence` (percent per word, or 0), `measures`, `kind` (an index into
     `kinds`, or -1) and `facts` (indices into `facts`, which has the FACT_KEYS of each fact).
     """
     rows: dict[tuple, list[dict | None]] = {}  # (image, subject, aspect, repetition): the record of each run
@@ -232,7 +280,7 @@ def page_data(
     if not official and "official_score" in measures:
         measures["official_score"] = measures["official_score"] | {"title": score_name(False)}
     absent = {"caption": None, "exact": True, "confidence": None, "attention": {}, "measures": {}}
-    absent |= {"kind": None, "facts": []}
+    absent |= {"kind": None, "facts": [], "contradiction": ""}
     columns = []
     for i, (name, records) in enumerate(runs.items()):
         own = [found[i] or absent for found in rows.values()]
@@ -245,6 +293,9 @@ def page_data(
                 "attention": {i: record["attention"] for i, record in enumerate(own) if record["attention"]},
                 "measures": {name: [record["measures"].get(name) for record in own] for name in measures},
                 "contradictions": find_contradictions(records),
+                "against": {
+                    i: record["contradiction"] for i, record in enumerate(own) if record["contradiction"]
+                },
                 "kind": [KINDS.index(record["kind"]) if record["kind"] else -1 for record in own],
                 "facts": [[facts.setdefault(fact, len(facts)) for fact in record["facts"]] for record in own],
             }
@@ -255,6 +306,7 @@ def page_data(
         "rows": index,
         "runs": columns,
         "texts": list(texts),
+        "phrases": phrases,
         "measures": measures,
         "kinds": KINDS,
         "facts": list(facts),
@@ -282,13 +334,15 @@ def write_gallery(
     official: bool = True,
     name: str = "this run",
     media_root: str | Path | None = None,
+    answers: pd.DataFrame | None = None,
 ) -> Path:
     """Write one page with all captions to `path` and return it.
 
-    Images are read from below `image_root`, by their path relative to the page; up to EMBED_IMAGES of them are also part
-    of the page. `others` are further runs, or epochs of a run, by name; `name` is that of `predictions`.
-    `official=False` labels the scores as computed without WordNet, see `score_name`. Videos are linked only from below
-    `media_root`: pass it for tables of your own, because a table from anyone could link any file.
+    Images are read from below `image_root`, by their path relative to the page; up to EMBED_IMAGES of them
+    are also part of the page. `others` are further runs, or epochs of a run, by name; `name` is that of
+    `predictions`. `official=False` labels the scores as computed without WordNet, see `score_name`. Videos
+    are linked only from below `media_root`: pass it for tables of your own, because a table from anyone could
+    link any file. `answers` are questions about the images.
     """
     path, root, others = Path(path), Path(image_root), others or {}
     media_root = Path(media_root) if media_root else None
@@ -302,11 +356,13 @@ def write_gallery(
         image: _image_entry(record, root, path.parent, embedded, media_root)
         for image, record in first.items()
     }
+    phrases, left_out = _questions(answers, entries)
     problems = Counter(entry["problem"] for entry in entries.values() if "problem" in entry)
+    problems |= {"questions about an image without captions": left_out} if left_out else {}
     page = _template("gallery.html.jinja").render(
         title=printable(title),
         notes=[f"{problem}: {count:,} not shown." for problem, count in problems.items()],
-        data=page_data(runs, entries, official),
+        data=page_data(runs, entries, official, phrases),
         css=Markup(Path(__file__).with_suffix(".css").read_text("utf-8")),
         js=Markup(Path(__file__).with_suffix(".js").read_text("utf-8")),
     )

@@ -1,4 +1,4 @@
-"""Mark the words of a caption against its reference, and find captions of a scenario that contradict each other."""
+"""Mark the words of a caption that differ from its reference, and find contradictions within a scenario."""
 
 import re
 import string
@@ -15,7 +15,8 @@ CONFIDENT = 0.75  # words below this probability are grey
 _COLORS = "black|white|gr[ae]y|red|blue|navy|green|yellow|brown|beige|orange|pink|purple|khaki|cream"
 _COLOR_OF = rf"\b({_COLORS})(?: blue)?(?:[- ]colou?red)?(?: [\w-]+)? (?:%s)\b"
 
-# What cannot change within a scenario. A scenario is flagged if the first match differs between two of its captions.
+# What cannot change within a scenario. A scenario is flagged if the first match differs between two of its
+# captions.
 CONSTANT_FACTS = {
     "color of the upper clothing": _COLOR_OF
     % "jacket|coat|t-?shirt|shirt|blouse|sweater|hoodie|vest|cardigan",
@@ -36,10 +37,10 @@ def _plain(text: str) -> list[str]:
 
 @lru_cache(maxsize=1 << 16)
 def mark_words(caption: str, reference: str) -> tuple[str, str]:
-    """Return a letter per word of both texts: SAME (aligned with an equal word), MOVED (elsewhere in the other), OTHER.
+    """Return a letter per word of both texts: SAME (aligned with an equal word), MOVED or OTHER.
 
-    A word counts as moved only as often as the other text has it left, so "red jacket, black slacks" differs visibly from
-    "black jacket, red slacks". Case and punctuation do not count.
+    A word counts as moved only as often as the other text has it left, so "red jacket, black slacks" differs
+    visibly from "black jacket, red slacks". Case and punctuation do not count.
     """
     texts = _plain(caption), _plain(reference)
     marks = [OTHER] * len(texts[0]), [OTHER] * len(texts[1])
@@ -66,7 +67,8 @@ def mark_words(caption: str, reference: str) -> tuple[str, str]:
 def mark_facts(texts: tuple[str, str], marks: tuple[str, str], facts: Iterable[dict]) -> tuple[str, str]:
     """Mark the words of wrong and omitted facts as FACT, so that they differ visibly from other wording.
 
-    `words` of a fact are those in the caption and those in the reference; without them its values are searched for.
+    `words` of a fact are those in the caption and those in the reference; without them its values are
+    searched for.
     """
     marks = [list(own) for own in marks]
     for fact in facts:
@@ -82,7 +84,7 @@ def mark_facts(texts: tuple[str, str], marks: tuple[str, str], facts: Iterable[d
 def styled_words(
     text: str, marks: str | None, confidence: Sequence[int] | None
 ) -> list[tuple[str, str, bool]]:
-    """Join neighboring words that look the same: (text, mark, whether below CONFIDENT) for each such run of words."""
+    """Join neighboring words that look the same: (text, mark, whether below CONFIDENT) for each run."""
     words = text.split()
     unsure = [percent < 100 * CONFIDENT for percent in confidence or [100] * len(words)]
     looks = zip(words, marks or SAME * len(words), unsure, strict=True)
@@ -94,8 +96,8 @@ def styled_words(
 def find_contradictions(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Find facts that cannot change within a scenario (CONSTANT_FACTS) but do between its captions of one caption type.
 
-    Returns {scenario, subject, aspect, text, values: {value: [images], the most frequent first}}; `text` is, for example,
-    "gender is male in 2 captions (phases 0, 1), female in 1 caption (phase 2)".
+    Returns {scenario, subject, aspect, text, values: {value: [images], the most frequent first}}; `text` is,
+    for example, "gender is male in 2 captions (phases 0, 1), female in 1 caption (phase 2)".
     """
     found: dict[tuple[str, ...], dict[str, list[dict]]] = {}
     for record in records:
