@@ -320,7 +320,13 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_global_batch_stays(drawn, t
 
 def test_best_is_the_epoch_with_the_best_score_and_patience_ends_the_run(drawn, tmp_path, monkeypatch):
     scores = iter([10.0, 30.0, 20.0, 25.0, 40.0])
-    result = {"captions": 1, "distinct": 1.0, "memorized": 0.0, "references": {"distinct": 1.0}, "samples": []}
+    result = {
+        "captions": 1,
+        "distinct": 1.0,
+        "memorized": 0.0,
+        "references": {"distinct": 1.0},
+        "samples": [],
+    }
     result |= {"by_caption_type": {}, "facts": None, "accuracy": None, "score": None, "seconds": 0.0}
     monkeypatch.setattr(train, "validate", lambda *_: {**result, "best_by": next(scores)})
     config = quick(drawn, tmp_path, epochs=5, patience=2, save_ckpt_freq=3)

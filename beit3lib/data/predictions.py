@@ -105,6 +105,15 @@ def is_inside(image: str) -> bool:
     return not absolute and ".." not in image.replace("\\", "/").split("/") and "\0" not in image
 
 
+def inside(image: str, root: str | Path) -> str | None:
+    """Return the path of an image relative to `root`, with "/"; None if it leads out of it by "..", a link or otherwise."""
+    if "\0" in image:  # the system refuses such a path
+        return None
+    root = Path(root).resolve()
+    path = (root / image.replace("\\", "/")).resolve()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else None
+
+
 def _read(path: str | Path) -> dict[str, Any]:
     value = read_json(path, dict)
     if "predictions" not in value:

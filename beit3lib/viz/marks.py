@@ -1,4 +1,4 @@
-"""Mark the words of a caption against its reference, and find captions of a scenario that contradict each other."""
+"""Mark the words of a caption that differ from its reference, and find contradictions within a scenario."""
 
 import string
 from collections import Counter
@@ -10,13 +10,13 @@ from typing import Any
 
 from beit3lib.data.facts import agree, read_facts
 
-SAME, MOVED, OTHER = "same", "moved", "other"
+SAME, MOVED, OTHER, FACT = "s", "m", "o", "f"
 CONFIDENT = 0.75  # words below this probability are grey
 
 # Slots that cannot change within a scenario, which lasts seconds.
 CONSTANT_SLOTS = set(
-    "gender age height_cm upper_garment upper_color lower_garment lower_color hat hat_color glasses cane weather light setting "
-    "surface_condition incline surface road_type ways lanes sidewalk roadside_strip street_lights".split()
+    "gender age height_cm upper_garment upper_color lower_garment lower_color hat hat_color glasses cane weather light "
+    "setting surface_condition incline surface road_type ways lanes sidewalk roadside_strip street_lights".split()
 )
 
 
@@ -26,43 +26,58 @@ def _plain(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=1 << 16)
-def mark_words(caption: str, reference: str) -> tuple[list[str], list[str]]:
-    """Mark each word of both texts as SAME (aligned with an equal word), MOVED (elsewhere in the other text) or OTHER.
+def mark_words(caption: str, reference: str) -> tuple[str, str]:
+    """Return a letter per word of both texts: SAME (aligned with an equal word), MOVED or OTHER.
 
-    A word counts as moved only as often as the other text has it left, so "red jacket, black slacks" differs visibly from
-    "black jacket, red slacks". Case and punctuation do not count.
+    A word counts as moved only as often as the other text has it left, so "red jacket, black slacks" differs
+    visibly from "black jacket, red slacks". Case and punctuation do not count.
     """
-    words = _plain(caption), _plain(reference)
-    marks = [OTHER] * len(words[0]), [OTHER] * len(words[1])
+    texts = _plain(caption), _plain(reference)
+    marks = [OTHER] * len(texts[0]), [OTHER] * len(texts[1])
     if (
-        len(words[0]) * len(words[1]) < 1_000_000
-    ):  # the alignment of two texts of "dark dark dark …" takes quadratic time
-        for block in SequenceMatcher(None, *words, autojunk=False).get_matching_blocks():
-            marks[0][block.a : block.a + block.size] = marks[1][block.b : block.b + block.size] = [
-                SAME
-            ] * block.size
+        len(texts[0]) * len(texts[1]) < 1_000_000
+    ):  # aligning two texts of "dark dark dark …" takes quadratic time
+        for i, j, size in SequenceMatcher(None, *texts, autojunk=False).get_matching_blocks():
+            marks[0][i : i + size] = marks[1][j : j + size] = [SAME] * size
     left = [
-        Counter(w for w, mark in zip(*pair, strict=True) if mark == OTHER)
-        for pair in zip(words, marks, strict=True)
+        Counter(word for word, mark in zip(words, own, strict=True) if mark == OTHER)
+        for words, own in zip(texts, marks, strict=True)
     ]
-    for own, own_marks in zip(words, marks, strict=True):
+    for words, own in zip(texts, marks, strict=True):
         common = left[0] & left[1]
-        for i, word in enumerate(own):
+        for i, word in enumerate(words):
             if not word:  # a lone punctuation mark
-                own_marks[i] = SAME
-            elif own_marks[i] == OTHER and common[word] > 0:
+                own[i] = SAME
+            elif own[i] == OTHER and common[word] > 0:
                 common[word] -= 1
-                own_marks[i] = MOVED
-    return marks
+                own[i] = MOVED
+    return "".join(marks[0]), "".join(marks[1])
+
+
+def mark_facts(texts: tuple[str, str], marks: tuple[str, str], facts: Iterable[dict]) -> tuple[str, str]:
+    """Mark the words of wrong and omitted facts as FACT, so that they differ visibly from other wording.
+
+    `words` of a fact are those in the caption and those in the reference; without them its values are
+    searched for.
+    """
+    marks = [list(own) for own in marks]
+    for fact in facts:
+        phrases = fact.get("words") or (fact["predicted"], fact["reference"])
+        for text, own, phrase in zip(texts, marks, phrases, strict=True):
+            words, wanted = _plain(text), _plain(str(phrase or ""))
+            for i in range(len(words)) if wanted and fact["outcome"] in ("wrong", "omitted") else ():
+                if words[i : i + len(wanted)] == wanted:
+                    own[i : i + len(wanted)] = FACT * len(wanted)
+    return "".join(marks[0]), "".join(marks[1])
 
 
 def styled_words(
-    text: str, marks: Sequence[str] | None, confidence: Sequence[int] | None
+    text: str, marks: str | None, confidence: Sequence[int] | None
 ) -> list[tuple[str, str, bool]]:
-    """Join neighboring words that look the same: (text, mark, grey) for each such run of words."""
+    """Join neighboring words that look the same: (text, mark, whether below CONFIDENT) for each run."""
     words = text.split()
-    grey = [percent < 100 * CONFIDENT for percent in confidence] if confidence else [False] * len(words)
-    looks = zip(words, marks or [SAME] * len(words), grey, strict=True)
+    unsure = [percent < 100 * CONFIDENT for percent in confidence or [100] * len(words)]
+    looks = zip(words, marks or SAME * len(words), unsure, strict=True)
     return [
         (" ".join(word for word, *_ in run), *look) for look, run in groupby(looks, key=lambda each: each[1:])
     ]
@@ -71,8 +86,9 @@ def styled_words(
 def find_contradictions(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Find facts that cannot change within a scenario but do between its captions of one caption type.
 
-    Returns {scenario, subject, aspect, text, values: {fact: [images], the most frequent first}}. A `text` is, for example,
-    "gender is male in 2 captions (phases 0, 1), female in 1 caption (phase 2)", a fact "gender: male".
+    Returns {scenario, subject, aspect, text, values: {fact: [images], the most frequent first}}. A `text` is,
+    for example, "gender is male in 2 captions (phases 0, 1), female in 1 caption (phase 2)", a fact "gender:
+    male".
     """
     found: dict[tuple[str, ...], dict[str | int, list[dict]]] = {}
     for record in records:

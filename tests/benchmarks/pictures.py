@@ -79,7 +79,9 @@ def captions_as_card(predictions: pd.DataFrame, run: Path) -> Image.Image:
         predictions[predictions["image"].isin(bright)].groupby("image")["official_score"].mean().sort_values()
     )
     image = scores.index[len(scores) // 2]
-    return screenshot_of_html(caption_cards(predictions[predictions["image"] == image], run, 1), 1100, 2400)
+    return screenshot_of_html(
+        caption_cards(predictions[predictions["image"] == image], run, 1).data, 1100, 2400
+    )
 
 
 def smaller_jpeg(match: re.Match) -> str:
