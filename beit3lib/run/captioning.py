@@ -365,7 +365,7 @@ def caption_images(
     job = CaptionJob(images, Path(root), output, rank)
     if job.is_complete(options):
         print(f"{output}: complete. Delete it to caption these images again.")
-        return read_predictions(output).drop(columns="outside")
+        return read_predictions(output)
     with lock_folder(output.parent, "captioning", output.name) if rank == 0 else nullcontext():
         if rank == 0:
             job.start(options, batch_size, partial(choose_batch_size, captioner, num_beams))

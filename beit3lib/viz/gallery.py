@@ -34,7 +34,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from beit3lib.data.images import open_image
-from beit3lib.data.predictions import is_inside, read_meta, read_predictions
+from beit3lib.data.predictions import inside, read_meta, read_predictions
 from beit3lib.data.schema import PHASES, SUBJECTS
 from beit3lib.files import exit_on_error, finite, printable, write_text
 from beit3lib.track2.metrics import score_name
@@ -189,9 +189,9 @@ def _image_entry(
     """
     entry = {name: record[name] for name in ("image", *ABOUT_IMAGE)}
     entry |= {"about": phase_name(record["phase"], record["label"]), "boxes": record["boxes"]}
-    if not is_inside(record["image"]):
+    if (relative := inside(record["image"], root)) is None:
         return entry | {"problem": "image path outside image_root"}
-    path = root / record["image"]
+    path = root / relative
     if not path.is_file():
         return entry | {"problem": "image not found"}
     if page_folder is not None:

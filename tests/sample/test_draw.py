@@ -54,7 +54,7 @@ def test_caption_files_have_every_key_of_real_ones(root):
 
 
 def test_views_of_a_scenario_have_different_times_and_one_caption(root):
-    phases = read_wts(root, "train").phases
+    phases = read_wts(root).phases.query("split == 'train'")
     both = phases.groupby(["scenario", "phase"]).filter(lambda rows: rows["view"].nunique() == 2)
     assert len(both)
     for _, rows in both.groupby(["scenario", "phase"]):
