@@ -2,8 +2,9 @@
 
     {"<scenario>": {"videos": ["a.mp4", …], "caption": [{"label": "0", "caption": "…"}, …]}, …}
 
-Every caption of an entry is paired with every video of the entry. Videos of a scenario with different captions have
-entries of their own, named `<scenario>`, `<scenario>#2`, …; the original repository does not use the names.
+Every caption of an entry is paired with every video of the entry. Videos of a scenario with different
+captions have entries of their own, named `<scenario>`, `<scenario>#2`, …; the original repository does not
+use the names.
 """
 
 import re
@@ -32,12 +33,12 @@ class CaptionTable(NamedTuple):
 
 
 def caption_file_name(subject: str, aspect: str) -> str:
-    """Return the original repository's name of a caption file, such as `vehicle_caption_moving_datasets.json`."""
+    """Return a caption file's name in the original repository: `vehicle_caption_moving_datasets.json`."""
     return f"{subject}_caption_{aspect}_datasets.json"
 
 
 def caption_type_of(path: Path) -> tuple[str, str] | None:
-    """Return (subject, aspect) from the name of a caption file, spelled with `-` or `_`; None for any other name."""
+    """Return (subject, aspect) from a caption file's name, spelled with `-` or `_`; None for other names."""
     match = FILE_NAME.fullmatch(path.name)
     aspect = match[2].lower().replace("-", "_") if match else None
     return (match[1].lower(), aspect) if aspect in ASPECTS else None
@@ -55,7 +56,7 @@ def write_caption_files(phases: pd.DataFrame, folder: str | Path) -> list[Path]:
 
 
 def write_captions(table: pd.DataFrame, folder: str | Path) -> list[Path]:
-    """Write a caption file for each subject and aspect in a table with `CAPTION_COLUMNS`, and return their paths."""
+    """Write one caption file per subject and aspect of a table with `CAPTION_COLUMNS`; return their paths."""
     paths = []
     for caption_type, rows in table.sort_values("phase", kind="stable").groupby(["subject", "aspect"]):
         texts = defaultdict(dict)  # {(scenario, video): {(label, caption): None}}
@@ -95,9 +96,10 @@ def read_caption_files(source: str | Path) -> CaptionTable:
 def read_caption_file(
     path: Path, problems: list[Problem], keep_empty: bool = False
 ) -> Iterator[tuple[str, list[str], str, int, str | None]]:
-    """Yield (scenario, videos, label, phase, caption) of one caption file; append entries that are skipped to `problems`.
+    """Yield (scenario, videos, label, phase, caption) of one caption file; skipped entries become `problems`.
 
-    With `keep_empty`, for files of segments to caption, a caption without words is yielded as None instead of skipped.
+    With `keep_empty`, for files of segments to caption, a caption without words is yielded as None instead of
+    skipped.
     """
     try:
         content = read_json(path, dict)

@@ -23,15 +23,14 @@ with suppress(ImportError):  # an optional package, which adds HEIC to Pillow's 
 # EPS is absent, because Pillow runs Ghostscript for it; IPTC may contain EPS. Pillow reads AVIF since 11.3.
 Image.init()
 FORMATS = Image.OPEN.keys() & {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF"}
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # of images of phases, in lower or upper case
-NAME = re.compile(
-    rf"(?:avg)?(?P<video>.+)phase(?P<label>\d+|{'|'.join(PHASES)})"
-)  # of these images, without suffix
+# Suffixes, in lower or upper case, and names of the images of phases.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+NAME = re.compile(rf"(?:avg)?(?P<video>.+)phase(?P<label>0*[0-4]|{'|'.join(PHASES)})")
 ImageError = FileError  # a file that cannot be opened as an image; the message names it
 
 
 def open_image(image: str | Path | Image.Image) -> Image.Image:
-    """Return an image (a path, or an image that Pillow opened) as RGB, rotated upright by its EXIF orientation.
+    """Return an image (a path, or an image that Pillow opened) as RGB, upright by its EXIF orientation.
 
     Raises FileNotFoundError, or ImageError for a file that Pillow cannot open or that is damaged.
     """
@@ -76,12 +75,12 @@ def list_images(folder: str | Path) -> dict[str, Path]:
 def find_image(
     images: dict[str, Path], video: str, *labels: object, prefixes: tuple[str, ...] = ("avg", "")
 ) -> Path | None:
-    """Return the image `{prefix}{video stem}phase{label}` of a phase among those of `list_images`, or None."""
+    """Return the image `{prefix}{video stem}phase{label}` among those of `list_images`, or None."""
     stems = (f"{prefix}{video_stem(video)}phase{label}" for label in labels for prefix in prefixes)
     return next((images[stem] for stem in stems if stem in images), None)
 
 
 def parse_image_name(path: Path) -> tuple[str, str] | None:
-    """Return video and label from the name of the image of a phase; None for any other file, such as `phases.png`."""
+    """Return (video, label) from the name of a phase's image; None for other files, such as `phases.png`."""
     found = NAME.fullmatch(path.stem) if path.suffix.lower() in IMAGE_SUFFIXES else None
     return (f"{found['video']}.mp4", found["label"]) if found else None

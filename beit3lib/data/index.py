@@ -1,8 +1,8 @@
 """Write and read the index of a split, which pairs captions with images.
 
-`coco_captioning.{train,val,test}.jsonl` has one JSON object per line. The reference implementation reads `image_path`
-(relative to the file's folder), `text_segment` (token ids without special tokens, or null) and `image_id`; the other keys
-are subject, aspect, caption and `schema.IMAGE_COLUMNS`.
+`coco_captioning.{train,val,test}.jsonl` has one JSON object per line. The reference implementation reads
+`image_path` (relative to the file's folder), `text_segment` (token ids without special tokens, or null) and
+`image_id`; the other keys are subject, aspect, caption and `schema.IMAGE_COLUMNS`.
 """
 
 import json
@@ -111,7 +111,7 @@ def build_index(
 
 
 def index_images(phases: pd.DataFrame, image_dir: str | Path, out_path: str | Path) -> IndexReport:
-    """Write the index of images without captions, as in the test split: one line per image, with text_segment null."""
+    """Write the index of images without captions (the test split): one line each, with text_segment null."""
     pairs = phases.reindex(columns=[*COLUMNS, "image"]).assign(subject=None, aspect=None, caption=None)
     lines, problems = _lines(pairs, image_dir, out_path)
     return write_index(out_path, lines, len(pairs) - len(lines), problems)
@@ -120,7 +120,7 @@ def index_images(phases: pd.DataFrame, image_dir: str | Path, out_path: str | Pa
 def _lines(
     pairs: pd.DataFrame, image_dir: str | Path, out_path: str | Path
 ) -> tuple[list[dict], list[Problem]]:
-    """Return a line for each row whose `image` can be opened, without text_segment; the others are problems."""
+    """Return a line, without text_segment, for each row whose `image` can be opened; others are problems."""
 
     @cache  # ten captions of a phase share an image
     def why_skipped(name: str | None) -> str:
@@ -166,9 +166,10 @@ def write_index(
 
 
 def read_index(path: str | Path) -> pd.DataFrame:
-    """Read an index of this package or of the reference implementation as one row per line, with the keys of `Line`.
+    """Read an index of this package or of the reference implementation: one row per line, the keys of `Line`.
 
-    Values that a line lacks are None. Raises FileNotFoundError, or FileError with the number of a broken line.
+    Values that a line lacks are None. Raises FileNotFoundError, or FileError with the number of a broken
+    line.
     """
     texts, lines = filter(None, read_text(path).split("\n")), []
     try:

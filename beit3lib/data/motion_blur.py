@@ -4,12 +4,13 @@
     images = motion_blur("clip.mp4", [(0.0, 1.3), (1.3, 2.6)]).images    # two 224 × 224 images
     phases, problems = blur_table(phases, "runs/mine/images")            # every video of a download
 
-An image is the weighted mean of the frames of a phase. As in the original repository each frame is resized to a square,
-which squeezes a 16:9 frame. One pass is about twice as fast as seeking to each phase (measured by tests/clips.py).
+An image is the weighted mean of the frames of a phase. As in the original repository each frame is resized to
+a square, which squeezes a 16:9 frame. One pass is about twice as fast as seeking to each phase (measured by
+tests/clips.py).
 
-`blur_table` runs on the active joblib backend, for example on a Dask cluster of several machines that have the videos and
-the folder of images under the same paths: `with joblib.parallel_config("dask"): blur_table(…)` after creating a
-`dask.distributed.Client`.
+`blur_table` runs on the active joblib backend, for example on a Dask cluster of several machines that have
+the videos and the folder of images under the same paths: `with joblib.parallel_config("dask"): blur_table(…)`
+after creating a `dask.distributed.Client`.
 """
 
 import json
@@ -63,19 +64,19 @@ def motion_blur(
 ) -> Blur:
     """Average the frames of each span (start, end), in seconds from the video's first frame.
 
-    `weights`: "linear" gives the n frames of a span the weights 1 … n, normalized, so that later frames weigh more;
-    "equal" gives all frames the same weight. Spans may overlap, be in any order, have no length or end after the video; a
-    span without a frame gets the frame nearest to it. Problems contain the `names` of the spans. `threads` is the number
-    of threads that decode (0: the decoder chooses). A file that is not a video raises ValueError or PyAV's error.
+    `weights`: "linear" gives the n frames of a span the weights 1 … n, normalized, so that later frames weigh
+    more; "equal" gives all frames the same weight. Spans may overlap, be in any order, have no length or end
+    after the video; a span without a frame gets the frame nearest to it. Problems contain the `names` of the
+    spans. `threads` is the number of threads that decode (0: the decoder chooses). A file that is not a video
+    raises ValueError or PyAV's error.
     """
     assert weights in WEIGHTS, f"weights: expected one of {', '.join(WEIGHTS)}, found {weights!r}"
     path = check_regular_file(video_path)
     names = names or [f"{start:g}–{end:g} s" for start, end in spans_s]
-    # Running sums, so that memory does not grow with the spans; a sum of 10,000 frames exceeds the 24 bits of float32.
+    # Running sums, so that memory does not grow with the spans; 10,000 frames exceed the 24 bits of float32.
     sums, counts = np.zeros((len(spans_s), image_size, image_size, 3)), [0] * len(spans_s)
-    middle = [(math.inf, 0.0, None)] * len(
-        spans_s
-    )  # the frame nearest to the middle of a span, its distance and time
+    # The frame nearest to the middle of each span: its distance, its time, and the frame.
+    middle = [(math.inf, 0.0, None)] * len(spans_s)
     first, last_s, damage = None, -math.inf, []
     with av.open(str(path)) as container:
         stream = container.streams.best("video")  # not the first one, which may be cover art
@@ -93,7 +94,7 @@ def motion_blur(
                     pixels = _resize(frame, image_size) if pixels is None else pixels  # once for all spans
                     counts[i] += 1
                     sums[i] += pixels * float(counts[i] if weights == "linear" else 1)
-    if spans_s and first is None:
+    if first is None:
         raise ValueError(f"{path}: expected a video, found no frame that can be decoded")
     blur = Blur([], [], counts, [])
     for (start_s, end_s), name, count, total, (_, time_s, frame) in zip(
@@ -128,7 +129,7 @@ def _upright(pixels: np.ndarray, frame: av.VideoFrame) -> Image.Image:
 def _frames(
     container: Any, stream: Any, spans_s: Sequence[Span], damage: list[Problem]
 ) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Yield (time in s, frame) in order, each frame once: those of all spans, and the ones before and after each span.
+    """Yield (time in s, frame) in order, each frame once: those of all spans, and those around each span.
 
     Long stretches without a span are skipped by seeking to a keyframe; the frames of the spans are the same.
     """
@@ -161,7 +162,7 @@ def _decode(container: Any, stream: Any, damage: list[Problem]) -> Iterator[av.V
 
 
 def image_name(video: str, phase: int) -> str:
-    """Name the image of a phase as the original repository does: `avg{video stem}phase{phase}.jpg`, phase 0–4."""
+    """Name the image of a phase as in the original repository: `avg{video stem}phase{phase}.jpg`."""
     return f"avg{video_stem(video)}phase{phase}.jpg"
 
 
@@ -188,14 +189,15 @@ def blur_table(
     weights: str = "linear",
     frames_dir: str | Path | None = None,
 ) -> ImageTable:
-    """Make the image of every row of a WTS table, in `jobs` processes (None: one per core, or the active backend's).
+    """Make the image of every row of a WTS table in `jobs` processes (None: as many as the backend has).
 
-    Adds the columns image, frame_width_px and frame_height_px. An existing image that was made with the same times, size,
-    weights and video file is kept, and its problems are listed again. A video that cannot be read, or that ends its
-    process, is a problem; all others are read. Two videos of one name in different scenarios get images of different names.
+    Adds the columns image, frame_width_px and frame_height_px. An existing image that was made with the same
+    times, size, weights and video file is kept, and its problems are listed again. A video that cannot be
+    read, or that ends its process, is a problem; all others are read. Two videos of one name in different
+    scenarios get images of different names.
 
-    With `frames_dir` the frame in the middle of each phase is written there under the same name, sharp, in its own aspect
-    ratio and with at most `MAX_FRAME_PX` pixels a side.
+    With `frames_dir` the frame in the middle of each phase is written there under the same name, sharp, in
+    its own aspect ratio and with at most `MAX_FRAME_PX` pixels a side.
     """
     # Processes of a cluster have other working directories, so all paths are absolute.
     folders = [Path(path).resolve() for path in (folder, frames_dir) if path]
@@ -222,7 +224,7 @@ def blur_table(
 
 
 def _name_images(phases: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
-    """Add the column `image`, with the scenario in the name where another row has a video of the same name."""
+    """Add the column `image`; the name has the scenario where another row has a video of the same name."""
     names: dict[str, int] = {}  # {image: position of its row}
     problems = []
     for position, row in enumerate(phases.itertuples()):
@@ -246,7 +248,7 @@ def _run(work: list[tuple], processes: int) -> Iterator[_Done]:
                 count += 1
                 yield done
         except TerminatedWorkerError:
-            # joblib starts jobs in order and some 2 × processes ahead, so one of these probably killed its process.
+            # joblib starts jobs in order, some 2 × processes ahead, so one of these probably killed its own.
             for args in work[count : count + 2 * processes]:
                 count += 1
                 try:
@@ -277,7 +279,7 @@ def _blur_video(
             found = _read_record(folders, row.image, record)
             (todo if found is None else existing)[row.image] = found or record
         spans_s, names = ([record[key] for record in todo.values()] for key in ("span_s", "phase"))
-        blur = motion_blur(path, spans_s, size, weights, names, threads)
+        blur = motion_blur(path, spans_s, size, weights, names, threads) if todo else blur
     except (OSError, ValueError, OverflowError, av.error.FFmpegError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).removeprefix(f"{path}: ")
         what = f"{len(rows) - len(existing)} of {len(rows)} phases skipped: {reason}"
@@ -299,7 +301,8 @@ def _blur_video(
 def _read_record(folders: list[Path], name: str, record: dict) -> dict | None:
     """Return the JPEG comment of an image, or None if the image must be made (again).
 
-    The comment must contain `record`: the options, the times, and the size and modification time of the video.
+    The comment must contain `record`: the options, the times, and the size and modification time of the
+    video.
     """
     if not all((folder / name).is_file() for folder in folders):
         return None

@@ -52,14 +52,14 @@ COLUMNS = tuple(Record.model_fields)
 def read_predictions(path: str | Path) -> pd.DataFrame:
     """Read and check a predictions file; returns one row per record with `COLUMNS`.
 
-    A file may come from anyone: show only images that `inside` finds. Raises `FileError` with the file and the number
-    (from 0) of the first wrong record.
+    A file may come from anyone: show only images that `inside` finds. Raises `FileError` with the file and
+    the number (from 0) of the first wrong record.
     """
     return predictions_table([list(dict(record).values()) for record in _read(path).predictions])
 
 
 def predictions_table(records: list) -> pd.DataFrame:
-    """Records (lists in the order of `COLUMNS`, or dicts) as a table: numbers as floats, missing text as None."""
+    """Return records (dicts, or lists in the order of `COLUMNS`) as a table; missing text is None."""
     table = pd.DataFrame(records, columns=list(COLUMNS), dtype=object)
     table = table.where(table.notna(), None)
     return table.astype({"log_prob": float, "official_score": float})
@@ -78,7 +78,7 @@ def _read(path: str | Path) -> Predictions:
 
 
 def write_predictions(path: str | Path, table: pd.DataFrame, meta: dict[str, Any]) -> Path:
-    """Write `table` (missing columns become null) and `meta`, one record per line, completely or not at all."""
+    """Write `table` (missing columns become null) and `meta`, one record per line, atomically."""
     table = table.reindex(columns=COLUMNS).astype(object)
     records = table.where(table.notna(), None).to_dict("records")
     meta, *lines = (json.dumps(value, ensure_ascii=False, allow_nan=False) for value in [meta, *records])
@@ -86,7 +86,7 @@ def write_predictions(path: str | Path, table: pd.DataFrame, meta: dict[str, Any
 
 
 def inside(image: str, root: str | Path) -> str | None:
-    """Return the path of an image relative to `root`, with "/"; None if it leads out of it by "..", a link or otherwise."""
+    """Return the path of an image relative to `root`, with "/"; None if it leads out, also by a link."""
     if "\0" in image:  # the system refuses such a path
         return None
     root = Path(root).resolve()

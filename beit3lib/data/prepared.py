@@ -1,17 +1,17 @@
 """Import a data set laid out as in the original repository: images and caption files.
 
     your_input/
-       avg_normal_244_train/   avg20230707_11_SY3_T1_Camera1_0phase0.jpg …    or …/image_aic/train/…, .jpg or .png
-       avg_normal_244_test/    …
-       vehicle_caption/        train/*.json, val/*.json                       and pedestrian_caption/ likewise
-       test-6/                 for_test.json: the segments to caption, as a caption file
+       avg_normal_244_train/   avg20230707_11_SY3_T1_Camera1_0phase0.jpg …    or …/image_aic/train/…, .jpg or
+       .png avg_normal_244_test/    … vehicle_caption/        train/*.json, val/*.json
+       and pedestrian_caption/ likewise test-6/                 for_test.json: the segments to caption, as a
+       caption file
 
     from beit3lib.data.prepared import find_prepared, import_prepared
     phases, problems = import_prepared(find_prepared("your_input"), "runs/mine")
 
-Names may contain `-` instead of `_`, and folders may be nested differently: the split is that of the innermost folder
-with train, val or test in its name. Some subjects or aspects may be absent. The two index calls of the original repository
-work if its import lines are changed to
+Names may contain `-` instead of `_`, and folders may be nested differently: the split is that of the
+innermost folder with train, val or test in its name. Some subjects or aspects may be absent. The two index
+calls of the original repository work if its import lines are changed to
 
     from beit3lib.data.prepared import original_index as _make_captioning_coco_karpathy_dataset_index
     from beit3lib.tokenizer import load_tokenizer as XLMRobertaTokenizer
@@ -75,7 +75,7 @@ def find_prepared(root: str | Path) -> PreparedRoot | None:
 
 
 def _split_of(root: Path, path: Path) -> str | None:
-    """Return the split in the name of the innermost folder that has one: test for `avg-normal-244-test/image_aic/`."""
+    """Return the split that the innermost folder names: test for `avg-normal-244-test/image_aic/`."""
     folders = reversed(path.relative_to(root).parts[:-1])
     words = [word for folder in folders for word in re.split("[-_]", folder.lower())]
     return next((word for word in words if word in SPLITS), None)
@@ -84,9 +84,9 @@ def _split_of(root: Path, path: Path) -> str | None:
 def import_prepared(prepared: PreparedRoot, run: str | Path) -> ImageTable:
     """Copy the images into `run`/images and write `run`/captions/{train,val}, split as the files are.
 
-    If the input has no validation split, a tenth of the recordings of train becomes val. Segments to caption become rows
-    of the test split without captions. A phase without an image is a problem and skipped, and so are images that no file
-    lists. One problem has the number of images that are in both train and val.
+    If the input has no validation split, a tenth of the recordings of train becomes val. Segments to caption
+    become rows of the test split without captions. A phase without an image is a problem and skipped, and so
+    are images that no file lists. One problem has the number of images that are in both train and val.
     """
     run, problems = Path(run), []
     captions = _read_captions(prepared, problems)
@@ -144,7 +144,7 @@ def import_prepared(prepared: PreparedRoot, run: str | Path) -> ImageTable:
 
 
 def _phase_row(key: tuple, captions: pd.DataFrame) -> dict[str, Any]:
-    """Return the row of phases.csv for the captions of one video and phase; `key` has the values of `KEYS`."""
+    """Return the row of phases.csv of one video and phase; `key` has the values of `KEYS`."""
     _, scenario, video, _ = key
     is_vehicle = _source(scenario) == "bdd" or "vehicle_view" in video
     row = dict(zip(KEYS, key, strict=True)) | {
@@ -173,8 +173,8 @@ def list_test_segments(prepared: PreparedRoot) -> pd.DataFrame:
 def _read_captions(prepared: PreparedRoot, problems: list[Problem]) -> pd.DataFrame:
     """Return one row per caption and video: split, and the columns of a caption table.
 
-    Segments to caption have no subject, aspect and caption. Without a file of such segments they are those of the images
-    in folders of the test split, by their names.
+    Segments to caption have no subject, aspect and caption. Without a file of such segments they are those of
+    the images in folders of the test split, by their names.
     """
     rows = []
     for file in prepared.files:
@@ -190,7 +190,9 @@ def _read_captions(prepared: PreparedRoot, problems: list[Problem]) -> pd.DataFr
         for video, label in tests:
             rows.append(("test", _scenario(video), video, label, parse_phase(label), None, None, None))
         if tests:
-            what = f"{len(tests)} images of the test split, but no for_test.json; segments are named by the images"
+            what = (
+                f"{len(tests)} images of the test split without for_test.json; segments named by the images"
+            )
             problems.append(Problem(str(prepared.root), what))
     return pd.DataFrame(rows, columns=["split", *CAPTION_COLUMNS])
 
@@ -209,9 +211,7 @@ def _copy(source: Path, target: Path) -> None:
     time_ns = source.stat().st_mtime_ns
     if target.is_file() and target.stat().st_mtime_ns == time_ns:
         return
-    image = open_image(
-        source
-    )  # raises ImageError also for a damaged JPEG, which is copied unchanged otherwise
+    image = open_image(source)  # raises ImageError also for a damaged JPEG, which would be copied unchanged
     with atomic_path(target) as temporary:
         if source.suffix.lower() == ".png":
             image.save(temporary, quality=95, subsampling=0)
@@ -231,10 +231,10 @@ def original_index(
     """Write `coco_captioning.{split_name}.jsonl` into the working directory, as the original repository does.
 
     Every caption of the caption file `data_path` is paired with every video of its scenario that has an image
-    `{type}{video stem}phase{label}` in `image_dir`; "avg" and no prefix, and all spellings of the suffix, are found as
-    well. Image paths are absolute; captions without words get text_segment null. The lines have no subject and aspect,
-    because the original model is trained on one caption type without a prompt. `split` has no effect in the original
-    function either.
+    `{type}{video stem}phase{label}` in `image_dir`; "avg" and no prefix, and all spellings of the suffix, are
+    found as well. Image paths are absolute; captions without words get text_segment null. The lines have no
+    subject and aspect, because the original model is trained on one caption type without a prompt. `split`
+    has no effect in the original function either.
     """
     path, out_path = check_regular_file(data_path), Path(INDEX_NAME.format(split=split_name))
     images, prefixes = list_images(image_dir), tuple(dict.fromkeys((type, "avg", "")))

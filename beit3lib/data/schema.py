@@ -21,8 +21,8 @@ UNNAMED: CaptionType = ("", "")
 
 # They describe the image of a phase.
 IMAGE_COLUMNS = ("split", "source", "scenario", "view", "video", "label", "phase")
-# The columns of phases.csv, which also has `image`, `frame_width_px` and `frame_height_px` of `blur_table` and the boxes
-# of `first_boxes`. Times are by the video's own clock.
+# The columns of phases.csv, which also has `image`, `frame_width_px` and `frame_height_px` of `blur_table`
+# and the boxes of `first_boxes`. Times are by the video's own clock.
 PHASE_COLUMNS = (
     *("split", "source", "scenario", "view", "video", "video_path", "label", "phase", "start_s", "end_s"),
     *("caption_vehicle", "caption_pedestrian"),
@@ -35,14 +35,14 @@ NUMBERS |= {"frame_width_px": "int64", "frame_height_px": "int64"}
 def write_table(path: str | Path, table: pd.DataFrame) -> Path:
     """Write a table as CSV with quoted text, so that captions with commas or line ends survive.
 
-    Missing values are empty. Cells that begin with = + - @ are written unchanged, although a spreadsheet may read them as
-    formulas.
+    Missing values are empty. Cells that begin with = + - @ are written unchanged, although a spreadsheet may
+    read them as formulas.
     """
     return write_text(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC))
 
 
 def read_table(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
-    """Read a table of `write_table`; text stays text ("04", "N/A", "None", "nan"), and only empty cells are None.
+    """Read a table of `write_table`; text stays text ("04", "N/A", "nan"), and only empty cells are None.
 
     Raises FileError, with the path, for a file that is truncated, is not CSV or lacks one of `columns`.
     """
@@ -56,16 +56,15 @@ def read_table(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
         table[list(columns)]  # raises KeyError if one is missing
         numbers = {name: table[name].astype(kind) for name, kind in NUMBERS.items() if name in table}
     except (ValueError, TypeError, KeyError, csv.Error) as error:
+        todo = "Rerun the stage that writes it."
         raise FileError(
-            f"{path}: expected a complete table in CSV, found another file ({error}). Rerun the stage that writes it."
+            f"{path}: expected a complete table in CSV, found another file ({error}). {todo}"
         ) from None
     return table.astype(object).where(table.notna(), None).assign(**numbers)
 
 
 def first_error(error: pydantic.ValidationError) -> str:
-    """Return the first of pydantic's errors in one line: "subject: expected 'vehicle' or 'pedestrian', found 'dog'"."""
+    """Return pydantic's first error: "subject: expected 'vehicle' or 'pedestrian', found 'dog'"."""
     first = error.errors()[0]
-    where = " ".join(map(str, first["loc"]))
-    return f"{where}: {first['msg'].replace('Input should be', 'expected')}, found {first['input']!r:.60}".lstrip(
-        ": "
-    )
+    where, what = " ".join(map(str, first["loc"])), first["msg"].replace("Input should be", "expected")
+    return f"{where}: {what}, found {first['input']!r:.60}".lstrip(": ")

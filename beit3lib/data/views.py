@@ -31,13 +31,13 @@ class Boxes(NamedTuple):
 
 
 def read_boxes(root: str | Path, phases: pd.DataFrame) -> Boxes:
-    """Read the boxes of the videos in `phases`: one row per video, subject, kind and phase, annotated ones first.
+    """Read the boxes of the videos in `phases`: one row per video, subject, kind and phase, annotated first.
 
-    `subject` is pedestrian or vehicle (boxes of BDD are the pedestrian's), `kind` annotated (by hand, the first frame
-    of a phase) or generated (by a tracker, every frame), `bbox_xywh_px` the box in the phase's first frame with one, in
-    pixels of the video's own frames, and `largest_px2` the area of the largest box. WTS has phases and videos without
-    boxes, and boxes without an area (quirk 11). Entries without an area, a phase or numbers are skipped, with one problem
-    per file.
+    `subject` is pedestrian or vehicle (boxes of BDD are the pedestrian's), `kind` annotated (by hand, the
+    first frame of a phase) or generated (by a tracker, every frame), `bbox_xywh_px` the box in the phase's
+    first frame with one, in pixels of the video's own frames, and `largest_px2` the area of the largest box.
+    WTS has phases and videos without boxes, and boxes without an area (quirk 11). Entries without an area, a
+    phase or numbers are skipped, with one problem per file.
     """
     root, problems, rows = Path(root).expanduser(), [], []
     wanted = {
@@ -66,16 +66,17 @@ def read_boxes(root: str | Path, phases: pd.DataFrame) -> Boxes:
             of_phase[phase] = min(first, (frame, box)), max(largest, box[2] * box[3])
         rows += [(*about, phase, *first, largest) for phase, (first, largest) in of_phase.items()]
         if skipped:
-            what = f"{skipped} of {len(content['annotations'])} boxes skipped: no area, or no phase, frame and four numbers"
-            problems.append(Problem(relative.as_posix(), what))
+            what = f"{skipped} of {len(content['annotations'])} boxes skipped"
+            problems.append(Problem(relative.as_posix(), f"{what}: no area, phase, frame or four numbers"))
     boxes = pd.DataFrame.from_records(rows, columns=BOX_COLUMNS)
     return Boxes(boxes.sort_values("kind", kind="stable", ignore_index=True), problems)
 
 
 def first_boxes(root: str | Path, phases: pd.DataFrame) -> pd.DataFrame:
-    """Add the columns box_vehicle_xywh_px and box_pedestrian_xywh_px: "x y w h" in the phase's first frame, or "".
+    """Add box_vehicle_xywh_px and box_pedestrian_xywh_px: "x y w h" in the phase's first frame, or "".
 
-    Annotated boxes come before generated ones. Compare them with frame_width_px and frame_height_px of `blur_table`.
+    Annotated boxes come before generated ones. Compare them with frame_width_px and frame_height_px of
+    `blur_table`.
     """
     boxes = read_boxes(root, phases).boxes.drop_duplicates([*VIDEO, "phase", "subject"])
     keys = boxes[[*VIDEO, "phase", "subject"]].itertuples(index=False, name=None)
@@ -98,7 +99,7 @@ class ViewChoice(NamedTuple):
 
 
 class ChosenViews(NamedTuple):
-    """The phases of the chosen videos, one choice per scenario (`pandas.DataFrame(choices)`), and the problems."""
+    """The phases of the chosen videos, one choice per scenario, and the problems."""
 
     phases: pd.DataFrame
     choices: list[ViewChoice]
@@ -108,10 +109,11 @@ class ChosenViews(NamedTuple):
 def choose_views(phases: pd.DataFrame, views: str = "all", root: str | Path | None = None) -> ChosenViews:
     """Keep the rows of the chosen videos of each scenario; every scenario keeps at least one video.
 
-    `views`: "all" keeps every camera; "vehicle" or "overhead" that view, or every camera of a scenario without it;
-    "main" the videos that the download's view_used_as_main_reference CSV lists, or every camera of a scenario that it
-    does not list; "best" the video with pedestrian boxes in most phases, among those the one with the largest box, and
-    without boxes the vehicle view. "main" and "best" need `root`, the folder of the download.
+    `views`: "all" keeps every camera; "vehicle" or "overhead" that view, or every camera of a scenario
+    without it; "main" the videos that the download's view_used_as_main_reference CSV lists, or every camera
+    of a scenario that it does not list; "best" the video with pedestrian boxes in most phases, among those
+    the one with the largest box, and without boxes the vehicle view. "main" and "best" need `root`, the
+    folder of the download.
     """
     assert views in VIEW_CHOICES, f"views: expected one of {', '.join(VIEW_CHOICES)}, found {views!r}"
     problems, listed, scores = [], {}, {}
@@ -154,7 +156,7 @@ def choose_views(phases: pd.DataFrame, views: str = "all", root: str | Path | No
 
 
 def _read_view_csvs(root: Path, scenarios: set[str]) -> dict[str, list[str]]:
-    """Return the videos that view_used_as_main_reference….csv lists: {scenario: [video]}; blank cells are skipped."""
+    """Return {scenario: [video]} of view_used_as_main_reference….csv; blank cells are skipped."""
     paths = list_files(root, skip=("videos", "caption", "external"))
     paths = [path for path in paths if VIEW_CSV.fullmatch(path.name)]
     listed: dict[str, list[str]] = {}
@@ -168,7 +170,7 @@ def _read_view_csvs(root: Path, scenarios: set[str]) -> dict[str, list[str]]:
     if not scenarios & set(listed):
         found = ", ".join(list(listed)[:3]) or "no such file"
         raise FileError(
-            f"{root}: expected view_used_as_main_reference.csv with a scenario and its videos on each line, found "
-            f'{found}. Put the list of the download into this folder, or use views="best".'
+            f"{root}: expected view_used_as_main_reference.csv with a scenario and its videos on each line, "
+            f'found {found}. Put the list of the download into this folder, or use views="best".'
         )
     return listed

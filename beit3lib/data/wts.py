@@ -5,16 +5,16 @@
 
 Every file is located from its path alone (see `LAYOUT`): `…/videos/<split>/<scenario>/<view>/<video>.mp4` and
 `…/annotations/caption/<split>/<scenario>/<view>/<scenario>_caption.json` are WTS; the same paths without
-`<scenario>/<view>` are BDD_PC_5K. The root may be the download, a folder above it, or one that also contains the public
-test download. A file that cannot be used becomes a `Problem`, and all other files are read. The quirks that comments
-number are the thirteen of WTS that tests/data/test_wts.py tests.
+`<scenario>/<view>` are BDD_PC_5K. The root may be the download, a folder above it, or one that also contains
+the public test download. A file that cannot be used becomes a `Problem`, and all other files are read. The
+quirks that comments number are the thirteen of WTS that tests/data/test_wts.py tests.
 """
 
 import os
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from reprlib import repr as show  # shortens any value for a message
 from typing import Any, NamedTuple
@@ -28,8 +28,8 @@ from beit3lib.files import Problem, finite, printable, read_json
 class WtsTable(NamedTuple):
     """The phases (columns `PHASE_COLUMNS`), the problems, and what was counted.
 
-    `read_wts` counts caption_files, phases (entries of caption files), videos (listed or on disk), how many of each were
-    used, and rows.
+    `read_wts` counts caption_files, phases (entries of caption files), videos (listed or on disk), how many
+    of each were used, and rows.
     """
 
     phases: pd.DataFrame
@@ -38,7 +38,7 @@ class WtsTable(NamedTuple):
 
 
 class WtsFile(NamedTuple):
-    """One file of a download. `kind`: caption, video, bbox_annotated or bbox_generated; `subject`: whose boxes it has."""
+    """One file. `kind`: caption, video, bbox_annotated or bbox_generated; `subject`: whose boxes it has."""
 
     kind: str
     split: str
@@ -55,7 +55,7 @@ def video_stem(video: str) -> str:
 
 
 def parse_phase(label: Any) -> int | None:
-    """Return the phase number 0–4 of a label: a number in WTS ("4", "04"), a word in BDD ("avoidance") (quirk 2)."""
+    """Return the phase 0–4 of a label: a number in WTS ("4", "04"), a word in BDD ("avoidance") (quirk 2)."""
     text = str(label).strip().lower()
     if text in PHASES:
         return PHASES.index(text)
@@ -74,9 +74,10 @@ def recording_group(scenario: str) -> str:
 def list_files(
     root: str | Path, problems: list[Problem] | None = None, skip: Iterable[str] = ()
 ) -> Iterator[Path]:
-    """Yield all files below `root`, sorted by name within each folder, without hidden names and folders named in `skip`.
+    """Yield all files below `root`, sorted by name within each folder, without hidden names.
 
-    Links to folders are followed. Unreadable folders are appended to `problems`.
+    Folders named in `skip` are left out, and links to folders are followed. Unreadable folders are added to
+    `problems`.
     """
 
     def report(error: OSError) -> None:
@@ -94,9 +95,10 @@ def list_files(
 LAYOUT = re.compile(
     r"""(?:.*/)?
     (?: (?P<video>videos)
-      | annotations (?:/(?P<kind>caption|bbox_annotated|bbox_generated))? (?:/(?P<subject>pedestrian|vehicle))? )
+      | annotations (?:/(?P<kind>caption|bbox_annotated|bbox_generated))?
+        (?:/(?P<subject>pedestrian|vehicle))? )
     /(?P<split>train|val|test)
-    (?:/normal_trimmed | /public[^/]*)*  # folders around scenarios; the test download has public and public_challenge
+    (?:/normal_trimmed | /public[^/]*)*  # the test download has public and public_challenge
     (?:/(?P<scenario>[^/]+)/(?P<view>overhead_view|vehicle_view))?  # only in WTS
     /(?P<name>[^/]+)""",
     re.VERBOSE,
@@ -104,19 +106,17 @@ LAYOUT = re.compile(
 
 
 def locate(path: Path) -> WtsFile | None:
-    """Return what a file is by the folders in its path (relative to the root); None if it is not part of WTS."""
+    """Return what a file is by its path relative to the root; None if it is not part of WTS."""
     found = LAYOUT.fullmatch(path.as_posix())
     if found is None:
         return None
-    kind = (
-        "video" if found["video"] else found["kind"] or "caption"
-    )  # some copies of BDD lack the folder caption
+    # Some copies of BDD lack the folder caption.
+    kind = "video" if found["video"] else found["kind"] or "caption"
     ending = {"video": ".mp4", "caption": "_caption.json"}.get(kind, "_bbox.json")
     if not path.name.lower().endswith(ending):
         return None
-    subject = (
-        found["subject"] or "pedestrian"
-    )  # BDD has boxes of pedestrians only, and no folder for the subject
+    # BDD has boxes of pedestrians only, and no folder for the subject.
+    subject = found["subject"] or "pedestrian"
     if found["scenario"]:
         return WtsFile(kind, found["split"], "wts", found["scenario"], found["view"], subject, path)
     return WtsFile(kind, found["split"], "bdd", path.name[: -len(ending)], "vehicle_view", subject, path)
@@ -125,8 +125,8 @@ def locate(path: Path) -> WtsFile | None:
 def find_wts(path: str | Path) -> Path | None:
     """Return the folder to give to `read_wts`, or None if there is no WTS download at `path`.
 
-    It is `path` itself if a caption file and a video are below it, or a folder above it if `path` is inside the
-    `annotations` or `videos` folder of a download. `~` is expanded, and links are followed.
+    It is `path` itself if a caption file and a video are below it, or a folder above it if `path` is inside
+    the `annotations` or `videos` folder of a download. `~` is expanded, and links are followed.
     """
     path = Path(path).expanduser()
     for root in [path, *(p.parent for p in (path, *path.parents) if p.name in ("annotations", "videos"))]:
@@ -139,7 +139,7 @@ def find_wts(path: str | Path) -> Path | None:
 
 
 def read_object(root: Path, path: Path, key: str, problems: list[Problem]) -> dict | None:
-    """Return the JSON object in `root / path` if it has a list at `key`; otherwise append a problem and return None."""
+    """Return the JSON object in `root / path` if it has a list at `key`; else None and a problem."""
     try:
         content = read_json(root / path, dict)
         what = f"expected a list {key}, found {show(content.get(key))}"
@@ -154,13 +154,14 @@ def read_object(root: Path, path: Path, key: str, problems: list[Problem]) -> di
 def read_wts(root: str | Path, keep_missing: bool = False) -> WtsTable:
     """Read a WTS / BDD_PC_5K download: one row per scenario, view, video and phase, sorted in this order.
 
-    Columns: split (train|val|test), source (wts|bdd), scenario, view (overhead_view|vehicle_view; BDD: vehicle_view),
-    video (`<name>.mp4`), video_path, label (as written, because the submission needs it; one label for all views of a
-    segment), phase (0–4), start_s and end_s (by the clock of this view), caption_vehicle and caption_pedestrian (missing
-    in the test split).
+    Columns: split (train|val|test), source (wts|bdd), scenario, view (overhead_view|vehicle_view; BDD:
+    vehicle_view), video (`<name>.mp4`), video_path, label (as written, because the submission needs it; one
+    label for all views of a segment), phase (0–4), start_s and end_s (by the clock of this view),
+    caption_vehicle and caption_pedestrian (missing in the test split).
 
-    A listed video that is not on disk is a problem and skipped; with `keep_missing` its rows are kept with video_path
-    "", to list every segment of a submission. Raises FileNotFoundError if there is no caption file below `root`.
+    A listed video that is not on disk is a problem and skipped; with `keep_missing` its rows are kept with
+    video_path "", to list every segment of a submission. Raises FileNotFoundError if there is no caption file
+    below `root`.
     """
     root, problems, counts, rows = Path(root).expanduser(), [], Counter(), []
     captions: dict[tuple, WtsFile] = {}  # {(split, scenario, view): caption file}
@@ -183,7 +184,7 @@ def read_wts(root: str | Path, keep_missing: bool = False) -> WtsTable:
     if not captions:
         found = ", ".join(sorted(path.name for path in root.glob("[!.]*"))[:8]) or "nothing"
         raise FileNotFoundError(
-            f"{root}: expected a WTS download with annotations/caption/{{train,val,test}}, here or in folders below, "
+            f"{root}: expected a WTS download with annotations/caption/{{train,val,test}} in it or below, "
             f"found {found}. Unpack the download here, or give the folder that contains it."
         )
     for camera, file in captions.items():  # clocks of views differ by 25 to 36 s (quirk 1)
@@ -200,9 +201,8 @@ def read_wts(root: str | Path, keep_missing: bool = False) -> WtsTable:
     phases = phases.astype({name: NUMBERS[name] for name in ("phase", "start_s", "end_s")})
     phases = phases.sort_values(["scenario", "split", "view", "video", "phase"], ignore_index=True)
     segments = phases.groupby(["split", "scenario", "phase"])
-    phases["label"] = segments["label"].transform(
-        "first"
-    )  # "04" in one view and "4" in another are one segment
+    # "04" in one view and "4" in another are one segment.
+    phases["label"] = segments["label"].transform("first")
     differing = (segments[["caption_vehicle", "caption_pedestrian"]].nunique() > 1).any(axis=1)
     for _, scenario, phase in differing[differing].index:
         what = "captions of views differ; each view keeps its own, and scores use those of the first view"
@@ -218,7 +218,7 @@ def _read_caption_file(
     problems: list[Problem],
     counts: Counter,
 ) -> list[tuple]:
-    """Return the rows of one caption file; `found` are the videos of its scenario and view on disk, by stem."""
+    """Return the rows of one caption file; `found` are the videos on disk of its view: {stem: path}."""
 
     def report(what: str, todo: str = "") -> None:
         problems.append(Problem(file.path.as_posix(), what, todo))
@@ -234,17 +234,14 @@ def _read_caption_file(
             report(f"phase {phase[0]} is in this file twice; the second is skipped")
         elif phase:
             phases[phase[1]] = phase
-    # An overhead view lists the names of several videos, a vehicle view has one name. A caption file of BDD has the name
-    # of its one video.
+    # An overhead view lists the names of several videos, a vehicle view has one name. A caption file of BDD
+    # has the name of its one video.
     key = "overhead_videos" if file.view == "overhead_view" else "vehicle_view"
     listed = [f"{file.scenario}.mp4"] if file.source == "bdd" else content.get(key)
     listed = listed if isinstance(listed, list) else [listed]
-    names = [
-        video_stem(printable(os.path.basename(name.strip()))) for name in listed if isinstance(name, str)
-    ]
-    stems = dict.fromkeys(
-        [*filter(None, names), *sorted(found)]
-    )  # each has videos that the other lacks (quirk 8)
+    names = [os.path.basename(printable(name).strip()) for name in listed if isinstance(name, str)]
+    names = list(filter(None, map(video_stem, names)))
+    stems = dict.fromkeys([*names, *sorted(found)])  # each has videos that the other lacks (quirk 8)
     rows = []
     for stem in stems:
         if stem not in found:
@@ -256,22 +253,21 @@ def _read_caption_file(
             about = (file.split, file.source, file.scenario, file.view, f"{stem}.mp4", path)
             rows += [(*about, *phase) for phase in phases.values()]
     if not phases or not stems:
-        report(
-            f"expected phases and videos, found {len(phases)} phases and {len(stems)} videos; no row comes from it"
-        )
+        found_instead = f"{len(phases)} phases and {len(stems)} videos"
+        report(f"expected phases and videos, found {found_instead}; no row comes from this file")
     counts.update(caption_files_used=1, phases=len(content["event_phase"]), phases_used=len(phases))
     counts.update(videos=len(stems), videos_used=len(found) if phases else 0)
     return rows
 
 
-def _read_phase(entry: Any, is_test: bool, report: Any) -> tuple | None:
-    """Return (label, phase, start_s, end_s, caption_vehicle, caption_pedestrian) of one entry of event_phase."""
+def _read_phase(entry: Any, is_test: bool, report: Callable[[str], None]) -> tuple | None:
+    """Return (label, phase, start_s, end_s, caption_vehicle, caption_pedestrian) of an event_phase entry."""
     values = entry if isinstance(entry, dict) else {}
     labels = values.get("labels")
     label = labels[0] if isinstance(labels, list) and labels else labels
     phase = parse_phase(label)
-    # A phase may have zero length (quirk 3) or end after its video (6): motion_blur.py handles both. fps is not read,
-    # because it is wrong in 4 to 6 % of the files of BDD (7).
+    # A phase may have zero length (quirk 3) or end after its video (6): motion_blur.py handles both. fps is
+    # not read, because it is wrong in 4 to 6 % of the files of BDD (7).
     start_s, end_s = finite(values.get("start_time")), finite(values.get("end_time"))
     if phase is None or start_s is None or end_s is None:
         expected = f"a label 0–4 or one of {', '.join(PHASES)}, start_time and end_time in seconds"
@@ -290,21 +286,18 @@ def _read_phase(entry: Any, is_test: bool, report: Any) -> tuple | None:
 
 
 def list_segments(phases: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per segment (split, scenario, phase): split, source, scenario, label, phase and both captions.
-
-    The captions are those of the first view.
-    """
+    """Return one row per segment: split, source, scenario, label, phase, both captions of the first view."""
     columns = ["split", "source", "scenario", "label", "phase", "caption_vehicle", "caption_pedestrian"]
     return phases.drop_duplicates(["split", "scenario", "phase"])[columns].reset_index(drop=True)
 
 
 def split_by_group(phases: pd.DataFrame, val_share: float | None = None, seed: int = 0) -> WtsTable:
-    """Make train and val share no recording (see `recording_group`); rows of the test split are kept as they are.
+    """Make train and val share no recording (see `recording_group`); rows of the test split are kept.
 
-    Without `val_share` the official split is kept: recordings in both splits, which are 21 in WTS, stay in val, and their
-    train rows are dropped. With `val_share`, between 0 and 1, train and val are joined, and that share of the recordings
-    of each source (wts, bdd) is drawn for val, at least one where there are two; no row is dropped. In the counts,
-    rows = train + val + test + skipped.
+    Without `val_share` the official split is kept: recordings in both splits, which are 21 in WTS, stay in
+    val, and their train rows are dropped. With `val_share`, between 0 and 1, train and val are joined, and
+    that share of the recordings of each source (wts, bdd) is drawn for val, at least one where there are two;
+    no row is dropped. In the counts, rows = train + val + test + skipped.
     """
     out, problems = phases.copy(), []
     groups = out["scenario"].map(recording_group)

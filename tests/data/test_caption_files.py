@@ -53,7 +53,7 @@ def test_every_view_keeps_its_own_captions(tmp_path, table):
     table.loc[table["video"] == "s1_2.mp4", "caption_vehicle"] = "It has stopped. The road is wet."
     write_caption_files(table, tmp_path)
     content = read(tmp_path)
-    # The original repository pairs each caption of an entry with each video of the entry, and ignores the names.
+    # The original repository pairs each caption of an entry with each of its videos, and ignores its name.
     pairs = {
         (v, c["label"]): c["caption"] for e in content.values() for v in e["videos"] for c in e["caption"]
     }

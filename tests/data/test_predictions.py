@@ -1,4 +1,4 @@
-"""Predictions files: written and read without loss, and one clear error for a file that anyone may have made."""
+"""Predictions files: written and read without loss, and one clear error for a wrong file."""
 
 import json
 
@@ -18,9 +18,10 @@ from beit3lib.data.predictions import (
 from beit3lib.files import FileError
 
 RECORD = {
-    "image": "images/a.jpg", "scenario": "s1", "split": "val", "source": "wts", "view": "overhead_view", "video": "a.mp4",
-    "label": "0", "phase": 0, "subject": "vehicle", "aspect": "road", "caption": "The road is wide.", "log_prob": -1.25,
-    "word_probs": [0.5, 0.25, 1.0, 0.9], "reference": "The road is narrow.", "official_score": 42.5,
+    "image": "images/a.jpg", "scenario": "s1", "split": "val", "source": "wts", "view": "overhead_view",
+    "video": "a.mp4", "label": "0", "phase": 0, "subject": "vehicle", "aspect": "road", "log_prob": -1.25,
+    "caption": "The road is wide.", "word_probs": [0.5, 0.25, 1.0, 0.9], "reference": "The road is narrow.",
+    "official_score": 42.5,
 }  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def write_images(folder, scenarios, prefix="avg", suffix=".jpg", labels=LABELS):
 
 
 def write_input(root, kaggle=False, val=True, subjects=SUBJECTS, aspects=ASPECTS, test=True):
-    """Write `your_input`, as in the original README or as Kaggle data sets; return its folders by their original names."""
+    """Write `your_input` as in the original README or as Kaggle data sets; return {original name: folder}."""
     prefix, suffix = ("", ".PNG") if kaggle else ("avg", ".jpg")
     names = [
         "avg_normal_244_train",
@@ -131,7 +131,7 @@ def test_test_images_without_for_test_json_are_segments_named_by_the_images(tmp_
     assert set(test["scenario"]) == {*TEST, "20230712_1_CD1_T2", normal, "video9"} and len(test) == 18
     assert test["caption_vehicle"].isna().all()
     (problem,) = problems
-    assert "18 images of the test split, but no for_test.json" in problem.what
+    assert "18 images of the test split without for_test.json" in problem.what
     segments = list_test_segments(find_prepared(tmp_path / "in"))
     assert set(segments["scenario"]) == set(test["scenario"]) and len(segments) == 4 * 3
 

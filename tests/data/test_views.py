@@ -11,7 +11,7 @@ from beit3lib.files import FileError
 
 @pytest.fixture
 def root(tmp_path):
-    """A scenario with three overhead cameras and a vehicle view, one without a vehicle view, and a BDD video."""
+    """A scenario with three overhead cameras and a vehicle view, one with a single camera, a BDD video."""
     add_view(tmp_path, "overhead_view", [overhead(n) for n in (1, 2, 3)])
     add_view(tmp_path, "vehicle_view", [vehicle()])
     add_view(tmp_path, "overhead_view", ["solo.mp4"], scenario="solo")

@@ -35,7 +35,7 @@ def times(table):
 
 
 def assert_nothing_is_lost(root, table):
-    """Counts are those of the files on disk; the name or the scenario of every skipped video is in a problem."""
+    """Counts equal the files on disk; the name or scenario of each skipped video is in a problem."""
     files = [path for path in root.rglob("*") if not path.name.startswith(".")]
     videos, used = {str(path) for path in files if path.suffix == ".mp4"}, set(table.phases["video_path"])
     listed = "\n".join(problems(table))
