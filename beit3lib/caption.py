@@ -56,9 +56,7 @@ def caption_run(
         }
         arguments = [f"--{name}={value}" for name, value in options.items() if value is not None]
         run_processes("beit3lib.caption", [str(run), *arguments, "--splits", *splits], num_gpus, device)
-        if partial_path(output).exists():  # out of time
-            return predictions_table([])
-        return read_predictions(output).drop(columns="outside")
+        return predictions_table([]) if partial_path(output).exists() else read_predictions(output)
     folder = readable_folder(run / checkpoint)
     found = choose_device(device)
     if found.type == "cuda":

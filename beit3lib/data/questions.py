@@ -14,8 +14,8 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 from reprlib import repr as show
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from beit3lib.data.schema import PHASES
-from beit3lib.data.wts import Report, cap_problems, parse_phase, video_stem
+from beit3lib.data.wts import list_files, parse_phase, video_stem
 from beit3lib.files import FileError, Problem, printable, read_json, read_json_lines, write_json, write_text
 
 COLUMNS = "split source scenario scope view videos phase id question options correct".split()
@@ -77,42 +77,53 @@ def read_questions(root: str | Path, scenarios: Collection[str] = ()) -> Questio
     `scenarios` are those of the download. Ids of train and val are made of the scenario, the view and the
     position in the file. A training question without a correct answer is a problem and skipped.
     """
-    report = Report(Path(root).expanduser())
+    root, problems = Path(root).expanduser(), []
     rows: dict[str, tuple] = {}
-    for path, _ in report.located(("videos", "caption", "bbox_annotated", "bbox_generated")):
-        place = PLACE.fullmatch((report.root / path).absolute().as_posix())  # the root may be inside the tree
+    found = 0
+    for path in list_files(root, problems, ("videos", "caption", "bbox_annotated", "bbox_generated")):
+        place = PLACE.fullmatch(path.absolute().as_posix())  # the root may be inside the tree
+        path = path.relative_to(root)
+        report = partial(_report, problems, path)
         if place is None and {"train", "val"} & set(path.parts):
             if "vqa" in path.parts:
-                report.add(path, "expected …/vqa/<split>/<scenario>/<view>/, got other folders; skipped")
+                report("expected …/vqa/<split>/<scenario>/<view>/, got other folders; skipped")
         elif place or re.search(r"vqa.*\.json$", path.as_posix(), re.IGNORECASE):
-            for row in _read_file(report, path, place, scenarios):
+            entries, asked = _read_file(root / path, place, scenarios, report)
+            found += asked
+            for row in entries:
                 identity = row[COLUMNS.index("id")]
                 if rows.setdefault(identity, row) is not row:
-                    report.add(path, f"expected question {identity} once, got it again; skipped")
-    counts = {"questions": report.counts["questions"], "questions_used": len(rows)}
-    counts["questions_skipped"] = counts["questions"] - len(rows)
+                    report(f"expected question {identity} once, got it again; skipped")
+    counts = {"questions": found, "questions_used": len(rows), "questions_skipped": found - len(rows)}
     table = pd.DataFrame(list(rows.values()), columns=COLUMNS, dtype=object)
-    return Questions(table, report.problems, counts)
+    return Questions(table, problems, counts)
 
 
-def _read_file(report: Report, path: Path, place: re.Match | None, known: Collection[str]) -> Iterator[tuple]:
-    """Yield the rows of a file of one scenario and view, or of the test file, which has no `place` in a tree."""
+def _report(problems: list[Problem], path: Path, what: str, todo: str = "") -> None:
+    problems.append(Problem(printable(path.as_posix()), printable(what), todo))
+
+
+def _read_file(
+    path: Path, place: re.Match | None, known: Collection[str], report: Callable[..., None]
+) -> tuple[list[tuple], int]:
+    """Return the rows of a file of one scenario and view, or of the test file, which has no `place` in a tree, and the
+    number of questions in it."""
     try:
-        content = read_json(report.root / path)
+        content = read_json(path)
     except (OSError, ValueError) as error:
-        reason = str(error).removeprefix(f"{report.root / path}: ")
-        report.add(path, f"{reason}; its questions are skipped", "download this file again")
-        return
-    position = 0
+        reason = str(error).removeprefix(f"{path}: ")
+        report(f"{reason}; its questions are skipped", "download this file again")
+        return [], 0
+    rows, position = [], 0
     for entry in content if isinstance(content, list) else [content]:  # quirk 1
-        videos, blocks = _videos(entry), list(_blocks(report, path, entry))
+        videos, blocks = _videos(entry), list(_blocks(entry, report))
         if place:  # not the names of the file and of its videos, which may be others (quirks 4 and 8)
             split, scenario, view = place["split"], place["scenario"], place["view"]
         else:
             split, scenario = "test", scenario_of(videos[0], known) if videos else ""
             view = "vehicle_view" if all("_vehicle_view" in name for name in videos) else "overhead_view"
             if blocks and not videos:
-                report.add(path, f"expected names of videos, got {show(entry)}; its questions have no image")
+                report(f"expected names of videos, got {show(entry)}; its questions have no image")
         source = "bdd" if re.fullmatch(r"video\d+", scenario) else "wts"
         for phase, questions in blocks:
             about = (split, source, scenario, "scenario", "environment")
@@ -122,11 +133,11 @@ def _read_file(report: Report, path: Path, place: re.Match | None, known: Collec
                 position += 1
                 own_id = f"{split}/{scenario}/{view}/{path.stem}#{position}"
                 if asked := _read_question(question, split, own_id):
-                    yield (*about, videos, phase, *asked)
+                    rows.append((*about, videos, phase, *asked))
                 else:
                     expected = "expected a question, options, and the letter of one or (test) an id"
-                    report.add(path, f"question {position}: {expected}, got {show(question)}; skipped")
-    report.counts["questions"] += position
+                    report(f"question {position}: {expected}, got {show(question)}; skipped")
+    return rows, position
 
 
 def _videos(entry: Any) -> list[str]:
@@ -136,7 +147,7 @@ def _videos(entry: Any) -> list[str]:
     return [printable(os.path.basename(name)) for name in names if isinstance(name, str) and name]
 
 
-def _blocks(report: Report, path: Path, entry: Any) -> Iterator[tuple[int | None, list]]:
+def _blocks(entry: Any, report: Callable[..., None]) -> Iterator[tuple[int | None, list]]:
     """Yield the lists of questions of an object, each with its phase, or None if they are about the whole
     scenario.
     """
@@ -150,15 +161,15 @@ def _blocks(report: Report, path: Path, entry: Any) -> Iterator[tuple[int | None
             phase = parse_phase(labels[0] if isinstance(labels, list) and labels else labels)  # quirk 5
             if phase is None:  # its questions are kept, because those of the test split must be answered
                 what = f"expected a label 0–4 or a word such as {PHASES[0]}, got {show(labels)}"
-                report.add(path, f"phase entry {number}: {what}; read as about the whole scenario")
+                report(f"phase entry {number}: {what}; read as about the whole scenario")
             blocks.append((phase, asked.get("conversations")))
     if not blocks:
-        report.add(path, f"expected event_phase, environment or conversations, got {show(entry)}; skipped")
+        report(f"expected event_phase, environment or conversations, got {show(entry)}; skipped")
     for phase, questions in blocks:
         if isinstance(questions, list):
             yield phase, questions
         else:
-            report.add(path, f"expected a list of questions, got {show(questions)}; skipped")
+            report(f"expected a list of questions, got {show(questions)}; skipped")
 
 
 def _read_question(entry: Any, split: str, own_id: str) -> tuple[str, str, dict[str, str], str | None] | None:
@@ -203,7 +214,7 @@ def write_question_index(
     write_text(path, "".join(lines))
     what, todo = f"questions, but no image in {image_dir}", 'rerun the stage "prepare"'
     missing = [Problem(where, f"{number} {what}", todo) for where, number in without.items()]
-    return cap_problems(missing, str(path))
+    return missing
 
 
 def read_question_index(path: str | Path) -> pd.DataFrame:

@@ -83,7 +83,7 @@ def caption_images(
     rank, processes, wait = _processes(captioner)
     if output.is_file() and not partial_path(output).exists() and not _changes(read_meta(output), options):
         print(f"{output}: complete. Delete it to caption these images again.")
-        return read_predictions(output).drop(columns="outside")
+        return read_predictions(output)
     with lock_folder(output.parent, "captioning", output.name) if rank == 0 else nullcontext():
         if rank == 0:
             _start(output, options)

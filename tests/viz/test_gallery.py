@@ -130,14 +130,11 @@ def test_images_are_part_of_a_small_page_and_only_linked_from_a_large_one(tmp_pa
         assert all(("embedded" in entry) == embedded for entry in entries)
 
 
-@pytest.mark.parametrize(
-    "name", ["../secret.png", "images/../../secret.png", "{root}/secret.png", "link/secret.png"]
-)
+@pytest.mark.parametrize("name", ["../secret.png", "images/../../secret.png", "{root}/secret.png"])
 def test_an_image_outside_image_root_is_refused(tmp_path, name):
     draw_image(tmp_path / "secret.png", 1)
     run = tmp_path / "run"
     predictions = make_predictions(run, 1)
-    (run / "link").symlink_to(tmp_path)
     outside = predictions.assign(image=name.format(root=tmp_path))
     (entry,) = read_data(write_gallery(outside, run / "g.html", run))["images"]
     assert entry["problem"] == "image path outside image_root" and "src" not in entry
