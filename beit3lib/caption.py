@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         caption_run(**options)
     except KeyboardInterrupt:
-        print("\nstopped; run the same command again to continue")
+        print("\nstopped; rerun the same command to resume")
         sys.exit(130)
 
 

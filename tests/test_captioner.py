@@ -33,7 +33,7 @@ def photo(tmp_path):
 
 
 def test_an_image_is_captioned_in_three_lines(make, photo, monkeypatch):
-    # In bf16 the number of captions that are generated together decides between the nearly equal tokens of random weights.
+    # In bf16 the size of a batch decides between the nearly equal tokens of random weights.
     monkeypatch.setattr("beit3lib.captioner.inference_precision", lambda device: nullcontext())
     captioner = make(TYPES)
     captions = captioner.caption(photo)
@@ -54,9 +54,7 @@ def test_a_model_of_one_caption_type_has_no_prompt(make, photo, caption_types):
 
 def test_generate_feeds_the_prompt_of_each_caption_type(make, photo):
     captioner = make(TYPES)
-    pixels = torch.stack(
-        [to_tensor(Image.open(photo), 16), to_tensor(Image.new("RGB", (16, 16), "blue"), 16)]
-    )
+    pixels = torch.stack([to_tensor(image, 16) for image in (Image.open(photo), Image.new("RGB", (16, 16)))])
     assert captioner.prompts == [prompt_ids(captioner.tokenizer, *kind) for kind in TYPES]
     expected = generate(captioner.model, pixels, captioner.tokenizer, captioner.prompts, 2, 8, 0.6)
     assert captioner.generate(pixels, num_beams=2) == expected
@@ -65,10 +63,8 @@ def test_generate_feeds_the_prompt_of_each_caption_type(make, photo):
 
 
 def test_an_unknown_caption_type_is_answered_with_those_of_the_model(make, photo):
-    with pytest.raises(
-        ValueError,
-        match="expected one of vehicle road, pedestrian moving, pedestrian road; got vehicle weather",
-    ):
+    known = "vehicle road, pedestrian moving, pedestrian road"
+    with pytest.raises(ValueError, match=f"expected one of {known}; got vehicle weather"):
         make(TYPES).caption(photo, "vehicle", "weather")
     with pytest.raises(ValueError, match="expected one of one type without a name; got vehicle"):
         make([]).caption(photo, "vehicle")

@@ -1,14 +1,16 @@
-"""Beam search finds the recipe's captions; prompts, batches and caching do not change them."""
+"""Beam search finds the reference implementation's captions, whatever is batched, prompted and cached."""
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from test_model import TINY, make_model
+from test_model import TINY, make_large_model, make_model
+from torch import nn
 
 from beit3lib.decode import Caption, generate, inference_weights, word_probs
 from beit3lib.model import model_config
@@ -17,34 +19,32 @@ from beit3lib.tokenizer import load_tokenizer, prompt_ids
 
 MAX_TOKENS = 12
 TOKENIZER = load_tokenizer(SPM_PATH)
-CAPTION_TYPES = [
-    (s, a) for s in ("vehicle", "pedestrian") for a in ("moving", "pedestrian_description", "road", "weather")
-]
+VOCABULARY = len(TOKENIZER) + 8
+LONG_PROMPT = prompt_ids(TOKENIZER, "pedestrian", "pedestrian_description")
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return TOKENIZER
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
+def model():
     """Random weights, scaled up so that beams differ and captions end at various lengths."""
-    model = make_model(replace(TINY, vocab_size=len(tokenizer) + 8), seed=3).eval()
+    model = make_model(replace(TINY, vocab_size=VOCABULARY), seed=3).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2 and "embed" not in name:
                 parameter.mul_(20)
-        model.mlm_head.bias[tokenizer.eos_token_id] = 1.0
+        model.mlm_head.bias[TOKENIZER.eos_token_id] = 1.0
     return model
 
 
 @pytest.fixture(scope="module")
-def reference():
+def theirs():
+    """theirs(model, images, …): ids of the captions by the reference implementation."""
     pytest.importorskip("beit3")
     import reference
 
-    return reference
+    def generate(model, images, *options):
+        return reference.generate(reference.captioning_model(model), images, TOKENIZER, *options)
+
+    return generate
 
 
 def random_images(model, count, seed=5):
@@ -52,151 +52,143 @@ def random_images(model, count, seed=5):
     return F.interpolate(colors, size=model.config.image_size)
 
 
-def ids_of(captions):
-    return [caption.ids for caption in captions]
+def ids(model, images, prompts=((),), num_beams=3, max_tokens=MAX_TOKENS, *options):
+    return [c.ids for c in generate(model, images, TOKENIZER, prompts, num_beams, max_tokens, *options)]
 
 
+@pytest.mark.parametrize("num_beams", [1, 2, 3])
 @pytest.mark.parametrize(
-    ("num_beams", "max_tokens", "count"),
-    [
-        *((beams, tokens, 12) for beams in (1, 2, 3) for tokens in (3, 4, 10)),
-        (3, 64, 12),
-        *(
-            pytest.param(beams, tokens, 200, marks=pytest.mark.slow)
-            for beams in (1, 3)
-            for tokens in (10, 64)
-        ),
-    ],
+    "max_tokens, count",
+    [(3, 12), (4, 12), (10, 12), (64, 12), *(pytest.param(n, 200, marks=pytest.mark.slow) for n in (10, 64))],
 )
-def test_captions_equal_the_recipe(model, tokenizer, reference, num_beams, max_tokens, count):
+def test_captions_equal_those_of_the_reference_implementation(model, theirs, num_beams, max_tokens, count):
     images = random_images(model, count)
-    expected = reference.generate(reference.captioning_model(model), images, tokenizer, num_beams, max_tokens)
-    found = generate(model, images, tokenizer, [[]], num_beams, max_tokens)
-    assert ids_of(found) == expected
+    expected = theirs(model, images, num_beams, max_tokens)
+    assert ids(model, images, num_beams=num_beams, max_tokens=max_tokens) == expected
     assert max(map(len, expected)) <= max_tokens - 3
-    assert count < 100 or len({len(ids) for ids in expected}) > 3
+    assert count < 100 or len({len(each) for each in expected}) > 3
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 2.0])
-def test_length_penalty_equals_the_recipe(model, tokenizer, reference, length_penalty):
+def test_length_penalty_equals_that_of_the_reference_implementation(model, theirs, length_penalty):
     images = random_images(model, 16)
-    expected = reference.generate(
-        reference.captioning_model(model), images, tokenizer, 3, MAX_TOKENS, length_penalty
-    )
-    assert ids_of(generate(model, images, tokenizer, [[]], 3, MAX_TOKENS, length_penalty)) == expected
+    expected = theirs(model, images, 3, MAX_TOKENS, length_penalty)
+    assert ids(model, images, ((),), 3, MAX_TOKENS, length_penalty) == expected
 
 
-@pytest.mark.slow
-def test_base_model_captions_equal_the_recipe(tokenizer, reference):
-    from test_model import make_large_model
-
-    model = make_large_model(model_config("beit3_base_patch16_224", vocab_size=len(tokenizer) + 8)).eval()
+@pytest.mark.parametrize("size", ["wide", pytest.param("base", marks=pytest.mark.slow)])
+def test_captions_of_larger_models_equal_those_of_the_reference_implementation(theirs, size):
+    """Layers this wide use oneDNN's memory layout."""
+    if size == "base":
+        model = make_large_model(model_config("beit3_base_patch16_224", vocab_size=VOCABULARY)).eval()
+    else:
+        model = make_model(replace(TINY, width=512, heads=8, vocab_size=VOCABULARY), seed=3).eval()
     with torch.no_grad():
-        model.mlm_head.weight.mul_(3)
+        model.mlm_head.weight.mul_(3 if size == "base" else 20)
     images = random_images(model, 4)
-    expected = reference.generate(reference.captioning_model(model), images, tokenizer, 3, MAX_TOKENS)
-    assert ids_of(generate(model, images, tokenizer, [[]], 3, MAX_TOKENS)) == expected
-
-
-def test_one_beam_is_greedy(model, tokenizer):
-    for image, caption in zip(
-        random_images(model, 3), generate(model, random_images(model, 3), tokenizer, [[]], 1), strict=True
-    ):
-        ids = []
-        while len(ids) < 61:
-            token = next_log_probs(model, tokenizer, image, ids).argmax().item()
-            if token == tokenizer.eos_token_id:
-                break
-            ids.append(token)
-        assert caption.ids == ids
+    expected = theirs(model, images, 3, MAX_TOKENS)
+    assert ids(model, images) == expected and len(set(map(tuple, expected))) > 1
 
 
 @torch.no_grad()
-def next_log_probs(model, tokenizer, image, ids, prompt=()):
+def next_log_probs(model, image, tokens, prompt=()):
     """Without a cache: the whole caption and a mask through the model."""
-    text = torch.tensor([[tokenizer.bos_token_id, *prompt, *ids, tokenizer.mask_token_id]])
+    text = torch.tensor([[TOKENIZER.bos_token_id, *prompt, *tokens, TOKENIZER.mask_token_id]])
     return model(image[None], text)[0, -1].log_softmax(-1)
 
 
-@pytest.mark.parametrize(
-    "prompt", [[], prompt_ids(TOKENIZER, "pedestrian", "pedestrian_description")], ids=["none", "long"]
-)
-def test_log_probs_equal_those_without_a_cache(model, tokenizer, prompt):
+def test_one_beam_is_greedy(model):
+    images = random_images(model, 3)
+    for image, found in zip(images, ids(model, images, num_beams=1, max_tokens=64), strict=True):
+        tokens = []
+        while len(tokens) < 61:
+            token = next_log_probs(model, image, tokens).argmax().item()
+            if token == TOKENIZER.eos_token_id:
+                break
+            tokens.append(token)
+        assert found == tokens
+
+
+@pytest.mark.parametrize("prompt", [[], LONG_PROMPT], ids=["none", "long"])
+def test_log_probs_equal_those_without_a_cache(model, prompt):
     image = random_images(model, 1)
-    caption = generate(model, image, tokenizer, [prompt, [7]], max_tokens=MAX_TOKENS)[0]
+    caption = generate(model, image, TOKENIZER, [prompt, [7]], max_tokens=MAX_TOKENS)[0]
     assert len(caption.ids) > 3
     for index, (token, log_prob) in enumerate(zip(caption.ids, caption.log_probs, strict=True)):
-        expected = next_log_probs(model, tokenizer, image[0], caption.ids[:index], prompt)[token].item()
+        expected = next_log_probs(model, image[0], caption.ids[:index], prompt)[token].item()
         assert log_prob == pytest.approx(expected, abs=1e-4)
 
 
-def test_prompts_equal_separate_searches(model, tokenizer):
+def test_images_and_prompts_together_equal_separate_searches(model):
     """Captions of an image end at various lengths, so that sequences leave the search at various steps."""
-    images = random_images(model, 3)
-    prompts = [prompt_ids(tokenizer, *caption_type) for caption_type in CAPTION_TYPES]
-    together = generate(model, images, tokenizer, prompts, max_tokens=MAX_TOKENS)
+    images, aspects = random_images(model, 5, seed=9), ("moving", "pedestrian_description", "road", "weather")
+    prompts = [
+        prompt_ids(TOKENIZER, subject, aspect) for subject in ("vehicle", "pedestrian") for aspect in aspects
+    ]
+    together = generate(model, images, TOKENIZER, prompts, max_tokens=MAX_TOKENS)
     alone = [
-        generate(model, image[None], tokenizer, [prompt], max_tokens=MAX_TOKENS)[0]
+        generate(model, image[None], TOKENIZER, [prompt], max_tokens=MAX_TOKENS)[0]
         for image in images
         for prompt in prompts
     ]
-    assert ids_of(together) == ids_of(alone)
+    assert [caption.ids for caption in together] == [caption.ids for caption in alone]
     assert [c.log_prob for c in together] == pytest.approx([c.log_prob for c in alone], abs=1e-4)
     assert len({len(caption.ids) for caption in together}) > 1
+    assert ids(model, model.encode_image(images), prompts) == [caption.ids for caption in alone]
 
 
-def test_a_batch_equals_its_images_one_by_one(model, tokenizer):
-    images = random_images(model, 5, seed=9)
-    together = generate(model, images, tokenizer, [[]], max_tokens=MAX_TOKENS)
-    alone = [generate(model, image[None], tokenizer, [[]], max_tokens=MAX_TOKENS)[0] for image in images]
-    assert ids_of(together) == ids_of(alone)
-    assert ids_of(
-        generate(model, model.encode_image(images), tokenizer, [[]], max_tokens=MAX_TOKENS)
-    ) == ids_of(alone)
+def layers(seed=0):
+    """A product that oneDNN repacks and one that is too small for it."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(512, 1024), nn.GELU(), nn.Linear(1024, 8, bias=False))
 
 
-def test_prepared_weights_of_a_wide_model_give_the_recipes_captions(tokenizer, reference):
-    """Layers this wide use oneDNN's memory layout."""
-    model = make_model(replace(TINY, width=512, heads=8, vocab_size=len(tokenizer) + 8), seed=3).eval()
-    with torch.no_grad():
-        model.mlm_head.weight.mul_(20)
-    images = random_images(model, 6)
-    expected = reference.generate(reference.captioning_model(model), images, tokenizer, 3, MAX_TOKENS)
-    assert ids_of(generate(model, images, tokenizer, [[]], max_tokens=MAX_TOKENS)) == expected
-    with inference_weights(model):
-        assert ids_of(generate(model, images, tokenizer, [[]], max_tokens=MAX_TOKENS)) == expected
-    assert len(set(map(tuple, expected))) > 1
+@pytest.mark.parametrize("has_onednn", [True, False])
+@pytest.mark.parametrize(
+    "precision, tolerance", [(None, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 1e-3)]
+)
+def test_inference_weights_compute_the_same_outputs(monkeypatch, has_onednn, precision, tolerance):
+    if not has_onednn:
+        monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
+    model, x = layers(), torch.randn(2, 6, 512)[:, ::2]
+    with torch.autocast("cpu", precision, enabled=precision is not None), torch.inference_mode():
+        expected = model(x)
+        with inference_weights(model):
+            assert torch.allclose(model(x), expected, atol=tolerance, rtol=tolerance)
+            assert model(x).dtype == expected.dtype
 
 
-def test_max_tokens_is_checked(model, tokenizer):
-    with pytest.raises(ValueError, match="max_tokens: expected 3 or more, got 2"):
-        generate(model, random_images(model, 1), tokenizer, [[]], max_tokens=2)
+def test_inference_weights_are_those_at_the_start_of_the_outer_block():
+    model, x = layers(), torch.ones(1, 512)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), inference_weights(model):
+        expected = model(x)
+        model.load_state_dict(layers(seed=1).state_dict())
+        with inference_weights(model):
+            assert torch.equal(model(x), expected)
+        assert torch.equal(model(x), expected)
 
 
-def test_word_probs_are_products_over_the_tokens_of_a_word(tokenizer):
-    text = "The road is a one-way road."
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    probs = word_probs(tokenizer, Caption(text, 0.0, ids, [-0.1] * len(ids)))
-    assert len(probs) == len(text.split())
-    assert probs[0] == pytest.approx(0.9048, abs=1e-3)
-    assert probs[4] < probs[0]
+def test_after_inference_weights_the_model_trains_as_before_also_after_an_error():
+    model, other, x = layers(), layers(), torch.randn(4, 512)
+    with pytest.raises(ZeroDivisionError), torch.autocast("cpu", torch.bfloat16), inference_weights(model):
+        raise ZeroDivisionError
+    for each in (model, other):
+        each(x).square().mean().backward()
+        torch.optim.SGD(each.parameters(), lr=0.1).step()
+    assert torch.equal(model(x), other(x))
 
 
-def test_a_lone_space_token_belongs_to_the_next_word(tokenizer):
-    ids = tokenizer.convert_tokens_to_ids(["▁", "a", "▁", "▁", "b", "▁"])
-    caption = Caption(tokenizer.decode(ids).strip(), 0.0, ids, [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0])
+def test_word_probs_are_products_over_the_tokens_of_a_word():
+    """A token that is only a space belongs to the next word."""
+    tokens = TOKENIZER.convert_tokens_to_ids(["▁", "a", "▁", "▁", "b", "▁"])
+    caption = Caption(TOKENIZER.decode(tokens).strip(), 0.0, tokens, [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0])
     assert caption.text.split() == ["a", "b"]
-    assert word_probs(tokenizer, caption) == pytest.approx([math.exp(-3), math.exp(-12)])
+    assert word_probs(TOKENIZER, caption) == pytest.approx([math.exp(-3), math.exp(-12)])
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(0, len(TOKENIZER) + 7), max_size=30))
-def test_word_probs_has_one_value_per_word_whatever_the_ids(ids):
-    """Special tokens and the eight unused rows of the vocabulary included: an untrained model generates them."""
-    text = TOKENIZER.decode(ids, skip_special_tokens=True).strip()
-    assert len(word_probs(TOKENIZER, Caption(text, 0.0, ids, [-0.1] * len(ids)))) == len(text.split())
-
-
-def test_word_probs_of_generated_captions_match_their_words(model, tokenizer):
-    for caption in generate(model, random_images(model, 32), tokenizer, [[]]):
-        assert len(word_probs(tokenizer, caption)) == len(caption.text.split())
+@given(st.lists(st.integers(0, VOCABULARY - 1), max_size=30))
+def test_word_probs_has_one_value_per_word_whatever_the_ids(tokens):
+    """Untrained models generate also special tokens and the eight unused rows of the vocabulary."""
+    text = TOKENIZER.decode(tokens, skip_special_tokens=True).strip()
+    found = word_probs(TOKENIZER, Caption(text, 0.0, tokens, [-0.1] * len(tokens)))
+    assert len(found) == len(text.split())

@@ -1,12 +1,8 @@
 """Device and precision follow what the hardware supports."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
-from torch import nn
 
-from beit3lib.decode import inference_weights
 from beit3lib.device import choose_device, choose_precision, inference_precision
 
 
@@ -37,14 +33,14 @@ def test_a_gpu_without_kernels_in_this_pytorch_is_refused(monkeypatch, capabilit
         choose_device("auto")
 
 
-@pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+@pytest.mark.parametrize("capability, precision", [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
 def test_precision_follows_the_compute_capability(monkeypatch, capability, precision):
     gpu(monkeypatch, capability)
     found, reason = choose_precision("auto", torch.device("cuda"))
     assert found == precision and "Test GPU" in reason
 
 
-@pytest.mark.parametrize(("requested", "precision"), [("fp32", "no"), ("bf16", "bf16"), ("fp16", "fp16")])
+@pytest.mark.parametrize("requested, precision", [("fp32", "no"), ("bf16", "bf16"), ("fp16", "fp16")])
 def test_a_precision_of_the_user_is_kept(requested, precision):
     assert choose_precision(requested, torch.device("cpu")) == (precision, "set by the user")
 
@@ -55,49 +51,3 @@ def test_inference_precision_is_bf16_where_the_cpu_has_it(monkeypatch, native):
     with inference_precision(torch.device("cpu")):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == (torch.bfloat16 if native else torch.float32)
-
-
-def layers(seed=0):
-    """A product that oneDNN repacks and one that is too small for it."""
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(512, 1024), nn.GELU(), nn.Linear(1024, 8, bias=False))
-
-
-@pytest.mark.parametrize("has_onednn", [True, False])
-@pytest.mark.parametrize(
-    ("precision", "tolerance"), [(None, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 1e-3)]
-)
-def test_inference_weights_compute_the_same_outputs(monkeypatch, has_onednn, precision, tolerance):
-    if not has_onednn:
-        monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
-    model, x = layers(), torch.randn(2, 6, 512)[:, ::2]
-    with torch.autocast("cpu", precision, enabled=precision is not None), torch.inference_mode():
-        expected = model(x)
-        with inference_weights(model):
-            assert (
-                torch.allclose(model(x), expected, atol=tolerance, rtol=tolerance)
-                and model(x).dtype == expected.dtype
-            )
-
-
-def test_inference_weights_are_those_at_the_start_of_the_outer_block():
-    model = layers()
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), inference_weights(model):
-        expected = model(torch.ones(1, 512))
-        model.load_state_dict(layers(seed=1).state_dict())
-        with inference_weights(model):
-            assert torch.equal(model(torch.ones(1, 512)), expected)
-        assert torch.equal(model(torch.ones(1, 512)), expected)
-
-
-def test_after_inference_weights_the_model_is_as_before_also_after_an_error():
-    model, other = layers(), layers()
-    parameters = list(model.parameters())
-    with pytest.raises(ZeroDivisionError), torch.autocast("cpu", torch.bfloat16), inference_weights(model):
-        raise ZeroDivisionError
-    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
-    x = torch.randn(4, 512)
-    for each in (model, other):
-        each(x).square().mean().backward()
-        torch.optim.SGD(each.parameters(), lr=0.1).step()
-    assert torch.equal(model(x), other(x))

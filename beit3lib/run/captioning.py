@@ -91,8 +91,8 @@ def caption_images(
         finished = _read_finished(output)
         batches = [range(len(names))[i : i + size] for i in range(0, len(names), size)][rank::processes]
         batches = [batch for batch in batches if any(names[i] not in finished for i in batch)]
-        count = sum(map(len, batches))
-        bar = tqdm(total=count, desc=output.name, mininterval=1, ncols=100, file=sys.stdout, disable=rank > 0)
+        style = {"unit": "image", "mininterval": 1, "ncols": 100, "file": sys.stdout, "disable": rank > 0}
+        bar = tqdm(total=sum(map(len, batches)), desc=output.name, **style)
         with bar, inference_precision(captioner.device), inference_weights(captioner.model):
             stream = caption_batches(captioner, paths, batches, num_beams, num_workers, questions)
             for batch, done in zip(batches, stream, strict=True):
@@ -258,7 +258,8 @@ def images_to_caption(
         # The reference implementation's index has no scenarios.
         first["scenario"] = first["scenario"].fillna(first["image"].map(lambda name: Path(name).stem))
         asked = [asked.get(image, []) for image in first["image"]]
-        tables.append(first.assign(references=first["image"].map(references), questions=asked))
+        known = [references.get(image, {}) for image in first["image"]]
+        tables.append(first.assign(references=known, questions=asked))
     if not tables:
         names = ", ".join(path.name for path in paths.values())
         raise FileNotFoundError(f"{root}: expected {names}, found none. Run the stage index first.")

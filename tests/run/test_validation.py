@@ -1,0 +1,71 @@
+"""Validation captions and scores images as captioning does, and reports mode collapse."""
+
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from test_captioning import TYPES, caption, captioner, run, saved, tiny_captioner  # noqa: F401  (fixtures)
+from test_dataset import Config, index_without_names
+
+from beit3lib.captioner import Captioner
+from beit3lib.data.index import read_index
+from beit3lib.dataset import CaptionDataset
+from beit3lib.run import captioning
+from beit3lib.run.validation import validate
+
+
+def dataset(run, tokenizer, split, train=False, **options):  # noqa: F811
+    table = read_index(run / f"coco_captioning.{split}.jsonl")
+    return CaptionDataset(table, run, tokenizer, 64, Config(**options), train)
+
+
+def validated(captioner, run, train=True, **options):  # noqa: F811
+    defaults = {"val_images": 0, "samples": 2, "num_beams": 2, "batch_size": 4, "eval_batch_size": 2}
+    config = Config(dist_eval=True, num_workers=0, **{**defaults, **options})
+    train_set = dataset(run, captioner.tokenizer, "train", True) if train else None
+    val_set = dataset(run, captioner.tokenizer, "val")
+    return validate(captioner, val_set, train_set, config, Accelerator(cpu=True))
+
+
+def test_scores_equal_those_of_captioning(run, captioner, monkeypatch):  # noqa: F811
+    fp32 = torch.autocast("cpu", enabled=False)
+    monkeypatch.setattr(captioning, "inference_precision", lambda device: fp32)
+    table = caption(captioner, run, splits=["val"])
+    found = validated(captioner, run)
+    assert found["score"] == pytest.approx(table["official_score"].mean(), abs=0.01)
+    means = table.groupby(["subject", "aspect"])["official_score"].mean()
+    expected = {" ".join(kind): pytest.approx(means[kind], abs=0.01) for kind in TYPES}
+    assert found["by_caption_type"] == expected and found["captions"] == 40
+    assert {entry["image"] for entry in found["samples"]} == set(table["image"].unique()[[0, 3]])
+    first = found["samples"][0]
+    assert first["caption"] == table["caption"][0] and first["reference"] == table["reference"][0]
+    assert 0 < found["distinct"] <= 1 and 0 <= found["references"]["copied"] <= 1 and found["seconds"] >= 0
+
+
+def test_a_model_that_repeats_a_training_caption_is_recognized(run, captioner, monkeypatch):  # noqa: F811
+    """One text for all of ten caption types and four images: ten distinct captions of forty."""
+    text = dataset(run, captioner.tokenizer, "train", True).reference(0)["vehicle", "road"]
+    generate = Captioner.generate
+    same = lambda self, x, **options: [c._replace(text=text) for c in generate(self, x, **options)]  # noqa: E731
+    monkeypatch.setattr(Captioner, "generate", same)
+    found = validated(captioner, run)
+    assert found["distinct"] == pytest.approx(10 / 40) and 1 / 10 <= found["copied"] < 1
+
+
+def test_without_references_there_are_captions_and_no_score(run, captioner, drawn, capsys):  # noqa: F811
+    index_without_names(drawn, run, "val", null=lambda number: True)
+    found = validated(tiny_captioner([("", "")]), run, train=False)
+    assert found["score"] is None and found["captions"] == 4 and found["copied"] == 0
+    assert "4 of 4 captions have no reference" in capsys.readouterr().out and len(found["samples"]) == 2
+    json.dumps(found, allow_nan=False)
+
+
+def test_an_unreadable_image_is_skipped(run, captioner, capsys):  # noqa: F811
+    sorted((run / "images").glob("*val*"))[0].write_text("no image")
+    assert validated(captioner, run)["captions"] == 30 and "Validation skips it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("val_images, captions", [(0, 40), (3, 30), (100, 40)])
+def test_so_many_images_are_captioned(run, captioner, val_images, captions):  # noqa: F811
+    assert validated(captioner, run, val_images=val_images, samples=0)["captions"] == captions
