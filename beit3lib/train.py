@@ -475,6 +475,7 @@ class Trainer:
         losses = [event["loss"] for event in read_log(self.output / LOG_NAME) if event["event"] == "step"]
         results = {
             "steps": self.step,
+            "total_steps": self.total_steps,
             "stopped": stopped,
             "first_loss": losses[0] if losses else None,
             "last_loss": losses[-1] if losses else None,
