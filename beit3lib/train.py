@@ -42,8 +42,7 @@ from beit3lib.captioner import Captioner
 from beit3lib.checkpoint import load_pretrained, save_captioner
 from beit3lib.config import OptionError, TrainConfig, parse_arguments
 from beit3lib.data.index import INDEX_NAME, read_index
-from beit3lib.data.questions import INDEX_NAME as QUESTIONS_NAME
-from beit3lib.data.questions import read_question_index
+from beit3lib.data.questions import QUESTION_INDEX_NAME, read_question_index
 from beit3lib.data.schema import CaptionType
 from beit3lib.dataset import Batch, CaptionDataset, num_workers
 from beit3lib.device import choose_device, choose_precision
@@ -315,7 +314,10 @@ def read_tables(
     """Return the index of captions of a split, and that of questions; None where there is none or it is not
     needed.
     """
-    captions, questions = root / INDEX_NAME.format(split=split), root / QUESTIONS_NAME.format(split=split)
+    captions, questions = (
+        root / INDEX_NAME.format(split=split),
+        root / QUESTION_INDEX_NAME.format(split=split),
+    )
     if config.eval if split == "train" else not config.eval and not captions.is_file():
         return None, None
     use_questions = config.questions and questions.is_file()

@@ -34,7 +34,7 @@ from beit3lib.run.state import (
     ResumeError,
     TrainingStopped,
     index_hashes,
-    last_captioner,
+    open_captioner,
     read_last,
 )
 from beit3lib.tokenizer import load_tokenizer
@@ -286,7 +286,7 @@ def test_best_contains_the_moving_average(drawn, tmp_path):
     assert not torch.allclose(
         last(tmp_path)["model"]["mlm_head.weight"], before["mlm_head.weight"], atol=1e-4
     )
-    assert same(last_captioner(tmp_path / LAST_NAME, "cpu").model.state_dict(), best(tmp_path))
+    assert same(open_captioner(tmp_path / LAST_NAME, "cpu").model.state_dict(), best(tmp_path))
 
 
 def limit_batches(monkeypatch, images):

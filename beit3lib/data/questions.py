@@ -27,7 +27,7 @@ from beit3lib.data.wts import list_files, parse_phase, video_stem
 from beit3lib.files import FileError, Problem, printable, read_json, read_json_lines, write_json, write_text
 
 COLUMNS = "split source scenario scope view videos phase id question options correct".split()
-INDEX_NAME = "questions.{split}.jsonl"
+QUESTION_INDEX_NAME = "questions.{split}.jsonl"
 LETTERS = "abcdefg"  # of options
 VIDEO_KEYS = ("videos", "overhead_videos", "vehicle_view", "video_name")
 PLACE = re.compile(
@@ -189,40 +189,42 @@ def _read_question(entry: Any, split: str, own_id: str) -> tuple[str, str, dict[
     return identity, question, options, correct if correct in options else None
 
 
-def write_question_index(
-    questions: pd.DataFrame, phases: pd.DataFrame, image_dir: str | Path, path: str | Path
-) -> list[Problem]:
-    """Write one JSON object per question: `COLUMNS` and `images`, paths relative to the folder of the index.
+def write_questions(path: str | Path, questions: pd.DataFrame) -> Path:
+    """Write one JSON object per question, with all columns of the table."""
+    # json.dumps writes ASCII only, because some readers end a line at U+2028.
+    return write_text(path, "".join(json.dumps(row) + "\n" for row in questions.to_dict("records")))
 
-    A question about a phase is shown by the images of all cameras of the phase, because a vehicle's question
-    may list overhead cameras only (quirk 4); one about the scenario by the images of all its phases. `phases`
-    has split, scenario, phase and image. Questions without an image are written with an empty list, and
-    returned as problems.
+
+def add_images(
+    questions: pd.DataFrame, phases: pd.DataFrame, image_dir: str | Path, root: str | Path
+) -> tuple[pd.DataFrame, list[Problem]]:
+    """Return the questions with `images`, paths relative to `root`, and a problem for those that no image shows.
+
+    A question about a phase is shown by the images of all cameras of the phase, because a vehicle's question may list
+    overhead cameras only (quirk 4); one about the scenario by the images of all its phases. `phases` has split,
+    scenario, phase and image.
     """
     images = defaultdict(list)
     for row in phases.dropna(subset=["image"]).itertuples():
-        if (image := Path(image_dir, row.image)).is_file():
-            shown = os.path.relpath(image, Path(path).parent)
-            images[row.split, row.scenario, row.phase].append(shown)
-            images[row.split, row.scenario, None].append(shown)
-    lines, without = [], defaultdict(int)
-    for row in questions[COLUMNS].to_dict("records"):
-        found = images.get((row["split"], row["scenario"], row["phase"]), [])
-        lines.append(json.dumps(row | {"images": found}) + "\n")  # ASCII: some readers end a line at U+2028
-        if not found:
-            without[f"{row['scenario']}, {row['scope']}"] += 1
-    write_text(path, "".join(lines))
-    what, todo = f"questions, but no image in {image_dir}", 'rerun the stage "prepare"'
-    missing = [Problem(where, f"{number} {what}", todo) for where, number in without.items()]
-    return missing
+        shown = Path(os.path.relpath(Path(image_dir, row.image), root)).as_posix()
+        images[row.split, row.scenario, row.phase].append(shown)
+        images[row.split, row.scenario, None].append(shown)
+    keys = zip(questions["split"], questions["scenario"], questions["phase"], strict=True)
+    table = questions.assign(images=[images.get(key, []) for key in keys])
+    unseen = table[table["images"].map(len) == 0].groupby(["split", "scenario"]).size()
+    what, todo = f"questions without an image in {image_dir}", "rerun the stage prepare"
+    return table, [
+        Problem(f"{split}/{scenario}", f"{count} {what}", todo) for (split, scenario), count in unseen.items()
+    ]
 
 
 def read_question_index(path: str | Path) -> pd.DataFrame:
-    """Read an index of questions: one row per line, with the columns `COLUMNS` and `images`."""
+    """Read a file of `write_questions`: one row per line, with the columns `COLUMNS` and `images`."""
     rows = read_json_lines(path)
-    if missing := [name for name in (*COLUMNS, "images") if not all(name in row for row in rows)]:
-        expected = f"expected {', '.join(missing)} in each line, got lines without"
-        raise FileError(f'{path}: {expected}. Rerun the stage "index".')
+    if missing := [name for name in COLUMNS if not all(name in row for row in rows)]:
+        raise FileError(
+            f"{path}: expected {', '.join(missing)} in each line, got lines without. Rerun the stage index."
+        )
     return pd.DataFrame(rows, columns=[*COLUMNS, "images"], dtype=object)
 
 

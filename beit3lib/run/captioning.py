@@ -33,8 +33,12 @@ from beit3lib.captioner import Captioner
 from beit3lib.data.images import ImageError, open_image
 from beit3lib.data.index import INDEX_NAME, read_index
 from beit3lib.data.predictions import predictions_table, read_meta, read_predictions, write_predictions
-from beit3lib.data.questions import INDEX_NAME as QUESTIONS_NAME
-from beit3lib.data.questions import answers_path, questions_of_images, write_image_answers
+from beit3lib.data.questions import (
+    QUESTION_INDEX_NAME,
+    answers_path,
+    questions_of_images,
+    write_image_answers,
+)
 from beit3lib.data.schema import IMAGE_COLUMNS, UNNAMED, CaptionType
 from beit3lib.dataset import group_captions, num_workers
 from beit3lib.decode import Caption, inference_weights, word_probs
@@ -252,7 +256,7 @@ def images_to_caption(
         for example in examples:  # an index without caption types may have several examples of an image
             texts = {caption_type: text for caption_type, (_, text) in example.captions.items()}
             references.setdefault(example.image, texts)
-        asked = questions_of_images(Path(root, QUESTIONS_NAME.format(split=split)))
+        asked = questions_of_images(Path(root, QUESTION_INDEX_NAME.format(split=split)))
         first = lines.drop_duplicates("image_path").head(max_images or len(lines))
         first = first.rename(columns={"image_path": "image"}).assign(split=split)
         # The reference implementation's index has no scenarios.

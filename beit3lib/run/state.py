@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from timm.utils import ModelEmaV3
@@ -25,7 +24,7 @@ from beit3lib.captioner import Captioner
 from beit3lib.checkpoint import load_captioner, write_captioner_files
 from beit3lib.config import TrainConfig
 from beit3lib.data.index import INDEX_NAME
-from beit3lib.data.questions import INDEX_NAME as QUESTIONS_NAME
+from beit3lib.data.questions import QUESTION_INDEX_NAME
 from beit3lib.files import atomic_folder, atomic_path, check_regular_file, file_hash
 from beit3lib.model import CaptionModel, ModelConfig
 from beit3lib.run.log import LOG_NAME, read_log, write_log
@@ -107,7 +106,7 @@ def index_hashes(data_path: str | Path) -> dict[str, str | None]:
     """
     root, splits = Path(data_path).expanduser(), ("train", "val")
     paths = {split: root / INDEX_NAME.format(split=split) for split in splits}
-    paths |= {f"{split} questions": root / QUESTIONS_NAME.format(split=split) for split in splits}
+    paths |= {f"{split} questions": root / QUESTION_INDEX_NAME.format(split=split) for split in splits}
     return {name: file_hash(path) if path.is_file() else None for name, path in paths.items()}
 
 
@@ -212,14 +211,17 @@ def copy_run(source: Path, output: Path) -> None:
         shutil.copyfile(source / LAST_NAME, temporary)
 
 
-def last_captioner(path: str | Path, device: str | torch.device | None = None) -> Captioner:
-    """Return the captioner of a last.pt: the moving average of the weights if the run has one, else the
-    weights.
+def open_captioner(path: str | Path, device: str | torch.device | None = None) -> Captioner:
+    """Return the captioner of a checkpoint folder, or of a last.pt.
+
+    That of a last.pt is the moving average of the weights if the run has one, else the weights.
     """
+    if not Path(path).is_file():
+        return load_captioner(path, device)
     saved = read_last(path)
     with tempfile.TemporaryDirectory() as folder:
         spm_path = Path(folder, "tokenizer.spm")
-        spm_path.write_bytes(saved["tokenizer"].numpy().astype(np.uint8).tobytes())
+        spm_path.write_bytes(saved["tokenizer"].numpy().tobytes())
         config, weights = ModelConfig(**saved["model_config"]), saved.get("ema", saved["model"])
         write_captioner_files(Path(folder), weights, config, spm_path, saved["meta"])
         return load_captioner(folder, device)

@@ -313,7 +313,9 @@ class Benchmark:
         captioner = Captioner(model.to(self.device), load_tokenizer(SPM_PATH), CAPTION_TYPES)
         size, count = model.config.image_size, self.options.images
         with TemporaryDirectory() as folder:
-            table = pd.DataFrame({"image": [f"{index:04}.jpg" for index in range(count)], "references": [{}] * count})
+            table = pd.DataFrame(
+                {"image": [f"{index:04}.jpg" for index in range(count)], "references": [{}] * count}
+            )
             paths = [Path(folder, name) for name in table["image"]]
             for path, pixels in zip(paths, make_images(model, count), strict=True):
                 to_image(pixels).save(path, quality=95, subsampling=0)
