@@ -116,7 +116,7 @@ def test_captions_without_a_readable_image_are_counted_and_listed(run, tokenizer
     report = build(run, tokenizer, None if by_name else phases)
     assert report.skipped == 10 and report.lines + report.skipped == report.captions
     (problem,) = report.problems
-    assert problem.where == "2023_a/a_1.mp4 phase 1" and "10 captions skipped: " in problem.what
+    assert problem.where == "2023_a/a_1.mp4 phase 1" and "10 lines skipped: " in problem.what
     report = index_images(phases, run / "images", run / "coco_captioning.test.jsonl")
     assert report.skipped == len(report.problems) == 1 == len(phases) - report.lines
     lines = read_index(report.path)

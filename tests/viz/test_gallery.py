@@ -169,7 +169,7 @@ def test_images_are_part_of_a_small_page_and_only_linked_from_a_large_one(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.png", "images/../../secret.png", "/secret.png", "..\\secret.png", "C:\\secret.png"]
+    "name", ["../secret.png", "images/../../secret.png", "/secret.png", "..\\secret.png"]
 )
 def test_an_image_outside_image_root_is_refused(tmp_path, name):
     draw_image(tmp_path / "secret.png", 1)
