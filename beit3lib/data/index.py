@@ -143,7 +143,7 @@ def _lines(
         row["image_path"] = Path(os.path.relpath(Path(image_dir, name), folder)).as_posix()
         lines.append(row)
     return lines, [
-        Problem(where, f"{number} captions skipped: {why}", TODO) for (where, why), number in skipped.items()
+        Problem(where, f"{number} lines skipped: {why}", TODO) for (where, why), number in skipped.items()
     ]
 
 

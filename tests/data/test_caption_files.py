@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from beit3lib.data.caption_files import (
     caption_file_name,
@@ -97,24 +95,6 @@ def test_unusable_files_and_entries_are_listed_and_all_others_are_read(tmp_path)
         "s2: expected",
     ):
         assert part in listed, listed
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text() | st.sampled_from(["0", "4", "a.mp4"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=8,
-)
-ITEM = JSON | st.fixed_dictionaries({"label": JSON, "caption": JSON})
-ENTRY = JSON | st.fixed_dictionaries({"videos": st.lists(JSON), "caption": st.lists(ITEM)})
-
-
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(JSON | st.dictionaries(st.text(), ENTRY))
-def test_any_content_of_a_caption_file_is_read_or_listed(tmp_path, content):
-    (tmp_path / "vehicle_caption_moving_datasets.json").write_text(json.dumps(content))
-    captions, problems = read_caption_files(tmp_path)
-    assert captions["caption"].map(str.strip).all() and captions["phase"].isin(range(5)).all()
-    assert problems or len(captions) or not content or not any(entry["caption"] for entry in content.values())
 
 
 @pytest.mark.parametrize("name", ["Vehicle-Caption-%s-datasets.json", "vehicle_caption_%s_datasets.json"])

@@ -93,18 +93,6 @@ def test_two_views_with_different_captions_are_indexed_with_their_own(run, token
     assert (lines["caption"] == "It has stopped.").tolist() == (lines["video"] == "a_1.mp4").tolist()
 
 
-def test_videos_of_one_name_in_two_scenarios_keep_their_own_images(run, tokenizer, phases):
-    names = ["avgother_0.jpg", "avgother_1.jpg"]
-    both = pd.concat([phases, phases[phases["scenario"] == "video7"].assign(scenario="other", image=names)])
-    for image in names:
-        Image.new("RGB", (8, 8)).save(run / "images" / image)
-    write_caption_files(both, run / "captions")
-    lines = read_index(build(run, tokenizer, both).path)
-    assert set(lines.loc[lines["scenario"] == "other", "image_path"]) == {f"images/{name}" for name in names}
-    without = build(run, tokenizer, phases)
-    assert without.skipped == 20 and {p.where.split("/")[0] for p in without.problems} == {"other"}
-
-
 @pytest.mark.parametrize("by_name", [False, True])
 @pytest.mark.parametrize("size", [0, 300])
 def test_captions_without_a_readable_image_are_counted_and_listed(run, tokenizer, phases, by_name, size):
@@ -116,7 +104,7 @@ def test_captions_without_a_readable_image_are_counted_and_listed(run, tokenizer
     report = build(run, tokenizer, None if by_name else phases)
     assert report.skipped == 10 and report.lines + report.skipped == report.captions
     (problem,) = report.problems
-    assert problem.where == "2023_a/a_1.mp4 phase 1" and "10 captions skipped: " in problem.what
+    assert problem.where == "2023_a/a_1.mp4 phase 1" and "10 lines skipped: " in problem.what
     report = index_images(phases, run / "images", run / "coco_captioning.test.jsonl")
     assert report.skipped == len(report.problems) == 1 == len(phases) - report.lines
     lines = read_index(report.path)

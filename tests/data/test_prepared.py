@@ -157,16 +157,6 @@ def test_images_in_both_train_and_val_are_one_problem(tmp_path, renamed):
     assert both.what.startswith("3 images")
 
 
-def test_a_tenth_of_train_becomes_val_only_where_there_is_none(tmp_path):
-    write_input(tmp_path / "in", val=False)
-    phases, _ = import_from(tmp_path / "in", tmp_path / "run")
-    scenarios = phases.groupby("split")["scenario"].nunique()
-    assert scenarios["val"] == 1 and scenarios["train"] == 9
-    assert phases.groupby("scenario")["split"].nunique().eq(1).all()
-    val = read_caption_files(tmp_path / "run" / "captions" / "val").captions
-    assert set(val["scenario"]) == set(phases.loc[phases["split"] == "val", "scenario"])
-
-
 @pytest.mark.parametrize("subjects, aspects", [(("vehicle",), ("moving",)), (SUBJECTS, ("road",)), ((), ())])
 def test_one_subject_or_aspect_or_only_segments_to_caption_are_enough(tmp_path, subjects, aspects):
     write_input(tmp_path / "in", subjects=subjects, aspects=aspects)
@@ -190,7 +180,10 @@ def test_images_and_captions_alone_are_no_data_set(tmp_path):
         import_from(tmp_path, tmp_path / "run")
     write_images(tmp_path / "images", TRAIN)
     phases, problems = import_from(tmp_path, tmp_path / "run")
-    assert set(phases["split"]) == {"train", "val"} and len(phases) == 48
+    scenarios = phases.groupby("split")["scenario"].unique().map(set)  # a tenth becomes val
+    assert len(phases) == 48 and len(scenarios["val"]) == 1 and not scenarios["val"] & scenarios["train"]
+    val = read_caption_files(tmp_path / "run" / "captions" / "val").captions
+    assert set(val["scenario"]) == scenarios["val"]
     assert [problem.what for problem in problems] == ["6 images that no caption file lists; not used"]
 
 

@@ -47,13 +47,15 @@ def assert_nothing_is_lost(root, table):
     assert counts["rows"] == len(table.phases)
 
 
-def test_01_views_of_one_scenario_keep_their_own_times(tmp_path):
-    add_view(tmp_path, "overhead_view", [overhead(1)], [phase("0", 32.21, 33.527)])
-    add_view(tmp_path, "vehicle_view", [vehicle()], [phase("0", 0.0, 1.317)])
+def test_01_views_of_a_scenario_keep_their_own_times_and_share_segments(tmp_path):
+    add_view(tmp_path, "overhead_view", [overhead(1)], [phase("04", 32.21, 33.527)])
+    add_view(tmp_path, "vehicle_view", [vehicle()], [phase("4", 0.0, 1.317)])
     table = read_wts(tmp_path)
     assert table.phases["view"].tolist() == ["overhead_view", "vehicle_view"]
-    assert times(table) == [[32.21, 33.527], [0.0, 1.317]] and not table.problems
-    assert table.phases["caption_vehicle"].tolist() == ["A car in phase 0."] * 2
+    assert times(table) == [[32.21, 33.527], [0.0, 1.317]]
+    assert table.phases["label"].tolist() == ["04", "04"] and table.phases["phase"].tolist() == [4, 4]
+    segments = list_segments(table.phases)
+    assert segments[["scenario", "label", "phase"]].values.tolist() == [[SCENE, "04", 4]]
 
 
 def test_02_labels_are_digits_or_words(tmp_path):
@@ -64,14 +66,6 @@ def test_02_labels_are_digits_or_words(tmp_path):
     assert [parse_phase(word) for word in PHASES] == [0, 1, 2, 3, 4] == [parse_phase(n) for n in "01234"]
     assert [parse_phase(label) for label in (3, " Action ", "04", "000")] == [3, 3, 4, 0]
     assert {parse_phase(label) for label in ("5", "-1", "crash", None, "²", "٣", ())} == {None}
-
-
-def test_02_labels_04_and_4_are_one_segment(tmp_path):
-    add_view(tmp_path, "overhead_view", [overhead(1)], [phase("04", 4, 5)])
-    add_view(tmp_path, "vehicle_view", [vehicle()], [phase("4", 1, 2)])
-    phases = read_wts(tmp_path).phases
-    assert phases["label"].tolist() == ["04", "04"] and phases["phase"].tolist() == [4, 4]
-    assert list_segments(phases)[["scenario", "label", "phase"]].values.tolist() == [[SCENE, "04", 4]]
 
 
 @pytest.mark.parametrize("fps", ["59.04", "0", None])
@@ -342,12 +336,8 @@ def test_a_drawn_validation_split_shares_no_recording_and_drops_no_row(tmp_path)
     val = drawn[drawn["split"] == "val"]
     assert val.groupby("source")["scenario"].nunique().to_dict() == {"wts": 4, "bdd": 1}
     assert drawn.loc[drawn["split"] == "test", "scenario"].unique().tolist() == ["video99"]
-
-
-def test_a_single_recording_stays_in_train(tmp_path):
-    add_view(tmp_path, "overhead_view", [overhead(1)])
-    drawn = split_by_group(read_wts(tmp_path).phases, val_share=0.5)
-    assert set(drawn.phases["split"]) == {"train"} and len(drawn.problems) == 1
+    single = split_by_group(phases[phases["scenario"] == "video1"], val_share=0.5)
+    assert set(single.phases["split"]) == {"train"} and len(single.problems) == 1
 
 
 @pytest.mark.slow
