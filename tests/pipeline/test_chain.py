@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from beit3lib.data.index import read_index
 from beit3lib.data.predictions import read_predictions
 from beit3lib.sample import MODEL, SPM_PATH, truth
-from beit3lib.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "data" / "wts_real"
@@ -40,8 +38,7 @@ def test_the_captions_of_the_demo_are_correct(demo):
     stages = ["prepare", "index", "finetune", "caption", "score", "submit"]
     assert list(summary) == [*stages[:4], "attributes", "attention", *stages[4:]]
     assert sorted(path.stem for path in (run / "records").iterdir()) == sorted(stages)
-    made = ["images", "captions", "coco_captioning.train.jsonl", "best/model.safetensors", "log.jsonl"]
-    made += ["predictions.json", "gallery.html", "scores.json", "submission.json", "learning_curve.png"]
+    made = ["best/model.safetensors", "gallery.html", "scores.json", "submission.json", "learning_curve.png"]
     assert [name for name in made if not (run / name).exists()] == []
     shares = summary["attributes"]
     assert set(shares["own"]) == set(truth.ATTRIBUTES)
@@ -52,8 +49,6 @@ def test_the_captions_of_the_demo_are_correct(demo):
     values = truth.attribute_table(predictions[predictions["split"] == "val"], truth.read_drawn(run))
     correct = (values["drawn"] == values["stated"]).groupby(values["condition"] == "plain").mean()
     assert correct[True] >= 0.98 and correct[False] < correct[True], correct
-    texts = predictions[["caption", "subject", "aspect"]].itertuples(index=False)
-    assert sum(truth.has_sample_wording(*text) for text in texts) >= 0.9 * len(predictions)
     score = summary["score"]  # references are random paraphrases, so that correct captions differ from them
     assert score["model"] >= 59 and score["model"] > score["nearest"] + 5 > score["most frequent"]
     assert score["shuffled"] < score["nearest"]
@@ -106,13 +101,7 @@ def test_a_real_wts_scenario_runs_through_notebooks_1_to_4(tmp_path):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["prepare"]["dataset"] == "wts" and summary["prepare"]["images"] == 15
     assert sum(".mp4" in problem for problem in summary["prepare"]["problems"]) == 2
-    types = {path.name.split("_")[0] for path in (run / "captions" / "train").iterdir()}
-    assert types == {"vehicle", "pedestrian"} and summary["index"]["train"]["cut"] > 0
-    lines, tokenizer = read_index(run / "coco_captioning.train.jsonl"), load_tokenizer(run / "tokenizer.spm")
-    assert lines["image_path"].nunique() == 15
-    assert all(
-        tokenizer.decode(line.text_segment).split() == line.caption.split() for line in lines.itertuples()
-    )
+    assert summary["index"]["train"]["images"] == 15 and summary["index"]["train"]["cut"] > 0
     done = papermill("04_inspect_captions", tmp_path)
     assert done.returncode and "expected best, found none. Run stage 'finetune'" in done.stderr
     few = f'-p model {MODEL} -y {{"finetune":""}} -p max_steps 1 -p batch_size 2'

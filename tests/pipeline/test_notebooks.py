@@ -42,17 +42,9 @@ def code(name, tag=None):
 
 
 def assigned(source):
-    """Names that a cell assigns outside of comprehensions."""
+    """Names that a cell assigns."""
     names = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
-    inner = [
-        name
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.comprehension)
-        for name in ast.walk(node.target)
-    ]
-    return {name.id for name in names if isinstance(name.ctx, ast.Store)} - {
-        getattr(name, "id", "") for name in inner
-    }
+    return {name.id for name in names if isinstance(name.ctx, ast.Store)}
 
 
 def test_ruff_and_nbstripout_find_nothing_to_change(tmp_path):
@@ -69,14 +61,11 @@ def test_ruff_and_nbstripout_find_nothing_to_change(tmp_path):
 
 
 @every_notebook
-def test_the_first_cell_has_title_goal_table_and_links_and_the_last_the_files(name):
+def test_the_first_cell_has_title_goal_and_table_and_the_last_the_files(name):
     cells = read(name).cells
     title, goal = cells[0].source.split("\n\n")[:2]
     assert title.startswith(f"# {int(name[:2])} · ") and len(re.findall(r"[.!?](?=\s|$)", goal)) == 3, goal
     assert all(f"| **{word}** |" in cells[0].source for word in ("Needs", "Makes", "Hardware", "Time"))
-    number = NAMES.index(name)
-    neighbors = NAMES[max(number - 1, 0) : number] + NAMES[number + 1 : number + 2]
-    assert all(f"({other}.ipynb)" in cells[0].source for other in neighbors)
     assert cells[-1].source.startswith("## What you have now")
 
 
@@ -232,17 +221,9 @@ def test_a_lone_notebook_in_an_empty_folder_installs_the_package(kind, lone_pyth
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "source, message",
-    [
-        ("", "set BEIT3LIB_SOURCE as described above"),
-        ("git+https://127.0.0.1:9/nobody/nothing@main", "127.0.0.1:9/nobody"),
-    ],
-    ids=["no source", "no internet"],
-)
-def test_a_lone_notebook_without_the_package_ends_with_the_reason(source, message, lone_python, tmp_path):
-    done = run_lone(lone_python, tmp_path / "empty", source)
-    assert done.returncode and message in done.stderr.strip().splitlines()[-1], done.stderr
+def test_a_lone_notebook_without_the_package_ends_with_the_reason(lone_python, tmp_path):
+    done = run_lone(lone_python, tmp_path / "empty", "")
+    assert done.returncode and "set BEIT3LIB_SOURCE as described above" in done.stderr, done.stderr
     assert not (tmp_path / "empty" / "runs").exists()
 
 
