@@ -6,5 +6,5 @@ RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends make wo
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /beit3lib
 COPY . .
-RUN make .venv/.ready
+RUN .ci/wordnet.sh /usr/share/nltk_data && make .venv/.ready
 CMD ["make", "demo"]

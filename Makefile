@@ -5,9 +5,11 @@
 # make oldest  the quick tests with the lowest versions that requirements.txt allows
 # make latest  install the newest versions instead of those in constraints.txt
 # make docs    renew docs/: the README's images and the executed notebooks, from make demo; needs Chromium
-# make gpu     the GPU tests, and the GPU benchmark in runs/gpu.json, in nine minutes; PY=python3 uses what is installed there
-# make kaggle  stage everything for Kaggle: make kaggle KAGGLE_OWNER=you KAGGLE_DATA="wts tokenizer"
+# make gpu     the GPU tests, and the GPU benchmark in runs/gpu.json, in nine minutes; PY=python3 uses the installed packages
+# make kaggle  stage everything for Kaggle: make kaggle KAGGLE_OWNER=you KAGGLE_DATA="wts tokenizer weights"
 # make badges  links that open the notebooks in Colab and Kaggle: make badges REPOSITORY=https://github.com/you/name
+#
+# TORCH=cpu    installs PyTorch without CUDA, which takes 1.5 GB instead of 6 GB: make demo TORCH=cpu
 PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
@@ -16,42 +18,50 @@ NOTEBOOKS := 01_prepare_data 02_build_index 03_finetune 04_inspect_captions 05_s
 RUN := runs/demo
 # The original training code, which the tests compare with. Its dependencies have stale pins.
 ORACLE := beit3-gml==0.1.3
+# WordNet from .ci/wordnet.sh, for machines that cannot reach nltk's server; nltk ignores a folder that does not exist.
+export NLTK_DATA ?= $(CURDIR)/.nltk_data
+# A recipe with a loop or a pipe sets -eo pipefail itself, because the make of macOS (3.81) ignores .SHELLFLAGS.
 SHELL := /bin/bash
-.SHELLFLAGS := -eo pipefail -c
-# In tests idle OpenMP threads sleep: on a busy machine spinning makes a training step of the tiny model ten times as slow.
-TEST := OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest
+# Idle OpenMP threads sleep: on a busy machine spinning makes a training step of the tiny model several times as slow.
+OMP_WAIT_POLICY ?= PASSIVE
+export OMP_WAIT_POLICY
+ifneq ($(TORCH),)
+$(if $(filter cpu,$(TORCH)),,$(error TORCH: expected cpu, or nothing for the default build, got $(TORCH)))
+INDEX := --extra-index-url https://download.pytorch.org/whl/cpu
+endif
 
 .PHONY: demo test quick long oldest latest lint docs gpu kaggle badges
 
 $(READY): requirements.txt constraints.txt pyproject.toml beit3lib/pipeline/packages.py
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(PY) -m pip install $(INDEX) --constraint constraints.txt --editable ".[test]"
 	$(PY) -m pip install --quiet --no-deps $(ORACLE)
 	$(PY) -m beit3lib.pipeline.packages
 	touch $@
 
 demo: $(READY)
 	@mkdir -p $(RUN)
-	@for name in $(NOTEBOOKS); do \
+	@set -eo pipefail; for name in $(NOTEBOOKS); do \
 		echo "== $$name"; \
-		.venv/bin/papermill --no-progress-bar --log-level ERROR --stdout-file /dev/stdout --kernel python3 \
-			notebooks/$$name.ipynb $(RUN)/$$name.ipynb 2>&1 | sed -u '/Kernel is running over TCP/d'; \
+		$(PY) -m papermill --no-progress-bar --log-level ERROR --stdout-file /dev/stdout --kernel python3 \
+			notebooks/$$name.ipynb $(RUN)/$$name.ipynb 2>&1 | \
+			awk '!/Kernel is running over TCP/ { print; fflush() }'; \
 	done
-	@$(PY) -m beit3lib.pipeline.stages $(RUN)
+	@$(PY) -m beit3lib.pipeline.scoring $(RUN)
 
 # Two processes; the tests of a file share one, because they share fixtures. Files start in their order: the demo is early.
 test: $(READY) lint
-	$(TEST) --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 quick: $(READY)
-	$(TEST) -m "not slow and not long"
+	$(PY) -m pytest -m "not slow and not long"
 
 long: $(READY)
-	$(TEST) -m long
+	$(PY) -m pytest -m long
 
 latest: $(READY)
-	$(PY) -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[test]"
+	$(PY) -m pip install $(INDEX) --upgrade --upgrade-strategy eager --editable ".[test]"
 
 # PyTorch is the tested version: for Linux its old releases exist only with 3 GB of CUDA libraries.
 # `make oldest OLDEST_TORCH="torch==2.6.0 torchvision==0.21.0"` downloads them. timm 1.0.15 prints the ignored warning with
@@ -64,11 +74,10 @@ oldest: $(READY)
 	printf '%s\n' $(OLDEST_TORCH) >>$(OLDEST)/requirements.in
 	.venv/bin/uv pip compile --quiet --resolution lowest-direct --python $(OLDEST)/bin/python \
 		$(OLDEST)/requirements.in --output-file $(OLDEST)/requirements.txt
-	$(OLDEST)/bin/python -m pip install --quiet --requirement $(OLDEST)/requirements.txt \
-		pytest hypothesis ruff nbstripout
+	$(OLDEST)/bin/python -m pip install --requirement $(OLDEST)/requirements.txt pytest hypothesis ruff nbstripout
 	$(OLDEST)/bin/python -m pip install --quiet --no-deps $(ORACLE)
 	$(OLDEST)/bin/python -m beit3lib.pipeline.packages
-	PYTHONPATH=$(CURDIR) PYTHONWARNINGS='ignore:`torch.jit.interface`:FutureWarning' OMP_WAIT_POLICY=PASSIVE \
+	PYTHONPATH=$(CURDIR) PYTHONWARNINGS='ignore:`torch.jit.interface`:FutureWarning' \
 		$(OLDEST)/bin/python -m pytest -m "not slow and not long"
 
 lint: $(READY)
@@ -80,14 +89,15 @@ docs: $(READY)
 	$(MAKE) demo RUN=$(RUN)
 	PYTHONPATH=tests $(PY) -m benchmarks.pictures $(RUN)
 
-# Needs no PyAV, papermill or package index. The benchmark writes its file after every quantity, so a timeout loses only the rest.
+# Needs no PyAV, papermill or package index. The benchmark writes its file after every quantity, so a timeout loses only the
+# rest.
 GPU_OPTIONS ?= --model base
 GPU_SECONDS ?= 265# each for the tests and the benchmark
-gpu: export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
+gpu: export PYTHONPATH := $(CURDIR):$(CURDIR)/tests:$(PYTHONPATH)
 gpu: $(if $(filter .venv/%,$(PY)),$(READY))
 	@mkdir -p runs
 	@status=0; timeout $(GPU_SECONDS) $(PY) -m pytest -m gpu tests/test_gpu.py || status=$$?; \
-	timeout $(GPU_SECONDS) $(PY) tests/benchmarks/speed.py $(GPU_OPTIONS) --out runs/gpu.json || status=$$?; exit $$status
+	timeout $(GPU_SECONDS) $(PY) -m benchmarks.speed $(GPU_OPTIONS) --out runs/gpu.json || status=$$?; exit $$status
 
 kaggle: $(READY)
 	$(PY) -m beit3lib.pipeline.kaggle runs/kaggle --owner "$(KAGGLE_OWNER)" --attach $(KAGGLE_DATA)

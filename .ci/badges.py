@@ -2,8 +2,9 @@
 
     make badges REPOSITORY=https://github.com/you/name
 
-A notebook that is opened alone then installs the package from the current revision of that repository. Run this on the
-branch that users see, after its last change to the package, and commit the result. README.md gets the same links.
+A notebook that is opened alone then installs the package from the current revision of that repository. Run
+this on the branch that users see, after its last change to the package, and commit the result. README.md gets
+the same links.
 """
 
 import re
@@ -31,7 +32,8 @@ def badges(repository: str, branch: str, name: str) -> str:
     colab, kaggle = "https://colab.research.google.com", "https://kaggle.com"
     return (
         f" [![Open in Colab]({colab}/assets/colab-badge.svg)]({colab}/github/{path})"
-        f" [![Open in Kaggle]({kaggle}/static/images/open-in-kaggle.svg)]({kaggle}/kernels/welcome?src=https://github.com/{path})"
+        f" [![Open in Kaggle]({kaggle}/static/images/open-in-kaggle.svg)]"
+        f"({kaggle}/kernels/welcome?src=https://github.com/{path})"
     )
 
 
@@ -40,7 +42,7 @@ def main() -> None:
     repository = sys.argv[1].removesuffix("/").removesuffix(".git") if len(sys.argv) == 2 else ""
     if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", repository):
         sys.exit(
-            f"REPOSITORY: expected https://github.com/you/name, got {repository!r}. Run make badges REPOSITORY=…"
+            f"REPOSITORY: expected https://github.com/you/name, got {repository!r}: make badges REPOSITORY=…"
         )
     branch, source = git("branch", "--show-current"), f"git+{repository}@{git('rev-parse', 'HEAD')}"
     for path in [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("docs/executed/*.ipynb")]:

@@ -17,12 +17,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from beit3lib.checkpoint import WEIGHTS_NAME, load_captioner
+from beit3lib.checkpoint import WEIGHTS_NAME
 from beit3lib.data.predictions import PREDICTIONS_NAME, QUICK_NAME, predictions_table, read_predictions
 from beit3lib.device import choose_device, choose_precision
 from beit3lib.files import exit_on_error, file_hash, readable_folder
 from beit3lib.run.captioning import caption_images, images_to_caption, partial_path
 from beit3lib.run.launch import run_processes
+from beit3lib.run.state import open_captioner
 
 
 def caption_run(
@@ -56,18 +57,16 @@ def caption_run(
         }
         arguments = [f"--{name}={value}" for name, value in options.items() if value is not None]
         run_processes("beit3lib.caption", [str(run), *arguments, "--splits", *splits], num_gpus, device)
-        if partial_path(output).exists():  # out of time
-            return predictions_table([])
-        return read_predictions(output).drop(columns="outside")
-    folder = readable_folder(run / checkpoint)
+        return predictions_table([]) if partial_path(output).exists() else read_predictions(output)
+    path = run / checkpoint if (run / checkpoint).is_file() else readable_folder(run / checkpoint)
     found = choose_device(device)
     if found.type == "cuda":
         found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    captioner = load_captioner(folder, found)
+    captioner = open_captioner(path, found)
     images = images_to_caption(run, splits, captioner, max_images)
     meta = {
         "checkpoint": checkpoint,
-        "checkpoint_sha256": file_hash(folder / WEIGHTS_NAME),
+        "checkpoint_sha256": file_hash(path if path.is_file() else path / WEIGHTS_NAME),
         "splits": list(splits),
     }
     if int(os.environ.get("RANK", 0)) == 0:
@@ -86,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("run", type=Path, help="run folder with index files, images and a checkpoint")
     parser.add_argument(
-        "--checkpoint", default="best", help="folder of the checkpoint inside the run folder [best]"
+        "--checkpoint", default="best", help="best, last.pt or checkpoint-N of the run folder [best]"
     )
     parser.add_argument(
         "--splits", nargs="+", default=["val", "test"], choices=["train", "val", "test"], help="[val test]"

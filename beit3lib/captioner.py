@@ -1,23 +1,27 @@
-"""`Captioner`: a model with everything needed to caption images.
+"""`Captioner`: a model with everything needed to caption images and to answer questions about them.
 
 from beit3lib.checkpoint import load_captioner
 
 captioner = load_captioner("runs/demo/best")
 print(captioner.caption("photo.jpg", "vehicle", "position"))
+print(captioner.answer("photo.jpg", [("What is the weather?", {"a": "clear", "b": "rainy"})]))
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from beit3lib.data.images import open_image
 from beit3lib.data.schema import CaptionType
+from beit3lib.dataset import pack, pad_sequences
 from beit3lib.decode import Caption, generate
 from beit3lib.device import inference_precision
-from beit3lib.model import CaptionModel
+from beit3lib.model import CaptionModel, ImageMemory
+from beit3lib.question import Options, Question, collate_options, encode_question, option_log_probs
 from beit3lib.tokenizer import prompt_ids
 from beit3lib.transforms import to_tensor
 
@@ -58,7 +62,10 @@ class Captioner:
         return [prompt_ids(self.tokenizer, *caption_type) for caption_type in caption_types]
 
     def generate(
-        self, pixels: Tensor, caption_types: Sequence[CaptionType] | None = None, num_beams: int = 3
+        self,
+        images_or_memory: Tensor | ImageMemory,
+        caption_types: Sequence[CaptionType] | None = None,
+        num_beams: int = 3,
     ) -> list[Caption]:
         """Caption images (B, 3, S, S) in [-1, 1] with these caption types (default: all), image-major."""
         prompts = self.prompts if caption_types is None else self._prompts(caption_types)
@@ -67,7 +74,53 @@ class Captioner:
             "max_tokens": self.max_tokens,
             "length_penalty": self.length_penalty,
         }
-        return generate(self.model, pixels.to(self.device), self.tokenizer, prompts, **options)
+        return generate(self.model, images_or_memory, self.tokenizer, prompts, **options)
+
+    @torch.inference_mode()
+    def log_probs(
+        self, memory: ImageMemory, questions: Sequence[Sequence[Question]]
+    ) -> list[list[list[float]]]:
+        """Return the log-probability of each option of each question of each image, from the memory of the
+        images.
+        """
+        asked = [i for i, of_image in enumerate(questions) if of_image]
+        if not asked:
+            return [[] for _ in questions]
+        sequences = [pack([], 0.0, 0, np.random.default_rng(0), questions[i]) for i in asked]
+        columns = pad_sequences(sequences, self.tokenizer.pad_token_id)
+        ids, positions, doc_ids, bidirectional = (
+            columns[name].to(self.device) for name in ("input_ids", "positions", "doc_ids", "bidirectional")
+        )
+        memory = memory if len(asked) == len(questions) else memory.select(asked)
+        states = self.model.encode_text(memory, ids, positions, doc_ids, bidirectional)  # (B, T, D)
+        options = collate_options([question for i in asked for question in questions[i]])
+        options = Options(*(tensor.to(self.device) for tensor in options))
+        scores = self.model.score_options(states[bidirectional & (positions == 0)], options)
+        rows = iter(option_log_probs(scores, options).tolist())
+        return [[next(rows)[: len(question.options)] for question in of_image] for of_image in questions]
+
+    def answer(
+        self, image: str | Image.Image, questions: Sequence[tuple[str, Mapping[str, str]]]
+    ) -> list[dict[str, float]]:
+        """Answer questions about one image (a path or a PIL image): {letter: log-probability} for each of
+        them.
+
+        `questions`: (text, {letter: text of the option}). Raises ValueError if the model was trained without
+        questions.
+        """
+        if not self.model.config.answers:
+            raise ValueError("questions: expected a model that was trained with questions, got one without")
+        encoded = [encode_question(self.tokenizer, *question) for question in questions]
+        with inference_precision(self.device):
+            memory = self.model.encode_image(self._pixels(image))
+            (found,) = self.log_probs(memory, [encoded])
+        return [
+            dict(zip(options, values, strict=True))
+            for (_, options), values in zip(questions, found, strict=True)
+        ]
+
+    def _pixels(self, image: str | Image.Image) -> Tensor:
+        return to_tensor(open_image(image), self.model.config.image_size)[None].to(self.device)
 
     def caption(
         self,
@@ -89,7 +142,7 @@ class Captioner:
             raise ValueError(
                 f"caption type: expected one of {known}; got {subject or 'any'} {aspect or ''}".rstrip()
             )
-        pixels = to_tensor(open_image(image), self.model.config.image_size)[None]
         with inference_precision(self.device):
-            texts = [caption.text for caption in self.generate(pixels, selected or None, num_beams)]
+            found = self.generate(self._pixels(image), selected or None, num_beams)
+        texts = [caption.text for caption in found]
         return dict(zip(selected, texts, strict=True)) if len(selected) > 1 else texts[0]

@@ -76,21 +76,22 @@ def load_pretrained(
     `model_key`: keys that may hold the state dict, tried in order; otherwise the file itself is the state
     dict. `model_prefix` is removed from the names that have it.
 
-    Position embeddings of another image size are resized, a missing captioning head is initialized, and heads
-    of other tasks are skipped. Raises CheckpointError, which names the parameters, if anything else is
-    missing, has another shape, or is not finite.
+    Position embeddings of another image size are resized, a missing captioning head or answer map is
+    initialized, and heads of other tasks are skipped. Raises CheckpointError, which names the parameters, if
+    anything else is missing, has another shape, or is not finite.
     """
     state, own, other = _read_state(Path(path), model_key, model_prefix), model.state_dict(), {}
     rows = len(own[IMAGE_POSITIONS])
     if IMAGE_POSITIONS in state and len(state[IMAGE_POSITIONS]) != rows:
         state[IMAGE_POSITIONS] = resize_positions(state[IMAGE_POSITIONS], rows)
         other["resized"] = [IMAGE_POSITIONS]
-    other["initialized"] = [name for name in own if name not in state and name.startswith("mlm_head.")]
+    heads = ("mlm_head.", "answer_map.")
+    other["initialized"] = [name for name in own if name not in state and name.startswith(heads)]
     other["skipped"] = sorted(state.keys() - own.keys())
     _check_state(path, state, own, other["initialized"])
     model.load_state_dict(state, strict=False)
-    if other["initialized"]:
-        initialize_weights(model.mlm_head)
+    for head in {name.partition(".")[0] for name in other["initialized"]}:
+        initialize_weights(getattr(model, head))
     counted = f"{len(own.keys() & state.keys())} tensors loaded"
     return "; ".join([counted, *(f"{what}: {', '.join(names)}" for what, names in other.items() if names)])
 

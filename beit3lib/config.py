@@ -93,10 +93,18 @@ class TrainConfig:
         "swap", "horizontal flip: swap also swaps left and right in captions, recipe flips images alone"
     )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = option("auto", "auto: what the device supports")
+    best_by: Literal["score", "facts", "accuracy"] = option(
+        "score",
+        "what best/ follows: the official score, F1 of the facts of captions, or the accuracy of answers",
+    )
     patience: NonNegativeInt = option(0, "stop after so many epochs without a better score; 0: never")
     max_minutes: NonNegativeFloat = option(0.0, "save and stop before so many minutes; 0: no limit")
     max_steps: NonNegativeInt = option(0, "stop after so many steps of the same schedule; 0: no limit")
     save_every_minutes: NonNegativeFloat = option(15.0, "minutes between saves within an epoch; 0: none")
+    questions: NonNegativeInt = option(
+        4, "questions of an image per step, where there is an index of questions"
+    )
+    question_weight: NonNegativeFloat = option(1.0, "weight of the loss of questions beside that of captions")
     val_images: NonNegativeInt = option(100, "images captioned in validation; 0: all")
     samples: NonNegativeInt = option(3, "validation images whose captions are logged after each epoch")
     report_to: Literal["auto", "tensorboard", "wandb", "trackio", "none"] = option(

@@ -1,15 +1,16 @@
-"""Index lines to training batches: one image and one packed sequence of masked captions per example.
+"""Index lines to training batches: one image and one packed sequence of masked captions and questions per
+example.
 
-A packed sequence holds the captions of an image end to end. Positions restart at each caption, and `doc_ids`
-keep attention inside it. A single caption is the special case of one document, and equals the reference
-implementation's training example.
+A packed sequence holds the captions and questions of an image end to end. Positions restart at each of them,
+and `doc_ids` keep attention inside it. A single caption is the special case of one document, and equals the
+reference implementation's training example.
 """
 
 import os
 import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from beit3lib.data.images import open_image
 from beit3lib.data.schema import UNNAMED, CaptionType
+from beit3lib.question import Options, Question, collate_options, encode_question
 from beit3lib.tokenizer import prompt_ids
 from beit3lib.transforms import Augmentation, can_swap, swap_left_right, to_tensor
 
@@ -31,21 +33,34 @@ POOL = 16  # batches that are grouped by length together: less padding, while th
 
 
 class PackedSequence(NamedTuple):
-    """The captions of one image end to end, T tokens; int64 arrays (T,), except `masked`, bool (T,)."""
+    """The documents of one image end to end, T tokens; int64 arrays (T,), except the last two, bool (T,)."""
 
     input_ids: np.ndarray  # what the model reads, with masks in it
     labels: np.ndarray  # the original ids
-    positions: np.ndarray  # 0, 1, … within each caption
-    doc_ids: np.ndarray  # number of the caption within the sequence
-    masked: np.ndarray  # positions at which the loss is taken
+    positions: np.ndarray  # 0, 1, … within each document
+    doc_ids: np.ndarray  # number of the document within the sequence
+    masked: np.ndarray  # positions at which the loss of captions is taken
+    bidirectional: np.ndarray  # whether the token belongs to a question
+
+
+class Item(NamedTuple):
+    """An example for `collate`: pixels (3, S, S), its packed sequence and questions, and the path of the
+    image.
+    """
+
+    pixels: Tensor
+    sequence: PackedSequence
+    questions: list[Question]
+    image: str
 
 
 @dataclass
 class Batch:
     """B images (B, 3, S, S) and B packed sequences (B, T), padded at the end with doc_id -1.
 
-    `mask_positions` (n,) are the positions of the loss in the flattened (B * T) batch, `names` the image
-    paths, and `num_tokens` counts tokens without padding.
+    `mask_positions` (n,) are the positions of the captions' loss in the flattened (B * T) batch, and
+    `question_positions` (Q,) those of the `<s>` of each question. `names` are the image paths, and
+    `num_tokens` counts tokens without padding.
     """
 
     images: Tensor
@@ -53,7 +68,10 @@ class Batch:
     labels: Tensor
     positions: Tensor
     doc_ids: Tensor
+    bidirectional: Tensor
     mask_positions: Tensor
+    question_positions: Tensor
+    options: Options
     names: list[str]
     num_tokens: int
 
@@ -66,12 +84,8 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, function) -> "Batch":
-        return Batch(
-            **{
-                name: function(value) if isinstance(value, Tensor) else value
-                for name, value in vars(self).items()
-            }
-        )
+        tensors = {name: function(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, options=Options(*map(function, self.options)), **tensors)
 
 
 def mask_caption(
@@ -98,38 +112,55 @@ def mask_caption(
 
 
 def pack(
-    captions: Sequence[tuple[list[int], int]], probability: float, mask_id: int, rng: np.random.Generator
+    captions: Sequence[tuple[list[int], int]],
+    probability: float,
+    mask_id: int,
+    rng: np.random.Generator,
+    questions: Sequence[Question] = (),
 ) -> PackedSequence:
-    """Mask captions, each (ids with special tokens, length of its prompt), and join them to one sequence."""
+    """Mask captions, each (ids with special tokens, length of its prompt), and join them and questions to a
+    sequence.
+    """
     masked = [mask_caption(ids, prompt_length, probability, mask_id, rng) for ids, prompt_length in captions]
-    lengths = [len(ids) for ids, _ in captions]
+    nothing = [np.zeros(len(question.ids), dtype=bool) for question in questions]
+    originals = [
+        np.array(ids) for ids in [*(ids for ids, _ in captions), *(question.ids for question in questions)]
+    ]
+    lengths = [len(ids) for ids in originals]
     return PackedSequence(
-        input_ids=np.concatenate([ids for ids, _ in masked]),
-        labels=np.concatenate([np.array(ids) for ids, _ in captions]),
+        input_ids=np.concatenate([ids for ids, _ in masked] + originals[len(captions) :]),
+        labels=np.concatenate(originals),
         positions=np.concatenate([np.arange(length) for length in lengths]),
         doc_ids=np.repeat(np.arange(len(lengths)), lengths),
-        masked=np.concatenate([chosen for _, chosen in masked]),
+        masked=np.concatenate([chosen for _, chosen in masked] + nothing),
+        bidirectional=np.repeat(np.arange(len(lengths)) >= len(captions), lengths),
     )
 
 
-def collate(examples: Sequence[tuple[Tensor, PackedSequence, str]], pad_id: int = 1) -> Batch:
-    """Stack (image, sequence, name) examples, the sequences padded to the longest."""
-    images, sequences, names = zip(*examples, strict=True)
+def pad_sequences(sequences: Sequence[PackedSequence], pad_id: int) -> dict[str, Tensor]:
+    """Return the fields of sequences as tensors (B, T), padded to the longest."""
     longest = max(len(sequence.input_ids) for sequence in sequences)
-    padding = PackedSequence(input_ids=pad_id, labels=pad_id, positions=0, doc_ids=-1, masked=False)
+    padding = PackedSequence(pad_id, pad_id, positions=0, doc_ids=-1, masked=False, bidirectional=False)
     columns = {}
     for name, value in padding._asdict().items():
         arrays = [getattr(sequence, name) for sequence in sequences]
         padded = [np.pad(array, (0, longest - len(array)), constant_values=value) for array in arrays]
-        columns[name] = torch.from_numpy(np.stack(padded))  # (B, T)
-    mask_positions = columns.pop("masked").flatten().nonzero()[:, 0]
-    num_tokens = sum(len(sequence.input_ids) for sequence in sequences)
+        columns[name] = torch.from_numpy(np.stack(padded))
+    return columns
+
+
+def collate(items: Sequence[Item], pad_id: int = 1) -> Batch:
+    """Stack items, the sequences padded to the longest."""
+    columns = pad_sequences([item.sequence for item in items], pad_id)
+    starts = columns["bidirectional"] & (columns["positions"] == 0)
     return Batch(
-        torch.stack(images),
+        torch.stack([item.pixels for item in items]),
+        mask_positions=columns.pop("masked").flatten().nonzero()[:, 0],
+        question_positions=starts.flatten().nonzero()[:, 0],
+        options=collate_options([question for item in items for question in item.questions]),
+        names=[item.image for item in items],
+        num_tokens=sum(len(item.sequence.input_ids) for item in items),
         **columns,
-        mask_positions=mask_positions,
-        names=list(names),
-        num_tokens=num_tokens,
     )
 
 
@@ -190,16 +221,25 @@ def group_captions(table: pd.DataFrame, caption_types: Sequence[CaptionType], to
 
 
 class CaptionDataset(torch.utils.data.Dataset):
-    """Index lines as examples (pixels (3, S, S), `PackedSequence`, image path), one per image.
+    """Index lines as `Item`s, one per image.
 
     `config.subject` and `config.aspect` select one caption type, trained without a prompt as in the original
     repository, or "all": then a sequence holds every known caption of the image, each after its prompt, and
     an aspect that is not mentioned is trained as an empty caption. `train` adds augmentation and drops images
-    without a known caption. All random choices follow from (config.seed, epoch, index).
+    without a known caption. With `questions`, an index of questions, an item has at most `config.questions`
+    of the image's questions, another random choice in each epoch. All random choices follow from
+    (config.seed, epoch, index).
     """
 
     def __init__(
-        self, table: pd.DataFrame, root: str | Path, tokenizer, image_size: int, config, train: bool
+        self,
+        table: pd.DataFrame,
+        root: str | Path,
+        tokenizer,
+        image_size: int,
+        config,
+        train: bool,
+        questions: pd.DataFrame | None = None,
     ) -> None:
         self.root, self.tokenizer, self.image_size, self.config = Path(root), tokenizer, image_size, config
         self.epoch = 0
@@ -226,6 +266,10 @@ class CaptionDataset(torch.utils.data.Dataset):
         ]
         self.lengths = np.array(lengths)
         self.augment = Augmentation(image_size, config) if train else None
+        self.questions: dict[str, list] = {}  # {image: rows of the index of questions whose answer is known}
+        for row in () if questions is None else questions.itertuples(index=False):
+            for image in row.images if row.correct else ():
+                self.questions.setdefault(image, []).append(row)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -246,18 +290,27 @@ class CaptionDataset(torch.utils.data.Dataset):
         batches = [by_length[i : i + batch_size].tolist() for i in range(0, len(by_length), batch_size)]
         return [batches[i] for i in rng.permutation(len(batches))]
 
-    def __getitem__(self, index: int) -> tuple[Tensor, PackedSequence, str]:
+    def __getitem__(self, index: int) -> Item:
         example, config, swap = self.examples[index], self.config, False
         rng = np.random.default_rng((config.seed, self.epoch, index))
-        image = open_image(self.root / example.image)
+        image, asked = open_image(self.root / example.image), self.questions.get(example.image, [])
+        asked = [asked[i] for i in rng.permutation(len(asked))[: config.questions]] if asked else []
         if self.augment is not None:
             flip = config.flip != "none" and rng.random() < 0.5
             if flip and config.flip == "swap":
-                flip = swap = all(can_swap(text) for _, text in example.captions.values())
+                texts = [text for _, text in example.captions.values()]
+                texts += [text for row in asked for text in (row.question, *row.options.values())]
+                flip = swap = all(map(can_swap, texts))
             image = self.augment(image, rng, flip)
         captions = [self._caption(kind, ids, text, swap) for kind, (ids, text) in example.captions.items()]
-        packed = pack(captions, config.captioning_mask_prob, self.tokenizer.mask_token_id, rng)
-        return to_tensor(image, self.image_size), packed, example.image
+        questions = [self._question(row, swap) for row in asked]
+        packed = pack(captions, config.captioning_mask_prob, self.tokenizer.mask_token_id, rng, questions)
+        return Item(to_tensor(image, self.image_size), packed, questions, example.image)
+
+    def _question(self, row, swap: bool) -> Question:
+        change = swap_left_right if swap else str
+        options = {letter: change(text) for letter, text in row.options.items()}
+        return encode_question(self.tokenizer, change(row.question), options, row.correct)
 
     def _caption(
         self, caption_type: CaptionType, ids: list[int], text: str, swap: bool
@@ -268,9 +321,9 @@ class CaptionDataset(torch.utils.data.Dataset):
         prompt, ids = self.prompts[caption_type], ids[: self.config.num_max_bpe_tokens - 2]
         return [self.tokenizer.bos_token_id, *prompt, *ids, self.tokenizer.eos_token_id], len(prompt)
 
-    def collate(self, examples: Sequence[tuple[Tensor, PackedSequence, str]]) -> Batch:
+    def collate(self, items: Sequence[Item]) -> Batch:
         """`collate_fn` for `DataLoader`."""
-        return collate(examples, self.tokenizer.pad_token_id)
+        return collate(items, self.tokenizer.pad_token_id)
 
     def reference(self, index: int) -> dict[CaptionType, str]:
         """The known captions of an example, "" for an aspect that is not mentioned; {} if there is none."""

@@ -249,7 +249,8 @@ class TextDecoder:
         ids = ids.transpose(1, 2).flatten(1)  # (B, n R)
         x = self.model.beit3.text_embed(ids) + encoder.embed_positions.B.weight[positions + 2]  # (B, n R, D)
         # A token attends to what its row attends to in the cache, and among the new tokens to those of its
-        # row up to itself. Example of rows a and b that have one token in the cache and feed two (1: attends):
+        # row up to itself. Example of rows a and b that have one token in the cache and feed two (1:
+        # attends):
         #
         #         image   a0 b0   a1 b1   a2 b2
         #     a1   1 1     1  0    1  0    0  0

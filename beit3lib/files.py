@@ -130,7 +130,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | Path, keep_previous: bool = False) -> Iterator[Path]:
+def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a new empty folder that replaces the folder `path` when the block ends without an error.
 
     A folder cannot be replaced in one step: the old one is renamed first and deleted last. `readable_folder`
@@ -142,7 +142,7 @@ def atomic_folder(path: str | Path, keep_previous: bool = False) -> Iterator[Pat
         raise FileExistsError(
             f"{path}: expected a folder to replace, found a link. Link the folder above it instead."
         )
-    new, previous = path.with_name(f".{path.name}.new"), previous_folder(path)
+    new, previous = path.with_name(f".{path.name}.new"), _previous(path)
     shutil.rmtree(new, ignore_errors=True)  # left by a killed process
     new.mkdir(parents=True)
     try:
@@ -156,17 +156,16 @@ def atomic_folder(path: str | Path, keep_previous: bool = False) -> Iterator[Pat
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    if not keep_previous:
-        shutil.rmtree(previous, ignore_errors=True)
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def readable_folder(path: str | Path) -> Path:
     """Return `path`, or the old folder if a process was killed between the two renames of `atomic_folder`."""
     path = Path(path)
-    return path if path.exists() or not previous_folder(path).exists() else previous_folder(path)
+    return path if path.exists() or not _previous(path).exists() else _previous(path)
 
 
-def previous_folder(path: Path) -> Path:
+def _previous(path: Path) -> Path:
     return path.with_name(f".{path.name}.previous")
 
 

@@ -4,6 +4,7 @@ Source: the reference implementation's loss, KL(q || p) with q = 1 - ε on the l
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from beit3lib.dataset import Batch
 from beit3lib.model import CaptionModel
+from beit3lib.question import option_log_probs
 
 # Logits that exist at once, those of 262 tokens for V = 64,010. Cross-entropy holds up to five float32
 # copies: 0.34 GB.
@@ -59,17 +61,31 @@ def drop_worst(losses: Tensor, ratio: float) -> Tensor:
     return losses.topk(max(1, int(len(losses) * (1 - ratio))), largest=False).values
 
 
+class Losses(NamedTuple):
+    """The loss of every masked token of captions, (n,), and of every question, (Q,)."""
+
+    captions: Tensor
+    questions: Tensor
+
+
 class LossModel(nn.Module):
-    """The model and its loss in one forward pass, as DistributedDataParallel needs it."""
+    """The model and its losses in one forward pass, as DistributedDataParallel needs it."""
 
     def __init__(self, model: CaptionModel, smoothing: float) -> None:
         super().__init__()
         self.model, self.smoothing = model, smoothing
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Return the loss of every masked token, (n,)."""
-        states = self.model(
-            batch.images, batch.input_ids, batch.positions, batch.doc_ids, batch.mask_positions, head=False
-        )
+    def forward(self, batch: Batch) -> Losses:
+        """Return the losses of a batch; cross-entropy over the options of each question."""
+        model, memory = self.model, self.model.encode_image(batch.images)
+        bidirectional = batch.bidirectional if model.config.answers else None
+        states = model.encode_text(memory, batch.input_ids, batch.positions, batch.doc_ids, bidirectional)
+        states = states.flatten(0, 1)  # (B T, D)
         targets = batch.labels.flatten()[batch.mask_positions]
-        return head_losses(self.model.mlm_head, states, targets, self.smoothing)
+        captions = head_losses(model.mlm_head, states[batch.mask_positions], targets, self.smoothing)
+        if not model.config.answers:
+            return Losses(captions, captions.new_zeros(0))
+        # Also without questions, so that DistributedDataParallel finds a gradient of the answer map.
+        scores = model.score_options(states[batch.question_positions], batch.options)
+        log_probs = option_log_probs(scores, batch.options)
+        return Losses(captions, F.nll_loss(log_probs, batch.options.correct, reduction="none"))

@@ -23,6 +23,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from beit3lib.question import Options
+
 Size = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]  # checked where a config is read from a file
 IMAGE, TEXT = "A", "B"  # torchscale's names for the two sets of weights in every layer
 
@@ -39,6 +41,7 @@ class ModelConfig:
     vocab_size: Size = 64010
     drop_path: float = 0.0
     checkpoint_activations: bool = False
+    answers: bool = False  # whether the model has an answer map, for multiple-choice questions
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
@@ -104,6 +107,8 @@ class CaptionModel(nn.Module):
             )
         )
         self.mlm_head = nn.Linear(config.width, config.vocab_size)
+        if config.answers:
+            self.answer_map = nn.Linear(config.width, config.width, bias=False)
         self.apply(initialize_weights)
         # torchscale draws position embeddings from N(0, 1), which drown the token embeddings when training
         # from scratch: eight captions stay at a loss of 1.5 for as many steps as reach 0.04 with this factor.
@@ -170,13 +175,15 @@ class CaptionModel(nn.Module):
         input_ids: Tensor,
         positions: Tensor | None = None,
         doc_ids: Tensor | None = None,
+        bidirectional: Tensor | None = None,
     ) -> Tensor:
         """Run the text stream; returns the normalized states (B, T, D).
 
-        `input_ids` (B, T). For sequences that pack several captions: `positions` (B, T) of each token within
-        its caption, from 0, and `doc_ids` (B, T), the index of the caption a token belongs to, -1 for
-        padding. Attention is causal within a caption and open to the image. Without `doc_ids` a sequence is
-        one caption, with any padding at its end.
+        `input_ids` (B, T). For sequences that pack several documents (captions or questions): `positions` (B,
+        T) of each token within its document, from 0, and `doc_ids` (B, T), the index of the document a token
+        belongs to, -1 for padding. Tokens attend to the image and to the earlier tokens of their document;
+        those for which `bidirectional` (B, T) is true, which belong to questions, attend to the later ones,
+        too. Without `doc_ids` a sequence is one caption, with any padding at its end.
         """
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -184,7 +191,7 @@ class CaptionModel(nn.Module):
         x = self.beit3.text_embed(input_ids) + F.embedding(
             positions + 2, encoder.embed_positions.B.weight
         )  # (B, T, D)
-        mask = attention_mask(input_ids, doc_ids, self.config.image_tokens)
+        mask = attention_mask(input_ids, doc_ids, self.config.image_tokens, bidirectional)
         for index, layer in enumerate(encoder.layers):
             scales = _at(memory.drop_path_mask, index)
             x = self._run(_text_layer, layer, x, memory.keys[index], memory.values[index], mask, scales)
@@ -196,20 +203,26 @@ class CaptionModel(nn.Module):
         input_ids: Tensor,
         positions: Tensor | None = None,
         doc_ids: Tensor | None = None,
-        mask_positions: Tensor | None = None,
-        head: bool = True,
     ) -> Tensor:
-        """Return logits (B, T, V), or (n, V) at `mask_positions` only; states (…, D) without `head`.
-
-        `mask_positions` (n,) indexes the flattened (B, T): unlike a boolean mask it needs no GPU
-        synchronization. Other arguments as in `encode_image` and `encode_text`.
-        """
+        """Return logits (B, T, V); arguments as in `encode_image` and `encode_text`."""
         if isinstance(images_or_memory, Tensor):
             images_or_memory = self.encode_image(images_or_memory)
-        states = self.encode_text(images_or_memory, input_ids, positions, doc_ids)
-        if mask_positions is not None:
-            states = states.flatten(0, 1)[mask_positions]  # (n, D)
-        return self.mlm_head(states) if head else states
+        return self.mlm_head(self.encode_text(images_or_memory, input_ids, positions, doc_ids))
+
+    def score_options(self, states: Tensor, options: Options) -> Tensor:
+        """Return the scores (O,), float32, of all options of Q questions, whose states at `<s>` are (Q, D).
+
+        The vector of an option is the mean of its tokens' embeddings, normalized: any text has one, also a
+        text that is no option in training. The score is its product with a linear map of the state, divided
+        by √D.
+        """
+        width = self.config.width
+        embeddings = self.beit3.text_embed.weight.float()
+        vectors = F.embedding_bag(
+            options.ids, embeddings, options.starts, mode="sum", per_sample_weights=options.weights
+        )  # (O, D)
+        mapped = self.answer_map(states).float()[options.question]  # (O, D)
+        return (F.layer_norm(vectors, (width,)) * mapped).sum(-1) * width**-0.5
 
     def _draw_drop_path_mask(self, batch: int, device: torch.device) -> Tensor | None:
         """(L, 2, B): 0 for a dropped residual branch, else 1 / keep; the rate grows linearly with depth."""
@@ -226,10 +239,14 @@ class CaptionModel(nn.Module):
         return layer_function(*args)
 
 
-def attention_mask(input_ids: Tensor, doc_ids: Tensor | None, image_tokens: int) -> Tensor:
+def attention_mask(
+    input_ids: Tensor, doc_ids: Tensor | None, image_tokens: int, bidirectional: Tensor | None = None
+) -> Tensor:
     """True where text may attend: (T, N + T), or (B, 1, T, N + T) with `doc_ids`."""
     length = input_ids.shape[1]
     mask = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()
+    if bidirectional is not None:
+        mask = mask | bidirectional[:, None, :, None]  # (B, 1, T, T)
     if doc_ids is not None:
         mask = mask & (doc_ids[:, None, :, None] == doc_ids[:, None, None, :])  # (B, 1, T, T)
     return F.pad(mask, (image_tokens, 0), value=True)

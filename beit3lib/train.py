@@ -1,73 +1,76 @@
-"""Fine-tune BEiT-3 captioning as the public recipe does. A killed run resumes and ends with the same weights.
+"""Fine-tune BEiT-3 captioning as the reference implementation does. A killed run resumes and ends with the
+same weights.
 
     python -m beit3lib.train --model beit3_base_patch16_224 --data_path runs/mine --output_dir runs/mine \
         --sentencepiece_model data/beit3.spm --finetune data/beit3_base_patch16_224.pth --epochs 10
-    accelerate launch --num_processes 2 -m beit3lib.train …            several GPUs or machines, as accelerate is set up
+    accelerate launch --num_processes 2 -m beit3lib.train …     several GPUs or machines
 
-`run_state.py` describes the files of the run folder.
+`setup` builds a run, `fit` trains it, and `run/state.py` describes the files it leaves.
 
-Random numbers are seeded by (seed, epoch, image) or (seed, step, micro-batch), so they do not depend on the number of
-processes. A run resumed with the same number of processes ends with bit-equal weights on the same device. With another
-number of processes and the same global batch (batch_size x processes x update_freq), images, crops and masks are the same.
-If `batch_size` is also the same, losses differ by rounding only; otherwise stochastic depth and the ignored worst tokens,
-which depend on the micro-batch, differ too.
+Random numbers are seeded by (seed, epoch, image) or (seed, step, micro-batch), so they do not depend on the
+number of processes. A run resumed with the same number of processes ends with bit-equal weights on the same
+device. With another number of processes and the same global batch (batch_size x processes x update_freq),
+images, crops and masks are the same. If `batch_size` is also the same, losses differ by rounding only;
+otherwise stochastic depth and the ignored worst tokens, which depend on the micro-batch, differ too.
 """
 
 import dataclasses
 import json
 import math
+import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, gather_object
 from timm.utils import ModelEmaV3
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from beit3lib import versions
 from beit3lib.captioner import Captioner
 from beit3lib.checkpoint import load_pretrained, save_captioner
 from beit3lib.config import OptionError, TrainConfig, parse_arguments
 from beit3lib.data.index import INDEX_NAME, read_index
+from beit3lib.data.questions import QUESTION_INDEX_NAME, read_question_index
+from beit3lib.data.schema import CaptionType
 from beit3lib.dataset import Batch, CaptionDataset, num_workers
 from beit3lib.device import choose_device, choose_precision
-from beit3lib.files import exit_on_error, lock_folder, read_json, readable_folder, write_json
+from beit3lib.files import check_regular_file, exit_on_error, lock_folder, read_json, write_json
 from beit3lib.loss import LossModel, drop_worst
 from beit3lib.model import CaptionModel, model_config
-from beit3lib.run.launch import ignore_signals, on_signals, run_processes
-from beit3lib.run.log import LOG_NAME, append_event, read_log, summary, track_event, tracker_name, write_log
+from beit3lib.run.launch import SIGNALS, on_signals, outlive_signals, run_processes
+from beit3lib.run.log import LOG_NAME, append_event, read_log, track_event, tracker_name, write_log
 from beit3lib.run.memory import keep_freed_memory, largest_batch, peak_mb
 from beit3lib.run.state import (
+    LAST_NAME,
     RESULTS_NAME,
     VALIDATION_NAME,
     ResumeError,
-    State,
     TrainingStopped,
+    TrainState,
     copy_run,
-    delete_previous,
     disk_errors,
+    drop_later_events,
     index_hashes,
-    keep_state,
     load_last,
     save_last,
-    write_run_state,
 )
-from beit3lib.run.validation import validate
+from beit3lib.run.validation import summary, validate
 from beit3lib.tokenizer import UNUSED_ROWS, load_tokenizer
 
 PRINT_EVERY = 50  # steps; log.jsonl has every step
-SMALLEST_SCALE = (
-    1e-3  # smallest loss scale in fp16; the scaler starts at 65,536 and halves it at every overflow
-)
+SMALLEST_SCALE = 1e-3  # of the loss in fp16; the scaler starts at 65,536 and halves it at every overflow
 
 
 class Interrupted(BaseException):
@@ -75,16 +78,20 @@ class Interrupted(BaseException):
 
 
 def layer_index(name: str, layers: int) -> int:
-    """Depth of a parameter for layer decay: 0 for embeddings, i + 1 for layer i, `layers` + 1 for everything else."""
+    """Depth of a parameter for layer decay: 0 for embeddings, i + 1 for layer i, `layers` + 1 for everything
+    else.
+    """
     if "embed" in name:
         return 0
     return int(name.split(".layers.")[1].split(".")[0]) + 1 if ".layers." in name else layers + 1
 
 
 def parameter_groups(model: CaptionModel, config: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW's parameter groups, one per combination of weight decay and `lr_scale` = layer_decay^(top - layer).
+    """AdamW's parameter groups, one per combination of weight decay and `lr_scale` = layer_decay^(top -
+    layer).
 
-    Vectors, biases, the class token and image positions have no weight decay. Source: the recipe's `optim_factory`.
+    Vectors, biases, the class token and image positions have no weight decay. Source: the reference
+    implementation's `optim_factory`.
     """
     layers = model.config.layers
     groups: dict[tuple[float, float], dict[str, Any]] = {}
@@ -105,7 +112,8 @@ def parameter_groups(model: CaptionModel, config: TrainConfig) -> list[dict[str,
 def learning_rate(step: int, total: int, warmup: int, config: TrainConfig) -> float:
     """Learning rate of a step (from 0): linspace(0, lr, warmup), then half a cosine to min_lr at `total`.
 
-    Source: the recipe's `cosine_scheduler`, which reaches lr at the last step of the warm-up.
+    Source: the reference implementation's `cosine_scheduler`, which reaches lr at the last step of the
+    warm-up.
     """
     if step < warmup:
         return config.lr * step / (warmup - 1) if warmup > 1 else 0.0
@@ -114,9 +122,12 @@ def learning_rate(step: int, total: int, warmup: int, config: TrainConfig) -> fl
 
 
 class Step(NamedTuple):
-    """Result of `train_step`: mean loss, norm of the gradient before clipping, whether the fp16 scaler skipped the step."""
+    """Result of `train_step`: mean losses of captions and questions, norm of the gradient before clipping,
+    and whether
+    the fp16 scaler skipped the step."""
 
     loss: float
+    question_loss: float
     grad_norm: float
     skipped: bool
 
@@ -126,51 +137,51 @@ def train_step(
 ) -> Step:
     """One optimizer step over the micro-batches of this process.
 
-    The loss is averaged over the masked tokens of all micro-batches and processes, so that every token has the same weight.
-    Raises `TrainingStopped`, which names the images, before a non-finite loss or gradient changes the weights. In fp16 the
-    scaler skips steps whose gradient overflows.
+    The loss of captions is averaged over the masked tokens of all micro-batches and processes, and that of
+    questions over all questions, so that every token and every question has the same weight. Raises
+    `TrainingStopped`, which names the images, before a non-finite loss or gradient changes the weights. In
+    fp16 the scaler skips steps whose gradient overflows.
     """
     world, scaler = accelerator.num_processes, accelerator.scaler
-    count = torch.full(
-        (), float(sum(len(batch.mask_positions) for batch in batches)), device=accelerator.device
-    )
-    count = accelerator.reduce(count, "sum")
-    total = torch.zeros((), device=accelerator.device)
+    counts = [[len(batch.mask_positions), len(batch.question_positions)] for batch in batches]
+    counts = torch.tensor(counts, dtype=torch.float).sum(0).to(accelerator.device, non_blocking=True)
+    tokens, questions = accelerator.reduce(counts, "sum").clamp(min=1)
+    total = torch.zeros(2, device=accelerator.device)
     for part, batch in enumerate(batches):
         number = part * world + accelerator.process_index  # of the micro-batch in the global batch
-        torch.manual_seed(
-            int(np.random.SeedSequence((config.seed, step, number)).generate_state(1)[0])
-        )  # seeds stochastic depth
+        seeds = np.random.SeedSequence((config.seed, step, number))
+        torch.manual_seed(int(seeds.generate_state(1)[0]))  # of stochastic depth
         with (
             accelerator.autocast(),
             nullcontext() if part == len(batches) - 1 else accelerator.no_sync(loss_model),
         ):
-            losses = loss_model(batch)  # (n,)
-        kept = losses
+            losses = loss_model(batch)
+        kept = losses.captions
         if config.drop_worst_ratio and step > config.drop_worst_after:
-            kept = drop_worst(losses, config.drop_worst_ratio)
-        loss = kept.mean() * (
-            len(losses) * world / count
-        )  # times world: DistributedDataParallel divides by it
-        accelerator.backward(loss)
-        total += loss.detach()
+            kept = drop_worst(kept, config.drop_worst_ratio)
+        # Times world: DistributedDataParallel divides gradients by it.
+        loss = kept.mean() * (len(losses.captions) * world / tokens)
+        question_loss = losses.questions.sum() * (world / questions)
+        accelerator.backward(loss + config.question_weight * question_loss)
+        total += torch.stack([loss.detach(), question_loss.detach()])
     if scaler is not None:
         scaler.unscale_(getattr(optimizer, "optimizer", optimizer))
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters])
     if config.clip_grad:
         nn.utils.clip_grads_with_norm_(parameters, config.clip_grad, norm)
-    # `tolist` waits for the device, in fp32 and bf16 the only wait of a step. It precedes `optimizer.step`, so that a
-    # non-finite loss never reaches the weights or last/.
-    loss, norm = torch.stack([accelerator.reduce(total, "mean"), norm]).tolist()
+    # `tolist` waits for the device, in fp32 and bf16 the only wait of a step. It precedes `optimizer.step`,
+    # so that a non-finite loss never reaches the weights or last/.
+    loss, question_loss, norm = torch.cat([accelerator.reduce(total, "mean"), norm[None]]).tolist()
     skipped = scaler is not None and not math.isfinite(
         norm
     )  # an overflow: `optimizer.step` below changes nothing
-    if not math.isfinite(loss) or not (math.isfinite(norm) or skipped):
+    if not math.isfinite(loss + question_loss) or not (math.isfinite(norm) or skipped):
         names = ", ".join(gather_object([name for batch in batches for name in batch.names]))
         raise TrainingStopped(
-            f"step {step + 1}: expected a finite loss and gradient, found loss {loss} and gradient norm {norm}. Look at these "
-            f"images and their captions, or try a lower --lr, --clip_grad 1 or --precision fp32: {names}"
+            f"step {step + 1}: expected a finite loss and gradient, got loss {loss + question_loss} and gradient "
+            f"norm {norm}. Look at these images and their captions, or try a lower --lr, --clip_grad 1 or "
+            f"--precision fp32: {names}"
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -178,488 +189,517 @@ def train_step(
         raise TrainingStopped(
             f"step {step + 1}: gradients overflow fp16 at any scale. Use a lower --lr or --precision fp32."
         )
-    return Step(loss, norm, skipped)
+    return Step(loss, question_loss, norm, skipped)
 
 
-class Trainer:
-    """Model, data and optimizer of a run; `run` trains until it is finished, out of time, out of patience or interrupted."""
+@dataclass
+class Training:
+    """A run in this process: options, data, device, plan, and the `state` that training changes. `setup`
+    builds it.
+    """
 
-    def __init__(self, config: TrainConfig) -> None:
-        needed = {
-            "sentencepiece_model": "data/beit3.spm",
-            "data_path": "runs/mine",
-            "output_dir": "runs/mine",
-        }
-        for name, example in needed.items():
-            if not getattr(config, name):
-                raise OptionError(f"--{name}: expected a path, found nothing. Add --{name} {example}.")
-        self.config, self.output, self.started = (
-            config,
-            Path(config.output_dir).expanduser(),
-            time.monotonic(),
+    config: TrainConfig
+    output: Path
+    accelerator: Accelerator
+    precision: str
+    precision_reason: str
+    tokenizer: PreTrainedTokenizerBase
+    caption_types: list[CaptionType]
+    index: dict[str, str | None]  # SHA-256 of the index files
+    train_set: CaptionDataset | None  # None with --eval
+    val_set: CaptionDataset | None
+    state: TrainState
+    loss_model: nn.Module  # `LossModel(state.model)`, wrapped for several processes
+    micro_batch: int = 0  # images per process and forward pass
+    update_freq: int = 0  # forward passes per step
+    steps_per_epoch: int = 0
+    total_steps: int = 0  # of the learning rate schedule
+    last_step: int = 0  # where training ends: `total_steps`, or --max_steps
+    warmup_steps: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def global_batch(self) -> int:
+        """Images per step in all processes."""
+        return self.micro_batch * self.update_freq * self.accelerator.num_processes
+
+    def print(self, text: str) -> None:
+        """Print a line, once per machine."""
+        self.accelerator.print(text, flush=True)
+
+
+def setup(config: TrainConfig) -> Training:
+    """Build model, data and optimizer of a run; nothing is written yet."""
+    needed = {"sentencepiece_model": "data/beit3.spm", "data_path": "runs/mine", "output_dir": "runs/mine"}
+    for name, example in needed.items():
+        if not getattr(config, name):
+            raise OptionError(f"--{name}: expected a path, got nothing. Add --{name} {example}.")
+    accelerator, precision, reason = make_accelerator(config)
+    root = Path(config.data_path).expanduser()
+    tables = {split: read_tables(root, split, config) for split in ("train", "val")}
+    answers = any(questions is not None for _, questions in tables.values())
+    model, tokenizer = build_model(config, accelerator, answers)
+
+    def dataset(split: str) -> CaptionDataset | None:
+        captions, questions = tables[split]
+        if captions is None:
+            return None
+        size = model.config.image_size
+        return CaptionDataset(captions, root, tokenizer, size, config, split == "train", questions)
+
+    train_set, val_set = None if config.eval else dataset("train"), dataset("val")
+    caption_types = (train_set or val_set).caption_types
+    if val_set is not None and val_set.caption_types != caption_types:
+        raise ValueError(
+            f"{root}: expected subject and aspect in both index files or in neither. Make both again."
         )
-        self.step, self.validated, self.best_score, self.stale, self.skipped = 0, 0, None, 0, 0  # see `State`
-        self.signal, self.ema = 0, None
-        device = choose_device(config.device)
-        if device.type == "cpu":
-            keep_freed_memory()
-        self.precision, self.reason = choose_precision(config.precision, device)
-        if (
-            not torch.distributed.is_initialized()
-        ):  # accelerate keeps precision and device of an earlier run in this process
-            AcceleratorState._reset_state(reset_partial_state=True)
-        self.accelerator = Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision=self.precision,
-            log_with=tracker_name(config),
-            project_dir=config.log_dir or config.output_dir,
-        )
-        self.print = partial(self.accelerator.print, flush=True)  # once per machine
-        kind = self.accelerator.distributed_type
-        if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
-            raise OptionError(
-                f"accelerate: expected one process or data parallelism, found {kind}. Run `accelerate config`."
-            )
-        self.print(f"precision: {self.precision if self.precision != 'no' else 'fp32'} ({self.reason})")
-        self.build_model()
-        self.build_data()
-        if not config.eval:
-            self.build_optimizer()
-
-    def build_model(self) -> None:
-        """Build the network with the weights of --finetune, or random ones, and load its tokenizer."""
-        config, named = self.config, model_config(self.config.model)
-        rows = config.vocab_size or (named.vocab_size if config.finetune else None)
-        self.tokenizer = load_tokenizer(config.sentencepiece_model, rows)
-        torch.manual_seed(config.seed)
-        make = CaptionModel.empty if config.finetune or config.eval else CaptionModel
-        self.model = make(
-            model_config(
-                config.model,
-                vocab_size=rows or len(self.tokenizer) + UNUSED_ROWS,
-                image_size=config.input_size or named.image_size,
-                drop_path=config.drop_path,
-                checkpoint_activations=config.checkpoint_activations,
-            )
-        )
-        if config.finetune:
-            report = load_pretrained(self.model, config.finetune, config.model_key, config.model_prefix)
-            self.print(f"{config.finetune}: {report}")
-
-    def build_data(self) -> None:
-        """Training and validation sets, and the numbers of steps that follow from their sizes."""
-        config, root = self.config, Path(self.config.data_path).expanduser()
-
-        def dataset(split: str, needed: bool) -> CaptionDataset | None:
-            path = root / INDEX_NAME.format(split=split)
-            if not needed and not path.is_file():
-                return None
-            size = self.model.config.image_size
-            return CaptionDataset(
-                read_index(path), root, self.tokenizer, size, config, train=split == "train"
-            )
-
-        self.train_set, self.val_set = dataset("train", not config.eval), dataset("val", config.eval)
-        self.caption_types, self.index = (self.train_set or self.val_set).caption_types, index_hashes(root)
-        if self.val_set is not None and self.val_set.caption_types != self.caption_types:
-            raise ValueError(
-                f"{root}: expected subject and aspect in both index files or in neither. Make both again."
-            )
-        if config.eval:
-            return
-        parts = self.accelerator.num_processes * config.update_freq
-        self.micro_batch, self.update_freq = (
-            min(config.batch_size, len(self.train_set) // parts),
-            config.update_freq,
-        )
-        if not self.micro_batch:
-            raise OptionError(
-                f"--update_freq: expected at least {parts} training images, found {len(self.train_set)}"
-            )
-        self.global_batch = self.micro_batch * parts
-        self.steps_per_epoch = len(self.train_set) // self.global_batch
-        self.total_steps = self.steps_per_epoch * config.epochs
-        self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
-        # As in the recipe, --warmup_steps 0 means warmup_epochs, not a run without warm-up.
-        self.warmup = (
-            config.warmup_steps if config.warmup_steps > 0 else config.warmup_epochs * self.steps_per_epoch
-        )
-
-    def build_optimizer(self) -> None:
-        """Build AdamW and the moving average, on the device and for all processes."""
-        config, loss_model = self.config, LossModel(self.model, self.config.label_smoothing)
+    loss_model, optimizer = LossModel(model, config.label_smoothing), None
+    if not config.eval:
         # Fused: one pass over the parameters, which takes a CPU a ninth of the time.
+        betas, eps = tuple(config.opt_betas), config.opt_eps
         optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, config),
-            lr=config.lr,
-            betas=tuple(config.opt_betas),
-            eps=config.opt_eps,
-            fused=True,
+            parameter_groups(model, config), lr=config.lr, betas=betas, eps=eps, fused=True
         )
-        self.loss_model, self.optimizer = self.accelerator.prepare(loss_model, optimizer)
-        if config.model_ema:
-            self.ema = ModelEmaV3(self.model, decay=config.model_ema_decay)
+        loss_model, optimizer = accelerator.prepare(loss_model, optimizer)
+    ema = ModelEmaV3(model, decay=config.model_ema_decay) if config.model_ema and not config.eval else None
+    run = Training(
+        config=config,
+        output=Path(config.output_dir).expanduser(),
+        accelerator=accelerator,
+        precision=precision,
+        precision_reason=reason,
+        tokenizer=tokenizer,
+        caption_types=caption_types,
+        index=index_hashes(root),
+        train_set=train_set,
+        val_set=val_set,
+        state=TrainState(model, optimizer, ema, accelerator.scaler),
+        loss_model=loss_model,
+    )
+    if not config.eval:
+        plan_steps(run)
+    return run
 
-    def run(self) -> dict[str, Any]:
-        """Train and return the results, which are also in results.json; with --eval only validate.
 
-        SIGTERM and SIGINT end the process with status 143 and 130 after the current step, with last/ saved.
-        """
-        if self.config.eval:
-            return self.validate_only()
-        self.started = self.saved_at = time.monotonic()
-        lock = lock_folder(self.output, "training") if self.accelerator.is_main_process else nullcontext()
-        # A signal is only noted, so that the current step or save is completed; `agree` reads it.
-        with lock, on_signals(partial(setattr, self, "signal")):
-            self.load()
-            if (
-                self.accelerator.device.type == "cuda"
-            ):  # a CPU has no out-of-memory error that could be caught
-                self.fit_batch()
-            self.start_log()
-            stopped = ""
-            while not stopped:
-                epoch_ended = self.step % self.steps_per_epoch == 0 or self.step == self.last_step
-                if epoch_ended and self.validated < self.step:
-                    stopped = self.end_epoch()
-                elif self.config.patience and self.stale >= self.config.patience:
-                    stopped = "no better score"
-                elif self.step >= self.last_step:
-                    stopped = "finished"
-                else:
-                    stopped = self.train_epoch()
-            return self.finish(stopped)
+def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str, str]:
+    """Return accelerate's object for device, precision, processes and trackers; the precision, and its
+    reason.
+    """
+    device = choose_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    precision, reason = choose_precision(config.precision, device)
+    if not torch.distributed.is_initialized():  # accelerate keeps precision and device of an earlier run
+        AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=precision,
+        # `train_step` accumulates gradients itself; a variable of accelerate would divide them once more.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        log_with=tracker_name(config),
+        project_dir=config.log_dir or config.output_dir,
+    )
+    kind = accelerator.distributed_type
+    if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+        raise OptionError(
+            f"accelerate: expected one process or data parallelism, got {kind}. Run `accelerate config`."
+        )
+    accelerator.print(f"precision: {precision if precision != 'no' else 'fp32'} ({reason})", flush=True)
+    return accelerator, precision, reason
 
-    def train_epoch(self) -> str:
-        """Train to the end of an epoch or until the run has to stop, and save; returns why to stop, or ""."""
-        epoch, first = divmod(self.step, self.steps_per_epoch)
-        self.loss_model.train()
-        stopped, clock = "", time.monotonic()
-        for batches in self.batches(epoch, first):
-            lr = learning_rate(self.step, self.total_steps, self.warmup, self.config)
-            for group in self.optimizer.param_groups:
+
+def read_tables(
+    root: Path, split: str, config: TrainConfig
+) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
+    """Return the index of captions of a split, and that of questions; None where there is none or it is not
+    needed.
+    """
+    captions, questions = (
+        root / INDEX_NAME.format(split=split),
+        root / QUESTION_INDEX_NAME.format(split=split),
+    )
+    if config.eval if split == "train" else not config.eval and not captions.is_file():
+        return None, None
+    use_questions = config.questions and questions.is_file()
+    return read_index(captions), read_question_index(questions) if use_questions else None
+
+
+def build_model(
+    config: TrainConfig, accelerator: Accelerator, answers: bool
+) -> tuple[CaptionModel, PreTrainedTokenizerBase]:
+    """Return the model, with the weights of --finetune or random ones, and its tokenizer.
+
+    With `answers` it has an answer map, for questions.
+    """
+    named = model_config(config.model)
+    rows = config.vocab_size or (named.vocab_size if config.finetune else None)
+    tokenizer = load_tokenizer(config.sentencepiece_model, rows)
+    torch.manual_seed(config.seed)
+    make = CaptionModel.empty if config.finetune or config.eval else CaptionModel
+    model = make(
+        model_config(
+            config.model,
+            vocab_size=rows or len(tokenizer) + UNUSED_ROWS,
+            image_size=config.input_size or named.image_size,
+            drop_path=config.drop_path,
+            checkpoint_activations=config.checkpoint_activations,
+            answers=answers,
+        )
+    )
+    if config.finetune:
+        report = load_pretrained(model, config.finetune, config.model_key, config.model_prefix)
+        accelerator.print(f"{config.finetune}: {report}", flush=True)
+    return model, tokenizer
+
+
+def plan_steps(run: Training) -> None:
+    """Set the batch sizes and the numbers of steps, which follow from the number of training images."""
+    config, images = run.config, len(run.train_set)
+    parts = run.accelerator.num_processes * config.update_freq
+    run.micro_batch, run.update_freq = min(config.batch_size, images // parts), config.update_freq
+    if not run.micro_batch:
+        raise OptionError(f"--update_freq: expected at least {parts} training images, got {images}")
+    run.steps_per_epoch = images // run.global_batch
+    run.total_steps = run.steps_per_epoch * config.epochs
+    run.last_step = min(run.total_steps, config.max_steps or run.total_steps)
+    # As in the reference implementation, --warmup_steps 0 means warmup_epochs, not a run without warm-up.
+    warmup_epochs = config.warmup_epochs * run.steps_per_epoch
+    run.warmup_steps = config.warmup_steps if config.warmup_steps > 0 else warmup_epochs
+
+
+def fit(run: Training, signals: list[int]) -> str:
+    """Train until the last step, or until the run has to stop; return the reason. The run is saved by then.
+
+    `signals` receives the numbers of SIGTERM, SIGINT and SIGHUP, which therefore never interrupt a step or a
+    save.
+    """
+    config, state, accelerator = run.config, run.state, run.accelerator
+    saved_at = time.monotonic()
+    while True:
+        # Validation comes first, because a run that was stopped while it validated resumes here.
+        epoch_ended = state.step % run.steps_per_epoch == 0 or state.step == run.last_step
+        if epoch_ended and state.last_validated_step < state.step and not end_epoch(run, signals):
+            return signal.Signals(signals[0]).name
+        if config.patience and state.epochs_without_improvement >= config.patience:
+            return "no better score"
+        if state.step >= run.last_step:
+            return "finished"
+
+        epoch, first = divmod(state.step, run.steps_per_epoch)
+        run.loss_model.train()
+        clock = time.monotonic()
+        for batches in load_batches(run, epoch, first):
+            lr = learning_rate(state.step, run.total_steps, run.warmup_steps, config)
+            for group in state.optimizer.param_groups:
                 group["lr"] = lr * group["lr_scale"]
-            done = train_step(
-                self.loss_model, batches, self.optimizer, self.accelerator, self.config, self.step
-            )
-            if self.ema is not None:
-                self.ema.update(self.model)
-            self.step += 1
-            self.skipped += done.skipped
-            self.log_step(done, epoch, lr, batches, time.monotonic() - clock)
-            stopped, save_now = self.agree()
-            if stopped or self.step == self.last_step:
-                break
-            if save_now and self.step % self.steps_per_epoch:
-                self.save()
-            clock = time.monotonic()
-        self.save()
-        return stopped
+            result = train_step(run.loss_model, batches, state.optimizer, accelerator, config, state.step)
+            if state.ema is not None:
+                state.ema.update(state.model)
+            state.step += 1
+            state.skipped_steps += result.skipped
+            log_step(run, result, epoch, lr, batches, time.monotonic() - clock)
 
-    def batches(self, epoch: int, first: int) -> Iterator[list[Batch]]:
-        """The micro-batches of this process for each step of an epoch, from step `first` of the epoch on."""
-        world, rank, size = self.accelerator.num_processes, self.accelerator.process_index, self.micro_batch
-        order = self.train_set.epoch_batches(epoch, self.global_batch)[first : self.steps_per_epoch]
-        mine = [
-            whole[(part * world + rank) * size :][:size]
-            for whole in order
-            for part in range(self.update_freq)
-        ]
-        loader = torch.utils.data.DataLoader(
-            self.train_set.at_epoch(epoch),
-            batch_sampler=mine,
-            num_workers=num_workers(self.config.num_workers, size * 3 * self.model.config.image_size**2 * 4),
-            collate_fn=self.train_set.collate,
-            pin_memory=self.config.pin_mem and self.accelerator.device.type == "cuda",
-            worker_init_fn=ignore_signals,
-        )
-        loaded = iter(loader)
-        for _ in order:
-            yield [next(loaded).to(self.accelerator.device) for _ in range(self.update_freq)]
-
-    def fit_batch(self) -> None:
-        """Use a smaller micro-batch, and more of them per step, if batch_size does not fit in memory."""
-        size = largest_batch(
-            self.micro_batch, self.loss_model, self.optimizer, self.train_set, self.accelerator
-        )
-        size = min(gather_object([size]))
-        if size < self.micro_batch:
-            self.update_freq *= self.micro_batch // size
-            self.print(
-                f"out of memory with batch_size {self.micro_batch}: using {size}, with update_freq {self.update_freq}"
-            )
-            self.micro_batch = size
-
-    def agree(self) -> tuple[str, bool]:
-        """Return the reason to stop after this step ("" to continue) and whether to save; all processes return the same."""
-        now, limit, every = (
-            time.monotonic(),
-            60 * self.config.max_minutes,
-            60 * self.config.save_every_minutes,
-        )
-        wishes = {
-            "SIGTERM": self.signal == signal.SIGTERM,
-            "SIGINT": self.signal == signal.SIGINT,
-            "out of time": bool(limit) and now - self.started > 0.9 * limit,  # the last tenth is for saving
-            "save": bool(every) and now - self.saved_at > every,
-        }
-        counts = torch.tensor(list(wishes.values()), dtype=torch.float, device=self.accelerator.device)
-        counts = self.accelerator.reduce(counts, "sum").tolist()
-        wished = [name for name, count in zip(wishes, counts, strict=True) if count]
-        return next((name for name in wished if name != "save"), ""), "save" in wished
-
-    def end_epoch(self) -> str:
-        """Validate, keep the best captioner, and record that in last/; return the signal that interrupted it, or ""."""
-        epoch, score, result = (self.step - 1) // self.steps_per_epoch, None, None
-
-        def interrupt(number: int) -> None:
-            self.signal = number
-            raise Interrupted
-
-        if self.val_set is not None:
-            try:
-                # Unlike a step, a validation is aborted at once: it may take longer than a host waits between SIGTERM and
-                # SIGKILL. last/ is already saved, and resuming repeats the validation.
-                with on_signals(interrupt):
-                    if self.signal:
-                        raise Interrupted
-                    result = validate(
-                        self.captioner(), self.val_set, self.train_set, self.config, self.accelerator
-                    )
-            except Interrupted:
-                return signal.Signals(self.signal).name
-            score = result["score"]
-            self.print(f"epoch {epoch + 1}: {summary(result)}")
-        self.stale = (
-            0 if score is None or self.best_score is None or score > self.best_score else self.stale + 1
-        )
-        if not self.stale:
-            self.best_score = score
-            self.save_captioner("best")
-        if (
-            self.step % (self.steps_per_epoch * self.config.save_ckpt_freq) == 0
-            and self.step < self.total_steps
-        ):
-            self.save_captioner(f"checkpoint-{epoch + 1}")
-        if result is not None:
-            seconds = result.pop("seconds")
-            self.log(
+            now = time.monotonic()
+            stop, save_now = agree(
+                accelerator,
                 {
-                    "event": "validation",
-                    "step": self.step,
-                    "epoch": epoch,
-                    "timing": {"seconds": seconds},
-                    **result,
-                }
+                    **{number.name: number in signals for number in SIGNALS},
+                    # The last tenth of the time is for saving.
+                    "out of time": 0 < 54 * config.max_minutes < now - run.started,
+                    "save": 0 < 60 * config.save_every_minutes < now - saved_at,
+                },
             )
-        self.validated = self.step
-        if self.accelerator.is_main_process:
-            write_run_state(self.output / "last", self.state())
-        self.accelerator.wait_for_everyone()
-        return ""
+            if stop or state.step % run.steps_per_epoch == 0 or state.step == run.last_step:
+                break
+            if save_now:
+                save(run)
+                saved_at = time.monotonic()
+            clock = time.monotonic()
+        # Save before validating, which takes longer than most hosts wait between SIGTERM and SIGKILL.
+        save(run)
+        saved_at = time.monotonic()
+        if stop:
+            return stop
 
-    def finish(self, stopped: str) -> dict[str, Any]:
-        """Write results.json, or exit with the status of the signal that stopped the run."""
-        self.accelerator.end_training()
-        rerun = f"stopped after step {self.step}, saved in {self.output / 'last'}. Rerun the same command to resume."
-        if stopped in ("SIGTERM", "SIGINT"):
-            self.print(f"{stopped}: {rerun}")
-            sys.exit(128 + signal.Signals[stopped])
-        if stopped == "out of time":
-            self.print(f"{self.config.max_minutes} minutes: {rerun}")
-            if not self.validated:  # no epoch is complete, but its weights can already caption
-                self.save_captioner("best")
-        elif stopped != "finished":
-            self.print(f"stopped: {stopped} for {self.stale} epochs")
-        if not self.accelerator.is_main_process:
-            return {}
-        losses = [event["loss"] for event in read_log(self.output / LOG_NAME) if event["event"] == "step"]
-        results = {
-            "steps": self.step,
-            "stopped": stopped,
-            "first_loss": losses[0] if losses else None,
-            "last_loss": losses[-1] if losses else None,
-            "best_score": self.best_score,
-            "train_seconds": round(time.monotonic() - self.started, 1),
-            "precision": self.precision,
-            "device": str(self.accelerator.device),
-            "peak_mb": peak_mb(),
-            "skipped_steps": self.skipped,
-            "best": str(self.output / "best"),
-        }
-        delete_previous(self.output)
-        write_json(self.output / RESULTS_NAME, results)
-        return results
 
-    def validate_only(self) -> dict[str, Any]:
-        """Validate the weights of --finetune, else of --resume, else of last/, and write validation.json."""
-        source = self.config.finetune or self.config.resume or str(self.output / "last")
-        if not Path(source).exists():
-            raise FileNotFoundError(
-                f"{source}: expected weights to validate, found none. Pass them as --finetune."
+def load_batches(run: Training, epoch: int, first: int) -> Iterator[list[Batch]]:
+    """Yield the micro-batches of this process for each step of an epoch, from its step `first` on."""
+    accelerator, size = run.accelerator, run.micro_batch
+    world, rank = accelerator.num_processes, accelerator.process_index
+    order = run.train_set.epoch_batches(epoch, run.global_batch)[first : run.steps_per_epoch]
+    mine = [
+        whole[(part * world + rank) * size :][:size] for whole in order for part in range(run.update_freq)
+    ]
+    loader = torch.utils.data.DataLoader(
+        run.train_set.at_epoch(epoch),
+        batch_sampler=mine,
+        num_workers=num_workers(run.config.num_workers, size * 3 * run.state.model.config.image_size**2 * 4),
+        collate_fn=run.train_set.collate,
+        pin_memory=run.config.pin_mem and accelerator.device.type == "cuda",
+        worker_init_fn=outlive_signals,
+    )
+    loaded = iter(loader)
+    for _ in order:
+        yield [next(loaded).to(accelerator.device) for _ in range(run.update_freq)]
+
+
+def agree(accelerator: Accelerator, wishes: dict[str, bool]) -> tuple[str, bool]:
+    """Return the reason to stop ("" to continue) and whether to save; equal in all processes, if one of them
+    wishes it.
+    """
+    wished = list(wishes.values())
+    if accelerator.num_processes > 1:
+        counts = torch.tensor(wished, dtype=torch.float, device=accelerator.device)
+        wished = accelerator.reduce(counts, "sum").tolist()
+    reasons = [name for name, count in zip(wishes, wished, strict=True) if count]
+    return next((name for name in reasons if name != "save"), ""), "save" in reasons
+
+
+def end_epoch(run: Training, signals: list[int]) -> bool:
+    """Validate, and keep the best captioner; False if a signal interrupted it.
+
+    Unlike a step, a validation is aborted at once: last.pt is already saved, and resuming repeats the
+    validation.
+    """
+    config, state, epoch = run.config, run.state, (run.state.step - 1) // run.steps_per_epoch
+    event, score = None, None
+
+    def interrupt(number: int) -> None:
+        signals.append(number)
+        raise Interrupted
+
+    if run.val_set is not None:
+        try:
+            with on_signals(interrupt):
+                if signals:
+                    raise Interrupted
+                result = validate(captioner(run), run.val_set, run.train_set, config, run.accelerator)
+        except Interrupted:
+            return False
+        run.print(f"epoch {epoch + 1}: {summary(result)}")
+        facts, timing = result["facts"] or {}, {"seconds": result.pop("seconds")}
+        score = {"score": result["score"], "facts": facts.get("f1"), "accuracy": result["accuracy"]}[
+            config.best_by
+        ]
+        event = {"event": "validation", "step": state.step, "epoch": epoch, "timing": timing, **result}
+    if state.add_validation(state.step, score):
+        save_checkpoint(run, "best")
+    if state.step % (run.steps_per_epoch * config.save_ckpt_freq) == 0 and state.step < run.total_steps:
+        save_checkpoint(run, f"checkpoint-{epoch + 1}")
+    if event is not None:  # after best/ is saved: a run that is killed before this line validates again
+        log_event(run, event)
+    run.accelerator.wait_for_everyone()
+    return True
+
+
+def captioner(run: Training) -> Captioner:
+    """Return a captioner with the model, or its moving average, the tokenizer and the decoding options."""
+    model = (run.state.model if run.state.ema is None else run.state.ema.module).eval()
+    tokens, penalty = run.config.num_max_bpe_tokens, run.config.length_penalty
+    return Captioner(model, run.tokenizer, run.caption_types, tokens, penalty, captioner_meta(run))
+
+
+def captioner_meta(run: Training) -> dict[str, Any]:
+    """Return the content of meta.json: how to caption with the weights, and how they were trained."""
+    return {
+        "caption_types": [list(caption_type) for caption_type in run.caption_types],
+        "max_tokens": run.config.num_max_bpe_tokens,
+        "length_penalty": run.config.length_penalty,
+        "options": dataclasses.asdict(run.config),
+        "index": run.index,
+        "step": run.state.step,
+        "best_score": run.state.best_score,
+        "precision": run.precision,
+        "precision_reason": run.precision_reason,
+        "device": str(run.accelerator.device),
+        "seconds": round(time.monotonic() - run.started, 1),
+        "versions": versions(),
+    }
+
+
+def save_checkpoint(run: Training, name: str) -> None:
+    """Save the captioner (weights, tokenizer, meta.json) in the folder `name` of the run."""
+    if run.accelerator.is_main_process:
+        with disk_errors(run.output / name):
+            save_captioner(
+                captioner(run), run.output / name, run.config.sentencepiece_model, captioner_meta(run)
             )
-        if not self.config.finetune:
-            load_pretrained(self.model, source)
-        self.model.to(self.accelerator.device)
-        result = validate(self.captioner(), self.val_set, self.train_set, self.config, self.accelerator)
-        self.print(f"{source}: {summary(result)}")
-        if self.accelerator.is_main_process:
-            write_json(self.output / VALIDATION_NAME, {"validation": result})
-        return {"validation": result}
 
-    def captioner(self) -> Captioner:
-        """Return a captioner with the network, or its moving average, tokenizer and decoding options."""
-        model = (self.model if self.ema is None else self.ema.module).eval()
-        tokens, penalty = self.config.num_max_bpe_tokens, self.config.length_penalty
-        return Captioner(model, self.tokenizer, self.caption_types, tokens, penalty, self.meta())
 
-    def meta(self) -> dict[str, Any]:
-        """The content of meta.json: how to caption with the weights, and how they were trained."""
-        return {
-            "caption_types": self.caption_types,
-            "max_tokens": self.config.num_max_bpe_tokens,
-            "length_penalty": self.config.length_penalty,
-            "options": dataclasses.asdict(self.config),
-            "index": self.index,
-            "step": self.step,
-            "best_score": self.best_score,
-            "precision": self.precision,
-            "precision_reason": self.reason,
-            "device": str(self.accelerator.device),
-            "seconds": round(time.monotonic() - self.started, 1),
-            "versions": versions(),
-        }
+def save(run: Training) -> None:
+    """Save last.pt, from which training resumes."""
+    if run.accelerator.is_main_process:
+        meta, spm_path = captioner_meta(run), run.config.sentencepiece_model
+        save_last(run.output, run.state, meta, run.global_batch, spm_path)
+    run.accelerator.wait_for_everyone()
 
-    def state(self) -> State:
-        """The content of last/state.json."""
-        numbers = (self.step, self.validated, self.best_score, self.stale, self.skipped, self.global_batch)
-        return State(*numbers, options=dataclasses.asdict(self.config), index=self.index)
 
-    def parts(self) -> dict[str, Any]:
-        """{name: object whose state_dict is saved in optimizer.pt}."""
-        ema = self.ema.module if self.ema is not None else None
-        parts = {"optimizer": self.optimizer, "ema": ema, "scaler": self.accelerator.scaler}
-        return {name: part for name, part in parts.items() if part is not None}
-
-    def save_captioner(self, name: str) -> None:
-        """Save the captioner (weights, tokenizer, meta.json) in the folder `name` of the run."""
-        if self.accelerator.is_main_process:
-            with disk_errors(self.output / name):
-                save_captioner(
-                    self.captioner(), self.output / name, self.config.sentencepiece_model, self.meta()
-                )
-
-    def save(self) -> None:
-        """Save last/, from which training resumes."""
-        if self.accelerator.is_main_process:
-            spm = self.config.sentencepiece_model
-            save_last(self.output, self.model, self.parts(), self.state(), spm, self.meta())
-        self.accelerator.wait_for_everyone()
-        self.saved_at = time.monotonic()
-
-    def load(self) -> None:
-        """Resume from last/ if there is one. With --resume, first copy the run it names, unless this run has its own last/."""
-        last, main, loaded = self.output / "last", self.accelerator.is_main_process, None
-        if self.config.resume and main and not (self.config.auto_resume and readable_folder(last).exists()):
-            copy_run(Path(self.config.resume).parent, self.output)
-        self.accelerator.wait_for_everyone()
-        if self.config.auto_resume or self.config.resume:
-            loaded = load_last(self.output, self.config, self.global_batch, self.model, self.parts())
-        if len(set(gather_object([loaded[0].step if loaded else 0]))) > 1:
-            raise ResumeError(
-                f"{last}: some processes found it and others did not. Use an output_dir that all machines share."
-            )
-        if loaded is None:
-            return
-        state, folder, problem = loaded
-        self.step, self.validated, self.skipped = state.step, state.validated, state.skipped
-        self.best_score, self.stale = state.best_score, state.stale
-        if self.step > self.total_steps:
-            raise ResumeError(
-                f"{folder}: expected a state of at most step {self.total_steps}, found step {self.step}"
-            )
-        if main:
-            keep_state(self.output, folder, state)
-        note = f", the state before the broken one. {problem}" if problem else ""
-        self.print(f"resumed from {folder} after step {self.step}{note}")
-
-    def start_log(self) -> None:
-        """Print the size of the run, and start log.jsonl and the tracker."""
-        there = [f"{name}/" for name in ("last", "best") if (self.output / name).exists()]
-        if there and not self.step:
-            self.print(
-                f"{self.output}: starting from scratch; {' and '.join(there)} of an earlier run will be replaced"
-            )
-        images, kinds = len(self.train_set), len(self.caption_types)
-        steps = f"{self.total_steps} steps of {self.global_batch}"
-        self.print(f"{images} images, {steps}, {kinds} caption types; on {self.accelerator.device}")
-        if self.val_set is None:
-            self.print("no validation split: best/ is the latest state")
-        if self.accelerator.is_main_process and not self.step:
-            write_log(self.output / LOG_NAME, [])
-        options = {
-            k: v if isinstance(v, (bool, int, float)) else str(v)
-            for k, v in dataclasses.asdict(self.config).items()
-        }
-        self.accelerator.init_trackers("beit3lib", options, {"tensorboard": {"purge_step": self.step + 1}})
-
-    def log_step(self, done: Step, epoch: int, lr: float, batches: list[Batch], seconds: float) -> None:
-        """Add a line to log.jsonl at every step, and print one every `PRINT_EVERY` steps."""
-        rate = (
-            sum(batch.num_tokens for batch in batches) * self.accelerator.num_processes / max(seconds, 1e-6)
+def resume(run: Training) -> None:
+    """Load last.pt if there is one. With --resume, copy the run it names first, unless this run has its own."""
+    config, path, is_main = run.config, run.output / LAST_NAME, run.accelerator.is_main_process
+    if config.resume and is_main and not (config.auto_resume and path.exists()):
+        copy_run(Path(config.resume).parent, run.output)
+    run.accelerator.wait_for_everyone()
+    found = (config.auto_resume or bool(config.resume)) and path.exists()
+    if found:
+        load_last(run.output, run.state, config, run.index, run.global_batch)
+    if len(set(gather_object([run.state.step]))) > 1:
+        raise ResumeError(
+            f"{path}: some processes found it, others did not. Use an output_dir that all machines share."
         )
-        norm = done.grad_norm if math.isfinite(done.grad_norm) else None
-        timing = {"seconds_per_step": round(seconds, 3), "tokens_per_s": round(rate), "peak_mb": peak_mb()}
-        event = {
-            "event": "step",
-            "step": self.step,
-            "epoch": epoch,
-            "loss": done.loss,
-            "grad_norm": norm,
-            "lr": lr,
-        }
-        self.log({**event, "skipped": self.skipped, "timing": timing})
-        if self.step % PRINT_EVERY == 0 or self.step in (1, self.last_step):
-            left = (self.last_step - self.step) * seconds / 60
-            self.print(
-                f"step {self.step}/{self.total_steps}  epoch {epoch + 1}  loss {done.loss:.3f}  {rate:.0f} tokens/s  "
-                f"{left:.1f} min left" + (f"  {self.skipped} steps skipped" if self.skipped else "")
-            )
+    if found:
+        run.print(f"resumed from {path} after step {run.state.step}")
+        if is_main:
+            drop_later_events(run.output, run.state.step)
 
-    def log(self, event: dict[str, Any]) -> None:
-        """Append one event to log.jsonl and send it to the tracker."""
-        if not self.accelerator.is_main_process:
-            return
-        append_event(self.output / LOG_NAME, event)
-        track_event(self.accelerator, event, self.train_set.root, self.model.config.image_size)
+
+def fit_batch(run: Training) -> None:
+    """Use a smaller micro-batch, and more of them per step, if batch_size does not fit in memory."""
+    size = largest_batch(run.micro_batch, run.loss_model, run.state.optimizer, run.train_set, run.accelerator)
+    size = min(gather_object([size]))
+    if size < run.micro_batch:
+        update_freq = run.update_freq * run.micro_batch // size
+        run.print(
+            f"out of memory with batch_size {run.micro_batch}: using {size}, with update_freq {update_freq}"
+        )
+        run.micro_batch, run.update_freq = size, update_freq
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()  # the peak of the run does not include this search
+
+
+def start_log(run: Training) -> None:
+    """Print the size of the run, and start log.jsonl and the tracker."""
+    existing = [name for name in (LAST_NAME, "best") if (run.output / name).exists()]
+    if existing and not run.state.step:
+        run.print(
+            f"{run.output}: starts from scratch; {' and '.join(existing)} of an earlier run will be replaced"
+        )
+    plan = f"{len(run.train_set)} images, {run.total_steps} steps of {run.global_batch}"
+    run.print(f"{plan}, {len(run.caption_types)} caption types; on {run.accelerator.device}")
+    if run.val_set is None:
+        run.print("no validation split: best/ is the latest state")
+    if run.accelerator.is_main_process and not run.state.step:
+        write_log(run.output / LOG_NAME, [])
+    options = dataclasses.asdict(run.config)
+    options = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in options.items()}
+    run.accelerator.init_trackers("beit3lib", options, {"tensorboard": {"purge_step": run.state.step + 1}})
+
+
+def log_step(
+    run: Training, result: Step, epoch: int, lr: float, batches: list[Batch], seconds: float
+) -> None:
+    """Add a line to log.jsonl at every step, and print one every `PRINT_EVERY` steps."""
+    state, questions = run.state, run.state.model.config.answers
+    rate = sum(batch.num_tokens for batch in batches) * run.accelerator.num_processes / max(seconds, 1e-6)
+    event = {"event": "step", "step": state.step, "epoch": epoch, "loss": result.loss}
+    event |= {"question_loss": result.question_loss} if questions else {}
+    event |= {"grad_norm": result.grad_norm if math.isfinite(result.grad_norm) else None, "lr": lr}
+    timing = {"seconds_per_step": round(seconds, 3), "tokens_per_s": round(rate), "peak_mb": peak_mb()}
+    log_event(run, {**event, "skipped": state.skipped_steps, "timing": timing})
+    if state.step % PRINT_EVERY == 0 or state.step in (1, run.last_step):
+        losses = f"loss {result.loss:.3f}" + (f"  questions {result.question_loss:.3f}" if questions else "")
+        left = f"{(run.last_step - state.step) * seconds / 60:.1f} min left"
+        skipped = f"  {state.skipped_steps} steps skipped" if state.skipped_steps else ""
+        run.print(
+            f"step {state.step}/{run.total_steps}  epoch {epoch + 1}  {losses}  {rate:.0f} tokens/s  {left}{skipped}"
+        )
+
+
+def log_event(run: Training, event: dict[str, Any]) -> None:
+    """Append an event to log.jsonl and send it to the tracker."""
+    if run.accelerator.is_main_process:
+        append_event(run.output / LOG_NAME, event)
+        track_event(run.accelerator, event, run.train_set.root, run.state.model.config.image_size)
+
+
+def finish(run: Training, stopped: str) -> dict[str, Any]:
+    """Write results.json and return it, or exit with the status of the signal that stopped the run."""
+    state, path = run.state, run.output / LAST_NAME
+    run.accelerator.end_training()
+    rerun = f"stopped after step {state.step}, saved in {path}. Rerun the same command to resume."
+    if stopped in signal.Signals.__members__:
+        run.print(f"{stopped}: {rerun}")
+        sys.exit(128 + signal.Signals[stopped])
+    if stopped == "out of time":
+        run.print(f"{run.config.max_minutes} minutes: {rerun}")
+        if not state.last_validated_step:  # no epoch is complete, but its weights can already caption
+            save_checkpoint(run, "best")
+    elif stopped != "finished":
+        run.print(f"stopped: {stopped} for {state.epochs_without_improvement} epochs")
+    if not run.accelerator.is_main_process:
+        return {}
+    losses = [event["loss"] for event in read_log(run.output / LOG_NAME) if event["event"] == "step"]
+    results = {
+        "steps": state.step,
+        "total_steps": run.total_steps,
+        "stopped": stopped,
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+        "best_score": state.best_score,
+        "train_seconds": round(time.monotonic() - run.started, 1),
+        "precision": run.precision,
+        "device": str(run.accelerator.device),
+        "peak_mb": peak_mb(),
+        "skipped_steps": state.skipped_steps,
+        "best": str(run.output / "best"),
+    }
+    write_json(run.output / RESULTS_NAME, results)
+    return results
+
+
+def validate_only(run: Training) -> dict[str, Any]:
+    """Validate the weights of --finetune, else of --resume, else of last.pt, and write validation.json."""
+    source = run.config.finetune or run.config.resume or str(run.output / LAST_NAME)
+    if not run.config.finetune:
+        load_pretrained(run.state.model, check_regular_file(source), "ema|model")
+    run.state.model.to(run.accelerator.device)
+    result = validate(captioner(run), run.val_set, run.train_set, run.config, run.accelerator)
+    run.print(f"{source}: {summary(result)}")
+    if run.accelerator.is_main_process:
+        write_json(run.output / VALIDATION_NAME, {"validation": result})
+    return {"validation": result}
 
 
 def finetune(config: TrainConfig) -> dict[str, Any]:
-    """Fine-tune in this process; returns the results, which are also in results.json."""
-    return Trainer(config).run()
+    """Fine-tune, or with --eval validate, in this process; return the results, which are also in
+    results.json.
+
+    SIGTERM, SIGINT and SIGHUP end the process with status 143, 130 and 129 after the current step, with
+    last.pt saved.
+    """
+    run, signals = setup(config), []
+    if config.eval:
+        return validate_only(run)
+    lock = lock_folder(run.output, "training") if run.accelerator.is_main_process else nullcontext()
+    with lock, on_signals(signals.append):
+        resume(run)
+        if run.accelerator.device.type == "cuda":  # on a CPU, running out of memory kills the process
+            fit_batch(run)
+        start_log(run)
+        return finish(run, fit(run, signals))
 
 
 def launch(config: TrainConfig, num_gpus: int) -> dict[str, Any]:
-    """Fine-tune, or with --eval validate, in `num_gpus` processes; returns the results. For errors see `run_processes`."""
+    """Fine-tune, or with --eval validate, in `num_gpus` processes; return the results. For errors see
+    `run_processes`.
+    """
     run_processes("beit3lib.train", config.arguments(), num_gpus, config.device)
-    return read_json(
-        Path(config.output_dir).expanduser() / (VALIDATION_NAME if config.eval else RESULTS_NAME), dict
-    )
+    name = VALIDATION_NAME if config.eval else RESULTS_NAME
+    return read_json(Path(config.output_dir).expanduser() / name, dict)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`python -m beit3lib.train` with the recipe's options."""
+    """`python -m beit3lib.train` with the options of the reference implementation."""
     try:
         with exit_on_error(TrainingStopped):
-            trainer = Trainer(parse_arguments(sys.argv[1:] if argv is None else argv))
-            results = trainer.run()
+            results = finetune(parse_arguments(sys.argv[1:] if argv is None else argv))
     except torch.OutOfMemoryError as error:
-        sys.exit(
-            f"OutOfMemoryError: {error}\nLower --eval_batch_size if this was in validation, or add --checkpoint_activations"
-        )
+        todo = "Lower --eval_batch_size if this was in validation, or add --checkpoint_activations."
+        sys.exit(f"OutOfMemoryError: {error}\n{todo}")
     except KeyboardInterrupt:  # before training has started
         sys.exit(130)
-    trainer.print(json.dumps(results, indent=1))
+    if results and int(os.environ.get("RANK", 0)) == 0:
+        print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ BENCH_SPANS_S = [(0.0, 12.0), (12.0, 24.0), (24.0, 36.0), (36.0, 48.0), (48.0, 6
 
 
 def write_gray(path, levels, times=None, rate=10, keyframes=10):
-    """Write a clip of evenly gray frames; `times` are their timestamps in 1/1000 s, from 0 at `rate` by default."""
+    """Write a clip of evenly gray frames; `times` are their timestamps in ms, from 0 at `rate` by default."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=1000 if times else rate)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
@@ -35,7 +35,7 @@ def write_gray(path, levels, times=None, rate=10, keyframes=10):
 
 
 def write_clip(path, seconds, width, height, fps=30, **options):
-    """Draw an H.264 clip: a textured ground that pans, and a block that crosses it. `options` are libx264's."""
+    """Draw an H.264 clip: a textured ground that pans, and a block. `options` are libx264's."""
     generator = np.random.default_rng(0)
     coarse = generator.integers(0, 256, (height // 16 + 1, width // 8 + 1, 3), dtype=np.uint8)
     ground = np.asarray(Image.fromarray(coarse).resize((2 * width, height), Image.Resampling.BICUBIC))
@@ -53,7 +53,7 @@ def write_clip(path, seconds, width, height, fps=30, **options):
 
 
 def blur_by_seeking(video_path, spans_s, size=224, weights="linear"):
-    """Seek, decode, resize and average each span by OpenCV, as the original repository does; RGB floats per span."""
+    """Make the image of each span (RGB floats) by OpenCV's seeking, as the original repository does."""
     capture = cv2.VideoCapture(str(video_path))
     images = []
     for start_s, end_s in spans_s:
@@ -72,7 +72,7 @@ def blur_by_seeking(video_path, spans_s, size=224, weights="linear"):
 
 
 def measure_speed(video_path, spans_s, size=224):
-    """Time one pass against seeking with OpenCV on one video, and compare the images in gray levels (0–255)."""
+    """Time one pass against seeking with OpenCV, and compare the images in gray levels (0–255)."""
     seconds, cpu_seconds, images = [], [], []
     for method in (blur_by_seeking, lambda *arguments: motion_blur(*arguments).images):
         start, cpu_start = time.perf_counter(), time.process_time()

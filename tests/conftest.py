@@ -1,4 +1,5 @@
-"""Fixtures of several tests: runs of drawn images without videos, and the demo, executed once under Kaggle's conditions."""
+"""Fixtures of several tests: runs of drawn images without videos, and the demo, executed once under Kaggle's
+conditions."""
 
 import os
 import shutil
@@ -15,10 +16,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-# Variables of the user and mounts of the host must not change the result of a test. Hypothesis, too, writes to a temporary
-# folder, not to the working folder.
+# Variables of the user and mounts of the host must not change the result of a test. Hypothesis, too, writes
+# to a temporary folder, not to the working folder.
 for name in [name for name in os.environ if name.startswith("BEIT3LIB_")]:
     del os.environ[name]
+# WordNet from .ci/wordnet.sh, for machines that cannot reach nltk's server; nltk ignores a folder that does not exist.
+os.environ.setdefault("NLTK_DATA", str(Path(__file__).parents[1] / ".nltk_data"))
 os.environ["BEIT3LIB_KAGGLE_INPUT"] = os.path.join(os.devnull, "kaggle")
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = os.path.join(tempfile.gettempdir(), "beit3lib-hypothesis")
 
@@ -41,7 +44,8 @@ HIDDEN = ("torchscale", "fairscale", "av", "rouge_score", "sentencepiece")  # mi
 
 
 def draw_run(folder, train=8, val=4, phases=1, seed=0, spm=SPM_PATH):
-    """Write images, captions, index and drawn values of so many scenarios to a run folder; return the table of phases."""
+    """Write images, captions, index and drawn values of so many scenarios to a run folder; return the table
+    of phases."""
     rng, rows, drawn = np.random.default_rng(seed), [], {}
     (folder / "images").mkdir(parents=True)
     for split, count in (("train", train), ("val", val)):
@@ -79,7 +83,8 @@ def drawn(tmp_path_factory):
 
 
 class Demo(NamedTuple):
-    """The executed notebooks: the last working folder, its run, and the reason if Kaggle could not be imitated, else ""."""
+    """The executed notebooks: the last working folder, its run, and the reason if Kaggle could not be
+    imitated, else ""."""
 
     folder: Path
     run: Path
@@ -88,7 +93,8 @@ class Demo(NamedTuple):
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
-    """Notebooks 1 to 5 without parameters, executed as on Kaggle, or in one folder if the wheels cannot be fetched."""
+    """Notebooks 1 to 5 without parameters, executed as on Kaggle, or in one folder if the wheels cannot be
+    fetched."""
     from beit3lib.pipeline import kaggle  # imports PyAV, which a GPU machine may lack
 
     folder = tmp_path_factory.mktemp("demo")
@@ -151,7 +157,8 @@ def run_demo(python, notebooks, working, mounts=None):
 
 @contextmanager
 def as_inputs(mounts, before, number) -> Iterator[None]:
-    """Mount the output of the notebook before, alternately in both forms of mounts, and make all mounts read-only."""
+    """Mount the output of the notebook before, alternately in both forms of mounts, and make all mounts
+    read-only."""
     mount = mounts / ("notebooks/someone" if number % 2 else ".") / before[0].stem if before else None
     if mount:
         shutil.copytree(before[1], mount)
@@ -171,7 +178,8 @@ def read_only(folder, on):
 
 
 def bare_python(folder, hidden=HIDDEN):
-    """Make a Python with the packages of this one except this project and `hidden`: by default those missing on Kaggle."""
+    """Make a Python with the packages of this one except this project and `hidden`: by default those missing
+    on Kaggle."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
     site = subprocess.run(

@@ -14,6 +14,7 @@ CORE = (  # each may import those before it
         "device",
         "tokenizer",
         "transforms",
+        "question",
         "dataset",
         "model",
         "loss",

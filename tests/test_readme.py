@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,19 +13,19 @@ import torch
 from conftest import draw_run
 
 from beit3lib import sample
-from beit3lib.caption import caption_run
 from beit3lib.captioner import Captioner
 from beit3lib.checkpoint import save_captioner
 from beit3lib.config import parse_arguments
-from beit3lib.files import write_json
 from beit3lib.model import CaptionModel, model_config
+from beit3lib.sample import draw
 from beit3lib.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 PYTHON_MESSAGES = {"No module named 'torchscale'"}  # not in our code
-TESTED_ELSEWHERE = ("make ", ".venv/bin/python -m beit3lib.train")
+TRAIN = ".venv/bin/python -m beit3lib.train"
+TESTED_ELSEWHERE = ("make ", TRAIN, "git clone <address", "cd <its folder>")
 
 
 def commands():
@@ -42,27 +43,17 @@ def untrained(caption_types):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """The project as links, with this Python as .venv and a small run `mine`, so that commands write elsewhere."""
+    """The project as links, with this Python as .venv, a small download and a model, so that commands write
+    elsewhere."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("notebooks", "beit3lib", "data_manifest.yaml", "requirements.txt", "Makefile", "docs"):
         (folder / name).symlink_to(ROOT / name)
     (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
-    run = folder / "runs" / "mine"
-    draw_run(run, train=1, val=1)
-    save_captioner(untrained([("vehicle", "road"), ("vehicle", "weather")]), run / "best", sample.SPM_PATH)
-    caption_run(run, device="cpu", num_beams=1)
-    entry = {
-        "labels": ["0"],
-        "caption_pedestrian": "The pedestrian stands.",
-        "caption_vehicle": "The vehicle turns.",
-    }
-    write_json(run / "submission.val.json", {"20230707_1_SN1_T1": [entry]})
-    truth = (
-        folder / "data" / "wts" / "annotations" / "caption" / "val" / "20230707_1_SN1_T1" / "overhead_view"
-    )
-    write_json(truth / "20230707_1_SN1_T1_caption.json", {"event_phase": [entry]})
-    truth = folder / "data" / "wts" / "external" / "BDD_PC_5K" / "annotations" / "caption" / "val"
-    write_json(truth / "video1_caption.json", {"event_phase": [entry]})
+    counts = {"train": (1, 0, 1), "val": (1, 0, 1), "test": (1, 0, 0)}
+    (draw.write_sample(folder / "data" / "wts", counts) / "drawn.json").unlink()
+    shutil.copyfile(sample.SPM_PATH, folder / "data" / "beit3.spm")
+    types = [("vehicle", "road"), ("pedestrian", "road")]
+    save_captioner(untrained(types), folder / "runs" / "mine" / "best", sample.SPM_PATH)
     return folder
 
 
@@ -116,16 +107,35 @@ def test_make_targets_exist():
     )
 
 
+def make(*arguments):
+    command = ["make", f"PY={sys.executable}", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_make_demo_ends_with_its_first_failed_notebook_also_on_macos(tmp_path):
+    """The make of macOS ignores .SHELLFLAGS, so that shells start without -e and pipefail."""
+    installed = ("--assume-old", ".venv/.ready")
+    done = make(".SHELLFLAGS=-c", *installed, "demo", f"RUN={tmp_path}", "NOTEBOOKS=missing another")
+    assert done.returncode and "== missing" in done.stdout and "== another" not in done.stdout
+
+
+def test_make_installs_pytorch_for_the_cpu_if_asked_to():
+    install = make("--dry-run", "--always-make", ".venv/.ready", "TORCH=cpu")
+    assert "--extra-index-url https://download.pytorch.org/whl/cpu" in install.stdout
+    assert "TORCH: expected cpu" in make("--dry-run", "TORCH=gpu", "demo").stderr
+
+
 def test_the_original_training_command_is_parsed():
-    found = [command for command in commands() if command.startswith(TESTED_ELSEWHERE[1])]
+    found = [command for command in commands() if command.startswith(TRAIN)]
     assert len(found) == 1
     config = parse_arguments(shlex.split(found[0])[3:])
     assert config.lr == 4e-5 and config.captioning_mask_prob == 0.7 and config.dist_eval
 
 
 @pytest.mark.slow
-def test_every_other_command_runs(clone):
-    """All commands except those that other tests run (make, training)."""
+def test_every_other_command_runs_in_its_order(clone):
+    """All commands except those that other tests run (make, training); those for WTS as if they were pasted
+    as a whole."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     tested = [command for command in commands() if not command.startswith(TESTED_ELSEWHERE)]
     assert len(tested) >= 7

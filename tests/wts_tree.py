@@ -1,4 +1,4 @@
-"""Write WTS and BDD downloads for tests: caption files, box files, and empty video files (reading a tree opens no video)."""
+"""Write WTS and BDD downloads for tests; their videos are empty, because reading a tree opens none."""
 
 import json
 

@@ -1,36 +1,55 @@
 """Write and read the index of a split, which pairs captions with images.
 
-`coco_captioning.{train,val,test}.jsonl` has one JSON object per line. The public recipe reads `image_path` (relative to the
-file's folder), `text_segment` (token ids without special tokens, or null) and `image_id`; the other keys are subject,
-aspect, caption and `schema.IMAGE_COLUMNS`.
+`coco_captioning.{train,val,test}.jsonl` has one JSON object per line. The reference implementation reads
+`image_path` (relative to the file's folder), `text_segment` (token ids without special tokens, or null) and
+`image_id`; the other keys are subject, aspect, caption and `schema.IMAGE_COLUMNS`.
 """
 
 import json
 import os
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pandas as pd
+import pydantic
 
 from beit3lib.data.caption_files import read_caption_files
-from beit3lib.data.images import ImageError, find_image, list_images, open_image
-from beit3lib.data.schema import ASPECTS, IMAGE_COLUMNS, SUBJECTS
-from beit3lib.data.wts import cap_problems
-from beit3lib.files import FileError, Problem, read_json_lines, write_text
+from beit3lib.data.images import find_image, list_images, open_image
+from beit3lib.data.schema import ASPECTS, SUBJECTS, first_error
+from beit3lib.files import FileError, Problem, read_text, write_text
 
 INDEX_NAME = "coco_captioning.{split}.jsonl"
-NEEDED = ("image_path", "text_segment", "image_id")  # keys of the public recipe
-ABOUT = ("subject", "aspect", "caption", *IMAGE_COLUMNS)  # other keys
+TODO = "Run the prepare stage again."
+
+
+class Line(pydantic.BaseModel, strict=True):
+    """One line of an index. The reference implementation's has the first three keys only."""
+
+    image_path: Annotated[str, pydantic.Field(min_length=1)]
+    text_segment: list[pydantic.NonNegativeInt] | None
+    image_id: int
+    subject: Literal[SUBJECTS] | None = None
+    aspect: Literal[ASPECTS] | None = None
+    caption: str | None = None
+    split: str | None = None
+    source: str | None = None
+    scenario: str | None = None
+    view: str | None = None
+    video: str | None = None
+    label: str | None = None
+    phase: int | None = None
+
+
+COLUMNS = tuple(Line.model_fields)
 
 
 class IndexReport(NamedTuple):
     """What an index contains: captions = lines + skipped; every skipped caption is among the problems."""
 
     path: Path
-    captions: int  # pairs of a caption and a video of its scenario
+    captions: int  # pairs of a caption and a video
     lines: int
     skipped: int
     cut: (
@@ -48,60 +67,19 @@ class IndexReport(NamedTuple):
 
 
 def build_index(
-    caption_files: str | Path | Iterable[str | Path],
+    caption_files: str | Path,
     image_dir: str | Path,
     tokenizer: Any,
     out_path: str | Path,
     phases: pd.DataFrame | None = None,
     max_tokens: int = 64,
 ) -> IndexReport:
-    """Write one line for every caption and every video of its scenario that has an image of the phase.
+    """Write one line for every caption and every video of its entry that has an image of the phase.
 
     The images, and split, source and view of the lines, are those of `phases`, a table of `blur_table` or
     `import_prepared`. Without it images are found by their names, as in the original repository.
     """
     captions, problems = read_caption_files(caption_files)
-    pairs = _pair_with_images(captions, Path(image_dir), phases)
-    check = cache(
-        _why_unreadable
-    )  # ten captions of a phase share an image, and the views of a scenario a caption
-    encode = cache(lambda caption: _encode(tokenizer, caption))
-    lines: list[dict] = []
-    skipped, lossy, cut = defaultdict(int), defaultdict(list), defaultdict(list)
-    for row in pairs.to_dict("records"):
-        name, where = row.pop("image"), _where(row)
-        caption_type = f"{row['subject']} {row['aspect']}"
-        if why := check(Path(image_dir, name)) if name else f"no image in {image_dir}":
-            skipped[where, why] += 1
-            continue
-        ids, loss = encode(row["caption"])
-        if loss:
-            lossy[caption_type, loss].append(where)
-        if len(ids) > max_tokens - 2:  # the tokens <s> and </s> take two positions
-            cut[caption_type].append((len(ids), where))
-        lines.append({"image_path": _relative(image_dir, name, out_path), "text_segment": ids} | row)
-    todo = "run notebook 1 again"
-    missing = [
-        Problem(where, f"{number} captions, but {why}; skipped", todo)
-        for (where, why), number in skipped.items()
-    ]
-    problems += cap_problems(missing, str(image_dir))
-    for (caption_type, loss), where in lossy.items():
-        problems.append(
-            Problem(
-                caption_type,
-                f"{len(where)} captions decode to other words ({loss}), such as {where[0]}; kept",
-            )
-        )
-    for caption_type, found in cut.items():
-        longest, where = max(found)
-        what = f"{len(found)} captions of more than {max_tokens - 2} tokens are cut in training; longest: {longest}, {where}"
-        problems.append(Problem(caption_type, what, "raise num_max_bpe_tokens"))
-    return write_index(out_path, lines, sum(skipped.values()), sum(map(len, cut.values())), problems)
-
-
-def _pair_with_images(captions: pd.DataFrame, image_dir: Path, phases: pd.DataFrame | None) -> pd.DataFrame:
-    """Return one row per caption and image, with the columns `ABOUT` and `image`, a file name or None."""
     if phases is None:
         images = list_images(image_dir)
         found = [find_image(images, row.video, row.phase, row.label) for row in captions.itertuples()]
@@ -109,111 +87,98 @@ def _pair_with_images(captions: pd.DataFrame, image_dir: Path, phases: pd.DataFr
     else:
         on = ["scenario", "video", "phase"]
         pairs = captions.merge(phases.reindex(columns=[*on, "split", "source", "view", "image"]), "left", on)
-    pairs = pairs.reindex(columns=[*ABOUT, "image"]).astype(object)
-    return pairs.where(pairs.notna(), None)
+    lines, skipped = _lines(pairs, image_dir, out_path)
+    problems += skipped
+    encode = cache(lambda caption: tokenizer.encode(caption, add_special_tokens=False))
+    is_lossy = cache(lambda caption: tokenizer.decode(encode(caption)).split() != caption.split())
+    lossy, cut = defaultdict(list), defaultdict(list)
+    for line in lines:
+        line["text_segment"] = encode(line["caption"])
+        tokens, caption_type = len(line["text_segment"]), f"{line['subject']} {line['aspect']}"
+        if is_lossy(line["caption"]):
+            lossy[caption_type].append(_where(line))
+        if tokens > max_tokens - 2:  # the tokens <s> and </s> take two positions
+            cut[caption_type].append((tokens, _where(line)))
+    for caption_type, where in lossy.items():
+        what = f"{len(where)} captions with characters that the tokenizer replaces, such as {where[0]}; kept"
+        problems.append(Problem(caption_type, what))
+    for caption_type, found in cut.items():
+        what = f"{len(found)} captions of more than {max_tokens - 2} tokens are cut in training; "
+        what += "longest: {}, {}".format(*max(found))
+        problems.append(Problem(caption_type, what, "raise num_max_bpe_tokens"))
+    number = len(pairs) - len(lines)
+    return write_index(out_path, lines, number, problems)._replace(cut=sum(map(len, cut.values())))
 
 
 def index_images(phases: pd.DataFrame, image_dir: str | Path, out_path: str | Path) -> IndexReport:
-    """Write the index of images without captions, as in the test split: one line per image, with text_segment null."""
-    lines, problems = [], []
-    about = phases.reindex(columns=ABOUT).assign(subject=None, aspect=None, caption=None).astype(object)
-    for name, row in zip(phases["image"], about.where(about.notna(), None).to_dict("records"), strict=True):
-        if why := _why_unreadable(Path(image_dir, name)):
-            problems.append(Problem(_where(row), f"{why}; skipped", "run notebook 1 again"))
-        else:
-            lines.append({"image_path": _relative(image_dir, name, out_path), "text_segment": None} | row)
-    return write_index(out_path, lines, len(problems), 0, problems)
+    """Write the index of images without captions (the test split): one line each, with text_segment null."""
+    pairs = phases.reindex(columns=[*COLUMNS, "image"]).assign(subject=None, aspect=None, caption=None)
+    lines, problems = _lines(pairs, image_dir, out_path)
+    return write_index(out_path, lines, len(pairs) - len(lines), problems)
+
+
+def _lines(
+    pairs: pd.DataFrame, image_dir: str | Path, out_path: str | Path
+) -> tuple[list[dict], list[Problem]]:
+    """Return a line, without text_segment, for each row whose `image` can be opened; others are problems."""
+
+    @cache  # ten captions of a phase share an image
+    def why_skipped(name: str | None) -> str:
+        if name is None:
+            return f"no image in {image_dir}"
+        try:
+            open_image(Path(image_dir, name))
+        except (OSError, ValueError) as error:
+            return str(error)
+        return ""
+
+    pairs = pairs.reindex(columns=[*COLUMNS, "image"]).astype(object)
+    lines, skipped = [], Counter()
+    for row in pairs.where(pairs.notna(), None).to_dict("records"):
+        name, folder = row.pop("image"), Path(out_path).parent
+        if why := why_skipped(name):
+            skipped[_where(row), why] += 1
+            continue
+        # Relative to the folder of the index, so that a run can be moved.
+        row["image_path"] = Path(os.path.relpath(Path(image_dir, name), folder)).as_posix()
+        lines.append(row)
+    return lines, [
+        Problem(where, f"{number} lines skipped: {why}", TODO) for (where, why), number in skipped.items()
+    ]
 
 
 def _where(row: dict) -> str:
     return f"{row['scenario']}/{row['video']} phase {row['label']}"
 
 
-def _relative(image_dir: str | Path, name: str, index_path: str | Path) -> str:
-    """Return the path of an image relative to the folder of the index, so that a run can be moved."""
-    return os.path.relpath(Path(image_dir, name), Path(index_path).parent)
-
-
-def _why_unreadable(image: Path) -> str:
-    """Return why an image cannot be used; "" for one that opens."""
-    try:
-        open_image(image)
-    except (ImageError, FileNotFoundError) as error:
-        return f"{image.name} cannot be opened ({str(error).removeprefix(f'{image}: ')})"
-    return ""
-
-
-def _encode(tokenizer: Any, caption: str) -> tuple[list[int], str]:
-    """Return the token ids of a caption, and the reason if they decode to other words, else ""."""
-    ids = tokenizer.encode(caption, add_special_tokens=False)
-    if tokenizer.decode(ids).split() == caption.split():
-        return ids, ""
-    return (
-        ids,
-        "characters unknown to the tokenizer"
-        if tokenizer.unk_token_id in ids
-        else "normalized by the tokenizer",
-    )
-
-
 def write_index(
-    out_path: str | Path, lines: list[dict], skipped: int, cut: int, problems: list[Problem]
+    out_path: str | Path, lines: list[dict], skipped: int, problems: list[Problem]
 ) -> IndexReport:
     """Write index lines, numbering their images as image_id, and return the report."""
     numbers: dict[str, int] = {}
     for line in lines:
         line["image_id"] = numbers.setdefault(line["image_path"], len(numbers))
-    text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-    for end in "\u2028\u2029\x85":  # str.splitlines and other readers end a line at these
-        text = text.replace(end, f"\\u{ord(end):04x}")
-    write_text(out_path, text)
+    # json.dumps writes ASCII only, because str.splitlines and other readers end a line at U+2028.
+    path = write_text(out_path, "".join(json.dumps(line) + "\n" for line in lines))
     longest = max((len(line["text_segment"] or ()) for line in lines), default=0)
-    return IndexReport(
-        Path(out_path), len(lines) + skipped, len(lines), skipped, cut, len(numbers), longest, problems
-    )
+    captions = len(lines) + skipped
+    return IndexReport(path, captions, len(lines), skipped, 0, len(numbers), longest, problems)
 
 
 def read_index(path: str | Path) -> pd.DataFrame:
-    """Read an index of this package or of the recipe (which has the first three columns only) as one row per line.
+    """Read an index of this package or of the reference implementation: one row per line, the keys of `Line`.
 
-    Columns: image_path, text_segment, image_id, subject, aspect, caption, split, source, scenario, view, video, label,
-    phase; values that a line lacks are None. Raises FileNotFoundError, or FileError with the number of a broken line.
+    Values that a line lacks are None. Raises FileNotFoundError, or FileError with the number of a broken
+    line.
     """
+    texts, lines = filter(None, read_text(path).split("\n")), []
     try:
-        lines = read_json_lines(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{path}: expected an index here, found none. Run notebook 2 first."
-        ) from None
-    for number, line in enumerate(lines, start=1):
-        if wrong := _what_is_wrong(line):
-            raise FileError(f"{path}, line {number}: {wrong}. Run notebook 2 again.")
+        lines += (dict(Line.model_validate_json(text)) for text in texts)
+    except pydantic.ValidationError as error:
+        line = f"{path}, line {len(lines) + 1}"
+        raise FileError(f"{line}: {first_error(error)}. Run the index stage again.") from None
     if not lines:
-        raise FileError(
-            f"{path}: expected at least one line, found none. See the problems that notebook 2 lists."
-        )
-    table = pd.DataFrame(lines, columns=[*NEEDED, *ABOUT], dtype=object)
+        raise FileError(f"{path}: expected a line, found none. See the problems that the index stage lists.")
+    table = pd.DataFrame(lines, columns=COLUMNS, dtype=object)
+    table["image_path"] = table["image_path"].str.replace("\\", "/")  # an index made on Windows
     return table.where(table.notna(), None).astype({"image_id": "int64"})
-
-
-def _what_is_wrong(line: dict) -> str:
-    """Return what an index line is expected to have and what was found; "" for a valid line."""
-    if absent := [name for name in NEEDED if name not in line]:
-        return f"expected keys {', '.join(NEEDED)}, found no {', '.join(absent)}"
-    path, ids, image_id = (line[name] for name in NEEDED)
-    if not isinstance(path, str) or not path:
-        return f"expected image_path to be text, found {path!r:.60}"
-    if ids is not None and not (
-        isinstance(ids, list) and all(isinstance(i, int) and 0 <= i < 2**31 for i in ids)
-    ):
-        return f"expected text_segment to be a list of token ids or null, found {ids!r:.60}"
-    if not isinstance(image_id, int) or abs(image_id) >= 2**63:
-        return f"expected image_id to be an integer, found {image_id!r:.60}"
-    for name in ABOUT:
-        value, kind = line.get(name), int if name == "phase" else str
-        if value is not None and not isinstance(value, kind):
-            return f"expected {name} to be {'an integer' if kind is int else 'text'} or null, found {value!r:.60}"
-    for name, choices in (("subject", SUBJECTS), ("aspect", ASPECTS)):
-        if line.get(name) not in (None, *choices):
-            return f"expected {name} to be one of {', '.join(choices)}, found {line[name]!r:.60}"
-    return ""

@@ -1,17 +1,17 @@
-"""Use images and caption files that exist already, in the data structure of the original repository.
+"""Import a data set laid out as in the original repository: images and caption files.
 
     your_input/
-       avg_normal_244_train/   avg20230707_11_SY3_T1_Camera1_0phase0.jpg …    or …/image_aic/train/…, .jpg or .png
-       avg_normal_244_test/    …
-       vehicle_caption/        train/*.json, val/*.json                       and pedestrian_caption/ likewise
-       test-6/                 for_test.json: the segments to caption, as a caption file
+       avg_normal_244_train/   avg20230707_11_SY3_T1_Camera1_0phase0.jpg …    or …/image_aic/train/…, .jpg or
+       .png avg_normal_244_test/    … vehicle_caption/        train/*.json, val/*.json
+       and pedestrian_caption/ likewise test-6/                 for_test.json: the segments to caption, as a
+       caption file
 
     from beit3lib.data.prepared import find_prepared, import_prepared
     phases, problems = import_prepared(find_prepared("your_input"), "runs/mine")
 
-Names may contain `-` instead of `_`, and folders may be nested differently: the split is that of the innermost folder
-with train, val or test in its name. Some subjects or aspects may be absent. The two index calls of the original repository
-work if its import lines are changed to
+Names may contain `-` instead of `_`, and folders may be nested differently: the split is that of the
+innermost folder with train, val or test in its name. Some subjects or aspects may be absent. The two index
+calls of the original repository work if its import lines are changed to
 
     from beit3lib.data.prepared import original_index as _make_captioning_coco_karpathy_dataset_index
     from beit3lib.tokenizer import load_tokenizer as XLMRobertaTokenizer
@@ -29,13 +29,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from beit3lib.data.aspects import merge_aspects
-from beit3lib.data.caption_files import caption_file_name, caption_type_of, read_caption_file
-from beit3lib.data.images import ImageError, find_image, is_phase_image, list_images, open_image
+from beit3lib.data.caption_files import CAPTION_COLUMNS, caption_type_of, read_caption_file, write_captions
+from beit3lib.data.images import find_image, list_images, open_image, parse_image_name
 from beit3lib.data.index import INDEX_NAME, IndexReport, write_index
 from beit3lib.data.motion_blur import ImageTable, image_name
 from beit3lib.data.schema import PHASE_COLUMNS, SPLITS, SUBJECTS
-from beit3lib.data.wts import cap_problems, list_files, list_segments, split_by_group
-from beit3lib.files import Problem, atomic_folder, atomic_path, check_regular_file, write_json
+from beit3lib.data.wts import list_files, list_segments, parse_phase, split_by_group, video_stem
+from beit3lib.files import Problem, atomic_folder, atomic_path, check_regular_file, file_hash
 
 VAL_SHARE = 0.1  # the share of the recordings of train that becomes val if the input has no val
 KEYS = ["split", "scenario", "video", "phase"]
@@ -63,40 +63,48 @@ def find_prepared(root: str | Path) -> PreparedRoot | None:
     root = Path(root).expanduser()
     files, images = [], defaultdict(list)
     for path in list_files(root, skip=("runs",)):
-        split = _split_of(path.relative_to(root))
         if path.suffix.lower() == ".json":
-            subject, aspect = caption_type_of(path) or (None, None)
+            split, (subject, aspect) = _split_of(root, path), caption_type_of(path) or (None, None)
             if re.match(r"for[-_]test", path.name) or (subject and split == "test"):
                 files.append(CaptionFile("test", None, None, path))
             elif subject:
                 files.append(CaptionFile(split or "train", subject, aspect, path))
-        elif is_phase_image(path):
+        elif parse_image_name(path):
             images[path.stem].append(path)
     return PreparedRoot(root, files, dict(images)) if files and images else None
 
 
-def _split_of(path: Path) -> str | None:
-    """Return the split in the name of the innermost folder that has one: test for `avg-normal-244-test/image_aic/`."""
-    words = [word for folder in reversed(path.parts[:-1]) for word in re.split("[-_]", folder.lower())]
+def _split_of(root: Path, path: Path) -> str | None:
+    """Return the split that the innermost folder names: test for `avg-normal-244-test/image_aic/`."""
+    folders = reversed(path.relative_to(root).parts[:-1])
+    words = [word for folder in folders for word in re.split("[-_]", folder.lower())]
     return next((word for word in words if word in SPLITS), None)
 
 
 def import_prepared(prepared: PreparedRoot, run: str | Path) -> ImageTable:
     """Copy the images into `run`/images and write `run`/captions/{train,val}, split as the files are.
 
-    If the input has no validation split, a tenth of the recordings of train becomes val. Segments to caption become rows
-    of the test split without captions. A phase without an image is a problem and skipped.
+    If the input has no validation split, a tenth of the recordings of train becomes val. Segments to caption
+    become rows of the test split without captions. A phase without an image is a problem and skipped, and so
+    are images that no file lists. One problem has the number of images that are in both train and val.
     """
     run, problems = Path(run), []
     captions = _read_captions(prepared, problems)
-    images = {split: _images_of(prepared, split) for split in SPLITS}
+    images = {  # of several images of one name, the one in a folder of the split
+        split: {
+            stem: min(paths, key=lambda path: _split_of(prepared.root, path) != split)
+            for stem, paths in prepared.images.items()
+        }
+        for split in SPLITS
+    }
     sources: dict[str, Path] = {}  # {name in the run: image}
-    rows, missing = [], []
+    splits = defaultdict(set)  # {hash of an image: its splits}
+    rows = []
     for (split, scenario, video, phase), group in captions.groupby(KEYS, sort=True):
         source = find_image(images[split], video, phase, *group["label"].unique())
         where = f"{scenario}/{video} phase {phase}"
         if source is None:
-            missing.append(
+            problems.append(
                 Problem(where, f"{len(group)} captions, but no image below {prepared.root}; skipped")
             )
             continue
@@ -105,85 +113,97 @@ def import_prepared(prepared: PreparedRoot, run: str | Path) -> ImageTable:
             name = image_name(f"{scenario}_{video}", phase)
         try:
             _copy(source, run / "images" / name)
-        except ImageError as error:
+        except ValueError as error:
             problems.append(Problem(where, f"{error}; skipped", "make the image again"))
             continue
         sources[name] = source
-        row = {
-            "split": split,
-            "source": _source(scenario),
-            "scenario": scenario,
-            "video": video,
-            "video_path": "",
-        }
-        row["view"] = "vehicle_view" if row["source"] == "bdd" or "vehicle_view" in video else "overhead_view"
-        row |= {
-            "label": group["label"].iloc[0],
-            "phase": phase,
-            "start_s": math.nan,
-            "end_s": math.nan,
-            "image": name,
-        }
-        for subject in SUBJECTS:
-            parts = (
-                group[group["subject"] == subject]
-                .drop_duplicates("aspect")
-                .set_index("aspect")["caption"]
-                .to_dict()
-            )
-            row[f"caption_{subject}"] = merge_aspects(parts, subject) if parts else None
-        rows.append(row)
-    problems += cap_problems(missing, str(prepared.root))
-    unused = sum(map(len, prepared.images.values())) - len(set(sources.values()))
-    if unused:
-        problems.append(Problem(str(prepared.root), f"{unused} images that no caption file lists; not used"))
-    phases = pd.DataFrame(rows, columns=[*PHASE_COLUMNS, "image"])
+        splits[file_hash(run / "images" / name)].add(split)
+        rows.append(_phase_row((split, scenario, video, phase), group) | {"image": name})
     if not rows:
         raise FileNotFoundError(
             f"{prepared.root}: expected images of the videos that its caption files list, found none"
         )
+    unused = sum(map(len, prepared.images.values())) - len(set(sources.values()))
+    if unused:
+        problems.append(Problem(str(prepared.root), f"{unused} images that no caption file lists; not used"))
+    both = sum({"train", "val"} <= of_image for of_image in splits.values())
+    if both:
+        what = f"{both} images are in both train and val, so validation scores are too high"
+        problems.append(Problem(str(prepared.root), what, "remove them from one of the two"))
+    phases = pd.DataFrame(rows, columns=[*PHASE_COLUMNS, "image"])
     if any(file.split == "val" for file in prepared.files):
         captions = captions.merge(phases[KEYS])
     else:
         phases, more, _ = split_by_group(phases, VAL_SHARE)
         problems += more
         captions = captions.drop(columns="split").merge(phases[KEYS], on=KEYS[1:])
-    _write_captions(captions[captions["split"] != "test"], run / "captions")
+    with atomic_folder(run / "captions") as new:
+        for split, rows in captions[captions["split"] != "test"].groupby("split"):
+            write_captions(rows, new / split)
     return ImageTable(phases, problems)
+
+
+def _phase_row(key: tuple, captions: pd.DataFrame) -> dict[str, Any]:
+    """Return the row of phases.csv of one video and phase; `key` has the values of `KEYS`."""
+    _, scenario, video, _ = key
+    is_vehicle = _source(scenario) == "bdd" or "vehicle_view" in video
+    row = dict(zip(KEYS, key, strict=True)) | {
+        "source": _source(scenario),
+        "label": captions["label"].iloc[0],
+    }
+    row["view"] = "vehicle_view" if is_vehicle else "overhead_view"
+    row |= {"video_path": "", "start_s": math.nan, "end_s": math.nan}
+    for subject in SUBJECTS:
+        own = captions[captions["subject"] == subject].drop_duplicates("aspect")
+        parts = dict(zip(own["aspect"], own["caption"], strict=True))
+        row[f"caption_{subject}"] = merge_aspects(parts, subject) if parts else None
+    return row
 
 
 def list_test_segments(prepared: PreparedRoot) -> pd.DataFrame:
     """Return the segments to caption, with or without an image, with the columns of `wts.list_segments`."""
     tests = [file for file in prepared.files if file.split == "test"]
     rows = _read_captions(prepared._replace(files=tests), [])
+    rows = rows[rows["split"] == "test"]
     return list_segments(
         rows.assign(source=rows["scenario"].map(_source), caption_vehicle=None, caption_pedestrian=None)
     )
 
 
 def _read_captions(prepared: PreparedRoot, problems: list[Problem]) -> pd.DataFrame:
-    """Return one row per caption and video: split, scenario, video, phase, label, subject, aspect, caption."""
+    """Return one row per caption and video: split, and the columns of a caption table.
+
+    Segments to caption have no subject, aspect and caption. Without a file of such segments they are those of
+    the images in folders of the test split, by their names.
+    """
     rows = []
     for file in prepared.files:
         is_test = file.subject is None
         for scenario, videos, label, phase, caption in read_caption_file(
             file.path, problems, keep_empty=is_test
         ):
-            about = (phase, label, file.subject, file.aspect, None if is_test else caption)
+            about = (label, phase, file.subject, file.aspect, None if is_test else caption)
             rows += [(file.split, scenario, video, *about) for video in videos]
-    return pd.DataFrame(rows, columns=[*KEYS, "label", "subject", "aspect", "caption"])
+    if not any(file.split == "test" for file in prepared.files):
+        paths = [path for paths in prepared.images.values() for path in paths]
+        tests = [parse_image_name(path) for path in paths if _split_of(prepared.root, path) == "test"]
+        for video, label in tests:
+            rows.append(("test", _scenario(video), video, label, parse_phase(label), None, None, None))
+        if tests:
+            what = (
+                f"{len(tests)} images of the test split without for_test.json; segments named by the images"
+            )
+            problems.append(Problem(str(prepared.root), what))
+    return pd.DataFrame(rows, columns=["split", *CAPTION_COLUMNS])
+
+
+def _scenario(video: str) -> str:
+    """Return the scenario of a video: its name without the camera, of which normal recordings have none."""
+    return re.sub(r"_(Camera\d+_\d+|(?<!normal_)\d+\.\d+\.\d+\.\d+_\d+|vehicle_view)$", "", video_stem(video))
 
 
 def _source(scenario: str) -> str:
     return "bdd" if scenario.startswith("video") else "wts"
-
-
-def _images_of(prepared: PreparedRoot, split: str) -> dict[str, Path]:
-    """Return {stem: path}: of several images of one name, the one in a folder of this split."""
-    return {
-        stem: min(paths, key=lambda path: _split_of(path.relative_to(prepared.root)) != split)
-        for stem, paths in prepared.images.items()
-    }
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -191,29 +211,13 @@ def _copy(source: Path, target: Path) -> None:
     time_ns = source.stat().st_mtime_ns
     if target.is_file() and target.stat().st_mtime_ns == time_ns:
         return
-    image = open_image(
-        source
-    )  # raises ImageError also for a damaged JPEG, which is copied unchanged otherwise
+    image = open_image(source)  # raises ImageError also for a damaged JPEG, which would be copied unchanged
     with atomic_path(target) as temporary:
         if source.suffix.lower() == ".png":
             image.save(temporary, quality=95, subsampling=0)
         else:
             shutil.copyfile(source, temporary)
         os.utime(temporary, ns=(time_ns, time_ns))
-
-
-def _write_captions(captions: pd.DataFrame, folder: Path) -> None:
-    """Replace `folder` by a folder for each split, with one caption file per subject and aspect."""
-    with atomic_folder(folder) as new:
-        for (split, *caption_type), rows in captions.groupby(["split", "subject", "aspect"]):
-            content = {}
-            for scenario, of_scenario in rows.groupby("scenario"):
-                texts = of_scenario.drop_duplicates(["label", "caption"]).sort_values("phase", kind="stable")
-                entries = [
-                    {"label": x, "caption": y} for x, y in zip(texts["label"], texts["caption"], strict=True)
-                ]
-                content[scenario] = {"videos": sorted(of_scenario["video"].unique()), "caption": entries}
-            write_json(new / split / caption_file_name(*caption_type), content)
 
 
 def original_index(
@@ -227,17 +231,17 @@ def original_index(
     """Write `coco_captioning.{split_name}.jsonl` into the working directory, as the original repository does.
 
     Every caption of the caption file `data_path` is paired with every video of its scenario that has an image
-    `{type}{video stem}phase{label}` in `image_dir`; "avg" and no prefix, and all spellings of the suffix, are found as
-    well. Image paths are absolute; captions without words get text_segment null. The lines have no subject and aspect,
-    because the original model is trained on one caption type without a prompt. `split` has no effect in the original
-    function either.
+    `{type}{video stem}phase{label}` in `image_dir`; "avg" and no prefix, and all spellings of the suffix, are
+    found as well. Image paths are absolute; captions without words get text_segment null. The lines have no
+    subject and aspect, because the original model is trained on one caption type without a prompt. `split`
+    has no effect in the original function either.
     """
     path, out_path = check_regular_file(data_path), Path(INDEX_NAME.format(split=split_name))
     images, prefixes = list_images(image_dir), tuple(dict.fromkeys((type, "avg", "")))
     lines, problems, skipped = [], [], 0
     for scenario, videos, label, phase, caption in read_caption_file(path, problems, keep_empty=True):
-        ids = tokenizer.encode(caption, add_special_tokens=False) if caption else None
-        about = {
+        line = {"text_segment": tokenizer.encode(caption, add_special_tokens=False) if caption else None}
+        line |= {
             "caption": caption,
             "split": split_name,
             "scenario": scenario,
@@ -248,10 +252,10 @@ def original_index(
             image = find_image(images, video, label, phase, prefixes=prefixes)
             if image is None:
                 skipped += 1
-                continue
-            lines.append({"image_path": os.path.abspath(image), "text_segment": ids, "video": video} | about)
+            else:
+                lines.append({"image_path": Path(os.path.abspath(image)).as_posix(), "video": video} | line)
     if skipped:
         problems.append(Problem(path.name, f"{skipped} captions without an image in {image_dir}; skipped"))
-    report = write_index(out_path, lines, skipped, 0, problems)
+    report = write_index(out_path, lines, skipped, problems)
     print("\n".join(map(str, [report, *problems])))
     return report

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
+import pydantic
 
 from beit3lib.files import FileError, read_text, write_text
 
@@ -15,40 +16,35 @@ SUBJECTS = ("vehicle", "pedestrian")
 ASPECTS = ("moving", "pedestrian_description", "position", "road", "weather")
 
 CaptionType = tuple[str, str]  # (subject, aspect)
-UNNAMED: CaptionType = (
-    "",
-    "",
-)  # of an index without subject and aspect, such as the reference implementation's
+# The caption type of an index without subject and aspect, such as the reference implementation's.
+UNNAMED: CaptionType = ("", "")
 
-IMAGE_COLUMNS = (
-    "split",
-    "source",
-    "scenario",
-    "view",
-    "video",
-    "label",
-    "phase",
-)  # describe the image of a phase
-# The columns of phases.csv, which also has `image`; times are those of the video's own clock.
+# They describe the image of a phase.
+IMAGE_COLUMNS = ("split", "source", "scenario", "view", "video", "label", "phase")
+# The columns of phases.csv, which also has `image`, `frame_width_px` and `frame_height_px` of `blur_table`
+# and the boxes of `first_boxes`. Times are by the video's own clock.
 PHASE_COLUMNS = (
     *("split", "source", "scenario", "view", "video", "video_path", "label", "phase", "start_s", "end_s"),
     *("caption_vehicle", "caption_pedestrian"),
 )
-NUMBERS = {"phase": "int64", "start_s": "float64", "end_s": "float64"}  # columns of tables that are not text
+# The columns of tables that are not text.
+NUMBERS = {"phase": "int64", "start_s": "float64", "end_s": "float64"}
+NUMBERS |= {"frame_width_px": "int64", "frame_height_px": "int64"}
 
 
 def write_table(path: str | Path, table: pd.DataFrame) -> Path:
-    """Write a table as CSV with quoted text, so that captions with commas or line ends survive; missing values are empty.
+    """Write a table as CSV with quoted text, so that captions with commas or line ends survive.
 
-    Cells that begin with = + - @ are written unchanged, although a spreadsheet may read them as formulas.
+    Missing values are empty. Cells that begin with = + - @ are written unchanged, although a spreadsheet may
+    read them as formulas.
     """
     return write_text(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC))
 
 
 def read_table(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
-    """Read a table of `write_table`; text stays text ("04", "N/A", "None", "nan"), and only empty cells are None.
+    """Read a table of `write_table`; text stays text ("04", "N/A", "nan"), and only empty cells are None.
 
-    Raises FileError, with the path, for a file that is not CSV or lacks one of `columns`.
+    Raises FileError, with the path, for a file that is truncated, is not CSV or lacks one of `columns`.
     """
     text = read_text(path)
     try:
@@ -57,13 +53,18 @@ def read_table(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
         table = pd.read_csv(
             io.StringIO(text, newline=""), dtype=str, index_col=False, keep_default_na=False, na_values=[""]
         )
-        missing = [name for name in columns if name not in table]
-        if missing:
-            raise ValueError(f"no column {', '.join(missing)}")
+        table[list(columns)]  # raises KeyError if one is missing
         numbers = {name: table[name].astype(kind) for name, kind in NUMBERS.items() if name in table}
-    except (ValueError, TypeError, csv.Error) as error:
-        todo = "Make it again by running the step that wrote it."
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        todo = "Rerun the stage that writes it."
         raise FileError(
-            f"{path}: expected a table in CSV, found a file that is not ({error}). {todo}"
+            f"{path}: expected a complete table in CSV, found another file ({error}). {todo}"
         ) from None
     return table.astype(object).where(table.notna(), None).assign(**numbers)
+
+
+def first_error(error: pydantic.ValidationError) -> str:
+    """Return pydantic's first error: "subject: expected 'vehicle' or 'pedestrian', found 'dog'"."""
+    first = error.errors()[0]
+    where, what = " ".join(map(str, first["loc"])), first["msg"].replace("Input should be", "expected")
+    return f"{where}: {what}, found {first['input']!r:.60}".lstrip(": ")

@@ -1,8 +1,8 @@
 """Find the folders in which Kaggle mounts inputs. No other module contains these paths.
 
 An attached data set or notebook output is read-only at `/kaggle/input/<slug>/` or at
-`/kaggle/input/{datasets,notebooks,models}/<owner>/<slug>/`. The environment variable BEIT3LIB_KAGGLE_INPUT names another
-root, which the tests use.
+`/kaggle/input/{datasets,notebooks,models}/<owner>/<slug>/`. The environment variable BEIT3LIB_KAGGLE_INPUT
+names another root, which the tests use.
 """
 
 import os
@@ -19,13 +19,9 @@ def kaggle_root() -> Path:
 
 def kaggle_inputs() -> list[Path]:
     """Return the top folder of every attached input."""
-    root = kaggle_root()
-    named = [path for kind in KINDS for path in sorted((root / kind).glob("*/*"))]
-    return [
-        path
-        for path in [*sorted(root.glob("*")), *named]
-        if path.is_dir() and path not in [root / k for k in KINDS]
-    ]
+    inputs = [path for path in sorted(kaggle_root().glob("*")) if path.name not in KINDS]
+    inputs += [path for kind in KINDS for path in sorted((kaggle_root() / kind).glob("*/*"))]
+    return [path for path in inputs if path.is_dir()]
 
 
 def folders_in(folder: Path, depth: int) -> Iterator[Path]:

@@ -1,12 +1,12 @@
 """Open the folder of a run, and keep one record per stage of the inputs and options that it used.
 
     runs/<name>/   records/<stage>.json, phases.csv, segments.csv, images/, captions/{train,val}/,
-                   coco_captioning.{train,val,test}.jsonl, tokenizer.spm, best/, last/, log.jsonl, predictions.json,
-                   gallery.html, scores.json, submission.json, summary.json
+                   coco_captioning.{train,val,test}.jsonl, tokenizer.spm, best/, last/, log.jsonl,
+                   predictions.json, gallery.html, scores.json, submission.json, summary.json
 
-A stage writes its record twice: without `outputs` when it starts, and with them when everything else is written. As in a
-build tool, a stage is out of date if its record is missing or unfinished, or if its inputs or outputs differ from the
-record. `stale` returns the reason.
+A stage writes its record twice: without `outputs` when it starts, and with them when everything else is
+written. As in a build tool, a stage is out of date if its record is missing or unfinished, or if its inputs
+or outputs differ from the record. `stale` returns the reason.
 """
 
 import hashlib
@@ -14,138 +14,118 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from beit3lib import versions
 from beit3lib.data.predictions import PREDICTIONS_NAME
-from beit3lib.files import file_hash, finite, lock_folder, read_json, write_json
+from beit3lib.files import file_hash, lock_folder, read_json, write_json
 from beit3lib.pipeline.mounts import kaggle_inputs
+from beit3lib.pipeline.parameters import ParameterError, checked
 
-SUMMARY_NAME, RECORDS_NAME = "summary.json", "records"
-PHASES_NAME, SEGMENTS_NAME, SPM_NAME = "phases.csv", "segments.csv", "tokenizer.spm"
-SCORES_NAME, SUBMISSION_NAME = "scores.json", "submission.json"
+SUMMARY_NAME = "summary.json"
+PHASES_NAME, SEGMENTS_NAME, QUESTIONS_NAME = "phases.csv", "segments.csv", "questions.jsonl"
+SPM_NAME, SCORES_NAME = "tokenizer.spm", "scores.json"
+SUBMISSION_NAME, ANSWERS_SUBMISSION_NAME = "submission.json", "submission_answers.json"
 
 
 class Stage(NamedTuple):
-    """Files and folders that a stage reads and writes, by name or pattern, relative to the run folder."""
+    """Names or patterns of what a stage reads and writes; {option} stands for an option of the stage."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     after: str | None  # the stage that writes the inputs
 
 
+TRAINING_INDEX = [
+    f"{kind}.{split}.jsonl" for kind in ("coco_captioning", "questions") for split in ("train", "val")
+]
+CAPTIONED_INDEX = [
+    f"{kind}.{split}.jsonl" for kind in ("coco_captioning", "questions") for split in ("val", "test")
+]
+CAPTIONED = (PREDICTIONS_NAME, "answers.json", SEGMENTS_NAME)
 STAGES = {
     "prepare": Stage((), (PHASES_NAME, SEGMENTS_NAME, "images", "captions"), None),
-    "index": Stage((PHASES_NAME, "images", "captions"), ("coco_captioning.*.jsonl", SPM_NAME), "prepare"),
-    "finetune": Stage(
-        ("coco_captioning.train.jsonl", "coco_captioning.val.jsonl", SPM_NAME), ("best",), "index"
+    "index": Stage(
+        (PHASES_NAME, QUESTIONS_NAME, "images", "captions"), ("coco_captioning.*.jsonl", SPM_NAME), "prepare"
     ),
-    "caption": Stage(
-        ("best", "coco_captioning.val.jsonl", "coco_captioning.test.jsonl"), (PREDICTIONS_NAME,), "finetune"
-    ),
-    "score": Stage((PREDICTIONS_NAME, SEGMENTS_NAME), (SCORES_NAME, "submission.*.json"), "caption"),
-    "submit": Stage((PREDICTIONS_NAME, SEGMENTS_NAME), (SUBMISSION_NAME,), "caption"),
+    "finetune": Stage((*TRAINING_INDEX, SPM_NAME), ("best",), "index"),
+    "caption": Stage(("{checkpoint}", *CAPTIONED_INDEX), (PREDICTIONS_NAME,), "finetune"),
+    "score": Stage(CAPTIONED, (SCORES_NAME, "submission.*.json"), "caption"),
+    "submit": Stage(CAPTIONED, (SUBMISSION_NAME,), "caption"),
 }
 
 
 def project_folder() -> Path:
-    """Return the folder that relative paths start at: the project if a notebook runs inside it, else the working folder."""
+    """Return the start of relative paths: the project if a notebook runs in it, else the working folder."""
     folders = (Path(), *Path.cwd().parents)
     return next((folder for folder in folders if (folder / "beit3lib" / "__init__.py").is_file()), Path())
 
 
-def open_run(name: str, folder: str | Path = "runs") -> Path:
-    """Return the folder of a run, which is created if it is new; a relative `folder` is inside `project_folder()`.
+@checked
+def open_run(run: str, folder: str = "runs") -> Path:
+    """Return the folder of a run, which does not exist before the first stage of the run.
 
-    On Kaggle the output of the notebook before is mounted read-only. It is copied once, so that the run is complete and
-    writable here; an interrupted copy starts from scratch.
+    A relative `folder` is inside `project_folder()`. On Kaggle the output of the notebook before is mounted
+    read-only; it is copied, so that the run is writable.
     """
-    if not re.fullmatch(r"\w[\w .+=-]*", name):
-        raise ValueError(
-            f"run: expected a name such as 'demo', got {name!r}. Use letters, digits, '-', '_' and '.' only."
-        )
-    run = project_folder() / folder / name
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        if not (run / RECORDS_NAME).is_dir() and (source := _mounted_run(name)):
-            print(f"{run}: continues {source}")
-            _copy_run(source, run)
-    except OSError as error:
-        raise OSError(
-            f"{run}: expected a folder that can be written, got: {error}. Start in another folder."
-        ) from error
-    return run
+    if not re.fullmatch(r"\w[\w .+=-]*", run):
+        raise ParameterError(f"run: expected letters, digits, '-', '_' and '.', such as 'demo', got {run!r}.")
+    path = project_folder() / folder / run
+    mounted = [folder / "runs" / run for folder in kaggle_inputs() if (folder / "runs" / run).is_dir()]
+    if mounted and not path.exists():
+        source = max(mounted, key=_last_end)
+        print(f"{path}: continues {source}")
+        copy = path.with_name(f".{run}.new")  # renamed when it is complete
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(source, copy)
+        for part in (copy, *copy.rglob("*")):  # copies of read-only files are read-only too
+            part.chmod(part.stat().st_mode | 0o200)
+        copy.rename(path)
+    return path
 
 
-def _mounted_run(name: str) -> Path | None:
-    """Return the run of this name on Kaggle's mounts with the most finished stages, the latest one if several have as many."""
-
-    def progress(run: Path) -> tuple[int, float]:
-        finished = [
-            record["finished"]
-            for stage in STAGES
-            if (record := read_record(run, stage)) and "outputs" in record
-        ]
-        return len(finished), max(finished, default=0.0)
-
-    runs = [
-        folder / "runs" / name
-        for folder in kaggle_inputs()
-        if (folder / "runs" / name / RECORDS_NAME).is_dir()
-    ]
-    return max(runs, key=progress, default=None)
+def _last_end(run: Path) -> float:
+    """Return when the last stage of a run ended."""
+    return max(read_record(run, stage).get("ended", 0.0) for stage in STAGES)
 
 
-def _copy_run(source: Path, run: Path) -> None:
-    """Copy a run. The records are moved into the run last, because `open_run` takes them as the sign of a complete copy."""
-    temporary = run / ".copy.new"
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary)
-    for path in (temporary, *temporary.rglob("*")):  # copies of read-only files are read-only too
-        path.chmod(path.stat().st_mode | 0o200)
-    for path in sorted(temporary.iterdir(), key=lambda path: path.name == RECORDS_NAME):
-        target = run / path.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        path.replace(target)
-    temporary.rmdir()
+def read_record(run: Path, stage: str) -> dict[str, Any]:
+    """Return the record of a stage; {} if it has not run here."""
+    return _read(run / "records" / f"{stage}.json")
 
 
-def read_record(run: Path, stage: str) -> dict[str, Any] | None:
-    """Return the record of a stage, or None if it is missing or broken; then the stage runs again."""
-    try:
-        record = read_json(run / RECORDS_NAME / f"{stage}.json", dict)
-    except (OSError, ValueError):
-        return None
-    complete = isinstance(record.get("outputs", {}), dict) and finite(record.get("finished", 0)) is not None
-    return (
-        record
-        if complete and all(isinstance(record.get(name), dict) for name in ("options", "inputs"))
-        else None
-    )
+def read_summary(run: Path) -> dict[str, Any]:
+    """Return summary.json, which has a section for each stage that has run; {} if there is none."""
+    return _read(run / SUMMARY_NAME)
 
 
-def fingerprints(run: Path, names: tuple[str, ...]) -> dict[str, str]:
-    """Return a hash of each file and folder that matches `names`.
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path, dict) if path.is_file() else {}
 
-    A file is hashed by content. A folder is hashed by the content of its JSON files and by the names and sizes of the others
-    (images, weights), so that 25,000 images take well under a second. Modification times do not count, because a copy of
-    a run may lose them.
+
+def add_summary(run: Path, section: str, values: dict[str, Any]) -> None:
+    """Replace one section of summary.json; the others stay."""
+    write_json(run / SUMMARY_NAME, read_summary(run) | {section: values})
+
+
+def fingerprints(run: Path, names: tuple[str, ...], options: dict[str, Any]) -> dict[str, str]:
+    """Return a hash of each file and folder that matches `names` (see `Stage`).
+
+    A file is hashed by content. A folder is hashed by the content of its JSON files and by the names and
+    sizes of the others (images, weights), so that 25,000 images take well under a second. Modification times
+    do not count, because a copy of a run may lose them.
     """
     hashes = {}
-    for path in [path for name in names for path in sorted(run.glob(name))]:
+    for path in [path for name in names for path in sorted(run.glob(name.format(**options)))]:
         if path.is_file():
             hashes[path.name] = file_hash(path)
             continue
         digest = hashlib.sha256()
-        for file in sorted(path.rglob("*")):
-            if file.is_file() and not file.name.startswith("."):
+        for file in sorted(path.rglob("[!.]*")):
+            if file.is_file():
                 content = file_hash(file) if file.suffix == ".json" else file.stat().st_size
-                digest.update(
-                    f"{file.relative_to(path).as_posix()} {content}\n".encode("utf-8", "surrogateescape")
-                )
+                digest.update(f"{file.relative_to(path)} {content}\n".encode(errors="surrogateescape"))
         hashes[path.name] = digest.hexdigest()
     return hashes
 
@@ -158,21 +138,14 @@ def has_outputs(run: Path, stage: str) -> bool:
 def stale(run: Path, stage: str) -> str:
     """Return the reason why a stage is out of date, or "" if it is up to date."""
     record = read_record(run, stage)
-    if record is None:
-        return "it was not run yet"
     if "outputs" not in record:
-        return "it was interrupted"
+        return record.get("unfinished", "it was not run yet")
     for kind, names in (("outputs", STAGES[stage].outputs), ("inputs", STAGES[stage].inputs)):
-        now, then = fingerprints(run, names), record[kind]
-        if changed := sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name)):
-            verb = (
-                "is missing"
-                if changed[0] not in now
-                else "is new"
-                if changed[0] not in then
-                else "has changed"
-            )
-            return f"{changed[0]} {verb}"
+        now, then = fingerprints(run, names, record["options"]), record[kind]
+        for name in sorted(now.keys() | then.keys()):
+            if now.get(name) != then.get(name):
+                change = "is missing" if name not in now else "has changed" if name in then else "is new"
+                return f"{name} {change}"
     return ""
 
 
@@ -180,46 +153,20 @@ def stale(run: Path, stage: str) -> str:
 def record_stage(
     run: Path, stage: str, options: dict[str, Any], lock: bool = True
 ) -> Iterator[dict[str, Any]]:
-    """Lock the run while a stage runs, and write the record of the stage and its section of summary.json at the end.
+    """Lock the run while a stage runs; at the end, write its record and its section of summary.json.
 
-    Yields the section, a dict for the stage to fill; `seconds` is added. If the stage sets `unfinished` in it, the stage counts
-    as interrupted. `lock=False` releases the lock after the first record, for a stage that locks the run itself.
+    Yields the section, a dict for the stage to fill; `seconds` is added. If the stage is not finished, it
+    sets `unfinished` to the reason. `lock=False` is for a stage that locks the run itself.
     """
-    record = {"stage": stage, "options": options, "inputs": fingerprints(run, STAGES[stage].inputs)}
-    path, started, section = run / RECORDS_NAME / f"{stage}.json", time.time(), {}
-    with ExitStack() as held:
-        held.enter_context(lock_folder(run, stage))
-        _sweep(run)
-        write_json(path, record)
-        if not lock:
-            held.close()
+    started, section, path = time.time(), {}, run / "records" / f"{stage}.json"
+    with lock_folder(run, stage) if lock else nullcontext():
+        record = {"options": options, "inputs": fingerprints(run, STAGES[stage].inputs, options)}
+        write_json(path, record | {"unfinished": "it was interrupted"})
         yield section
-        finished = time.time()
-        section["seconds"] = round(finished - started, 1)
-        add_summary(run, stage, section)
-        if not section.get("unfinished"):
-            outputs = fingerprints(run, STAGES[stage].outputs)
-            write_json(
-                path, {**record, "outputs": outputs, "finished": round(finished, 3), "versions": versions()}
-            )
-
-
-def _sweep(run: Path) -> None:
-    """Remove temporary files and folders of killed writes."""
-    for folder in (run, run / "images"):
-        for path in [*folder.glob(".*.tmp.*"), *folder.glob(".*.tmp"), *folder.glob(".*.new")]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def read_summary(run: Path) -> dict[str, Any]:
-    """Return `summary.json`, which has a section per finished stage; {} if it is missing or broken."""
-    try:
-        return read_json(run / SUMMARY_NAME, dict)
-    except (OSError, ValueError):
-        return {}
-
-
-def add_summary(run: Path, section: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Replace one section of `summary.json` and return the section; the other sections stay."""
-    write_json(run / SUMMARY_NAME, read_summary(run) | {section: values})
-    return values
+        record["ended"] = time.time()
+        add_summary(run, stage, section | {"seconds": round(record["ended"] - started, 1)})
+        if "unfinished" in section:
+            record["unfinished"] = section["unfinished"]
+        else:
+            record["outputs"] = fingerprints(run, STAGES[stage].outputs, options)
+        write_json(path, record)

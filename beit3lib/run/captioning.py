@@ -1,4 +1,4 @@
-"""Caption the images of a run, resumably.
+"""Caption the images of a run and answer the questions about them, resumably.
 
 Process N appends a JSON line for each finished image to `predictions.partial[.N].jsonl` beside
 predictions.json. The next start, with any number of processes, captions the images that are not in these
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -33,12 +33,19 @@ from beit3lib.captioner import Captioner
 from beit3lib.data.images import ImageError, open_image
 from beit3lib.data.index import INDEX_NAME, read_index
 from beit3lib.data.predictions import predictions_table, read_meta, read_predictions, write_predictions
+from beit3lib.data.questions import (
+    QUESTION_INDEX_NAME,
+    answers_path,
+    questions_of_images,
+    write_image_answers,
+)
 from beit3lib.data.schema import IMAGE_COLUMNS, UNNAMED, CaptionType
 from beit3lib.dataset import group_captions, num_workers
 from beit3lib.decode import Caption, inference_weights, word_probs
 from beit3lib.device import inference_precision
 from beit3lib.files import lock_folder, write_text
-from beit3lib.run.launch import ignore_signals
+from beit3lib.question import Question, encode_question
+from beit3lib.run.launch import outlive_signals
 from beit3lib.track2.metrics import meteor_is_comparable, score_predictions
 from beit3lib.transforms import to_tensor
 
@@ -70,10 +77,17 @@ def caption_images(
     size = batch_size or choose_batch_size(captioner, num_beams)
     assert num_beams > 0 and size > 0, f"expected 1 or more, got num_beams {num_beams}, batch_size {size}"
     options = {**meta, "num_beams": num_beams, "batch_size": size, **_identity(captioner, images, paths)}
+    # An image whose question the model cannot answer is captioned only.
+    can_answer = captioner.model.config.answers and "questions" in images
+    asked = images["questions"] if can_answer else [[]] * len(images)
+    questions = [
+        [encode_question(captioner.tokenizer, row["question"], row["options"]) for row in rows]
+        for rows in asked
+    ]
     rank, processes, wait = _processes(captioner)
     if output.is_file() and not partial_path(output).exists() and not _changes(read_meta(output), options):
         print(f"{output}: complete. Delete it to caption these images again.")
-        return read_predictions(output).drop(columns="outside")
+        return read_predictions(output)
     with lock_folder(output.parent, "captioning", output.name) if rank == 0 else nullcontext():
         if rank == 0:
             _start(output, options)
@@ -84,10 +98,17 @@ def caption_images(
         style = {"unit": "image", "mininterval": 1, "ncols": 100, "file": sys.stdout, "disable": rank > 0}
         bar = tqdm(total=sum(map(len, batches)), desc=output.name, **style)
         with bar, inference_precision(captioner.device), inference_weights(captioner.model):
-            stream = caption_batches(captioner, paths, batches, num_beams, num_workers)
-            for batch, (captions, problems) in zip(batches, stream, strict=True):
-                found = {i: {"captions": [_plain(captioner, c) for c in captions[i]]} for i in captions}
-                found |= {i: {"problem": problem} for i, problem in problems.items()}
+            stream = caption_batches(captioner, paths, batches, num_beams, num_workers, questions)
+            for batch, done in zip(batches, stream, strict=True):
+                found = {
+                    i: {"captions": [_plain(captioner, c) for c in done.captions[i]]} for i in done.captions
+                }
+                for i, answers in done.answers.items():
+                    asked = zip(images["questions"].iloc[i], answers, strict=True)
+                    found[i]["answers"] = {
+                        row["id"]: _letters(row["options"], values) for row, values in asked
+                    }
+                found |= {i: {"problem": problem} for i, problem in done.problems.items()}
                 _append(partial_path(output, rank), [{"image": names[i], **found[i]} for i in batch])
                 bar.update(len(batch))
                 if time.monotonic() > deadline:
@@ -182,6 +203,10 @@ def _plain(captioner: Captioner, caption: Caption) -> list[Any]:
     return [caption.text, log_prob, [round(p, 4) for p in word_probs(captioner.tokenizer, caption)]]
 
 
+def _letters(options: dict[str, str], log_probs: list[float]) -> dict[str, float]:
+    return {letter: round(value, 4) for letter, value in zip(options, log_probs, strict=True)}
+
+
 def _finish(output: Path, images: pd.DataFrame, options: dict[str, Any]) -> pd.DataFrame:
     """Return the captions; if none is missing, score and write them, and delete the partial files.
 
@@ -199,7 +224,11 @@ def _finish(output: Path, images: pd.DataFrame, options: dict[str, Any]) -> pd.D
         return table
     skipped = [finished[name] for name in done["image"] if "problem" in finished[name]]
     table = score_predictions(table).round({"official_score": 2})
-    write_predictions(output, table, {**options, "comparable": meteor_is_comparable(), "skipped": skipped})
+    meta = {**options, "comparable": meteor_is_comparable(), "skipped": skipped}
+    answers = {name: finished[name]["answers"] for name in done["image"] if finished[name].get("answers")}
+    if answers:
+        write_image_answers(answers_path(output), answers, meta)
+    write_predictions(output, table, meta)
     for path in _partial_files(output):
         path.unlink()
     if skipped:
@@ -213,9 +242,9 @@ def images_to_caption(
 ) -> pd.DataFrame:
     """The images in the index files of `splits`, at most `max_images` of each, one row per image.
 
-    Columns are `ABOUT` and `references`: {caption type: text}, "" for an aspect that is not mentioned, and no
-    entry where the reference is unknown. Splits without an index are skipped; if there is none at all, that
-    is an error.
+    Columns are `ABOUT`, `references`: {caption type: text}, "" for an aspect that is not mentioned, and no
+    entry where the reference is unknown, and `questions`: a list of {"id", "question", "options"}. Splits
+    without an index are skipped; if there is none at all, that is an error.
     """
     paths, tables = {split: Path(root, INDEX_NAME.format(split=split)) for split in splits}, []
     for split, path in paths.items():
@@ -227,15 +256,18 @@ def images_to_caption(
         for example in examples:  # an index without caption types may have several examples of an image
             texts = {caption_type: text for caption_type, (_, text) in example.captions.items()}
             references.setdefault(example.image, texts)
+        asked = questions_of_images(Path(root, QUESTION_INDEX_NAME.format(split=split)))
         first = lines.drop_duplicates("image_path").head(max_images or len(lines))
         first = first.rename(columns={"image_path": "image"}).assign(split=split)
         # The reference implementation's index has no scenarios.
         first["scenario"] = first["scenario"].fillna(first["image"].map(lambda name: Path(name).stem))
-        tables.append(first.assign(references=[references.get(image, {}) for image in first["image"]]))
+        asked = [asked.get(image, []) for image in first["image"]]
+        known = [references.get(image, {}) for image in first["image"]]
+        tables.append(first.assign(references=known, questions=asked))
     if not tables:
         names = ", ".join(path.name for path in paths.values())
         raise FileNotFoundError(f"{root}: expected {names}, found none. Run the stage index first.")
-    return pd.concat(tables, ignore_index=True)[[*ABOUT, "references"]]
+    return pd.concat(tables, ignore_index=True)[[*ABOUT, "references", "questions"]]
 
 
 def choose_batch_size(captioner: Captioner, num_beams: int) -> int:
@@ -246,17 +278,28 @@ def choose_batch_size(captioner: Captioner, num_beams: int) -> int:
     return max(1, min(MAX_BATCH["cpu"], CPU_BEAMS // beams))
 
 
+class Captioned(NamedTuple):
+    """Results of a batch by index: one caption per caption type, log-probabilities of options, or why it
+    failed.
+    """
+
+    captions: dict[int, list[Caption]]
+    answers: dict[int, list[list[float]]]
+    problems: dict[int, str]
+
+
 def caption_batches(
     captioner: Captioner,
     paths: Sequence[Path],
     batches: Sequence[Sequence[int]],
     num_beams: int,
     workers: int,
-) -> Iterator[tuple[dict[int, list[Caption]], dict[int, str]]]:
-    """Caption batches of indices into `paths`; worker processes load images while the model decodes.
+    questions: Sequence[Sequence[Question]] = (),
+) -> Iterator[Captioned]:
+    """Caption batches of indices into `paths`, and answer `questions[index]`, in one pass of each image.
 
-    Call it inside autocast and `inference_weights`. Yields, for each batch, {index: one caption per caption
-    type} and {index: problem} of the images that cannot be read.
+    Worker processes load images while the model decodes. Call it inside autocast and `inference_weights`.
+    `problems` has the images that cannot be read.
     """
     size, longest = captioner.model.config.image_size, max(map(len, batches), default=1)
     workers = min(num_workers(workers, longest * 3 * size * size * 4), max(0, len(batches) - 1))
@@ -266,12 +309,14 @@ def caption_batches(
         batch_size=None,
         sampler=batches,
         num_workers=workers,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=outlive_signals,
     )
     for indices, pixels, problems in loader:
-        captions = _generate(captioner, pixels, num_beams) if indices else []
+        asked = [questions[index] if questions else [] for index in indices]
+        captions, answers = _generate(captioner, pixels, asked, num_beams) if indices else ([], [])
         each = len(captions) // max(1, len(indices))
-        yield {index: captions[i * each : (i + 1) * each] for i, index in enumerate(indices)}, problems
+        by_image = {index: captions[i * each : (i + 1) * each] for i, index in enumerate(indices)}
+        yield Captioned(by_image, dict(zip(indices, answers, strict=True)), problems)
 
 
 class _Batches(Dataset):
@@ -290,12 +335,21 @@ class _Batches(Dataset):
         return list(pixels), torch.stack([*pixels.values()]) if pixels else torch.empty(0), problems
 
 
-def _generate(captioner: Captioner, pixels: Tensor, num_beams: int) -> list[Caption]:
-    """Generate captions of (B, 3, S, S), in halves if the device runs out of memory."""
+def _generate(
+    captioner: Captioner, pixels: Tensor, questions: Sequence[Sequence[Question]], num_beams: int
+) -> tuple[list[Caption], list[list[list[float]]]]:
+    """Caption (B, 3, S, S) and answer the questions of each image, in halves if the device runs out of
+    memory.
+    """
     try:
-        return captioner.generate(pixels, num_beams=num_beams)
+        with torch.inference_mode():
+            memory = captioner.model.encode_image(pixels.to(captioner.device))
+        return captioner.generate(memory, num_beams=num_beams), captioner.log_probs(memory, questions)
     except torch.OutOfMemoryError:
         if len(pixels) == 1:
             raise
     torch.cuda.empty_cache()  # outside the except block, which keeps the tensors of the failed call alive
-    return [caption for half in pixels.tensor_split(2) for caption in _generate(captioner, half, num_beams)]
+    half = len(pixels) // 2
+    first = _generate(captioner, pixels[:half], questions[:half], num_beams)
+    second = _generate(captioner, pixels[half:], questions[half:], num_beams)
+    return first[0] + second[0], first[1] + second[1]

@@ -1,4 +1,4 @@
-"""Run a module of this package in several processes of this machine, and react to SIGTERM and SIGINT."""
+"""Run a module of this package in several processes of this machine, and react to signals."""
 
 import os
 import re
@@ -15,7 +15,8 @@ import torch
 
 import beit3lib
 
-TAIL_LINES = 20  # of the output, in the error about a failed process
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # SIGHUP: the terminal was closed
+WORKER_GRACE_S = 10
 # The launcher ends with this traceback when a signal stops it as it should.
 STOPPED_LAUNCHER = re.compile(
     r"Traceback \(most recent call last\):\n(?: .*\n)+torch\S*SignalException: .*\n"
@@ -24,40 +25,47 @@ STOPPED_LAUNCHER = re.compile(
 
 @contextmanager
 def on_signals(handle: Callable[[int], None]) -> Iterator[None]:
-    """Call `handle(number)` on SIGTERM and SIGINT instead of ending the process, while the block runs."""
+    """Call `handle(number)` on SIGTERM, SIGINT and SIGHUP instead of ending the process, while the block
+    runs.
+    """
     if (
         threading.current_thread() is not threading.main_thread()
     ):  # Python allows handlers in the main thread only
         yield
         return
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda number, _: handle(number)) for number in numbers]
+    before = [signal.signal(number, lambda number, _: handle(number)) for number in SIGNALS]
     try:
         yield
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in zip(SIGNALS, before, strict=True):
             signal.signal(number, handler)
 
 
-def ignore_signals(_: int) -> None:
-    """Let a loader worker outlive Ctrl-C, which reaches the whole process group: its process decides when to stop.
+def outlive_signals(_: int) -> None:
+    """Let a loader worker outlive a signal to the whole process group, because its process decides when to
+    stop.
 
     A step still needs the images of its workers, and a worker that ends by itself is reported as an error.
+    But Python ends the workers of a failed process by SIGTERM and waits for them, so that one ends a worker
+    after a while.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_S))
 
 
 def run_processes(module: str, arguments: Sequence[str], num_processes: int, device: str) -> None:
-    """Run `python -m module arguments` in `num_processes` processes with torch's launcher, and print their output here.
+    """Run `python -m module arguments` in `num_processes` processes with torch's launcher, and print their
+    output here.
 
-    SIGTERM and SIGINT are passed on; when the processes have ended, this one exits with the status of the signal. Raises
+    Signals are passed on; when the processes have ended, this one exits with the status of the signal. Raises
     `RuntimeError` with the last lines of the output if a process failed.
     """
-    if device != "cpu" and torch.cuda.is_available() and num_processes > torch.cuda.device_count():
-        raise ValueError(
-            f"num_gpus: expected at most {torch.cuda.device_count()}, the GPUs of this machine, got {num_processes}"
-        )
+    gpus = torch.cuda.device_count()
+    if device != "cpu" and gpus and num_processes > gpus:
+        raise ValueError(f"num_gpus: expected at most {gpus}, the GPUs of this machine, got {num_processes}")
+    if device == "cpu" or not gpus:
+        print(f"num_gpus: no GPU is used, so {num_processes} processes share the CPU", flush=True)
     command = [
         sys.executable,
         "-m",
@@ -66,6 +74,7 @@ def run_processes(module: str, arguments: Sequence[str], num_processes: int, dev
         "--nproc_per_node",
         str(num_processes),
     ]
+    command += ["--local-addr", "127.0.0.1"]  # in many containers the name of the host does not resolve
     # A notebook may have found the package in a folder that is not installed.
     folders = [str(Path(beit3lib.__file__).parents[1]), os.environ.get("PYTHONPATH")]
     child = subprocess.Popen(
@@ -100,10 +109,9 @@ def run_processes(module: str, arguments: Sequence[str], num_processes: int, dev
         print(STOPPED_LAUNCHER.sub("", rest), end="", flush=True)
         sys.exit(128 + received[0])
     if child.returncode:
-        # The launcher prints its own traceback after that of the failed process. Cut the output there, so that the message
-        # ends with the real error.
+        # The launcher's own traceback comes last; the message ends with that of the failed process.
         lines = output.partition("torch/distributed/elastic")[0].splitlines()[:-1]
-        tail = "\n".join(lines[-TAIL_LINES:])
+        tail = "\n".join(lines[-20:])
         raise RuntimeError(
-            f"{module} in {num_processes} processes failed with exit status {child.returncode}:\n{tail}"
+            f"{module} in {num_processes} processes failed, status {child.returncode}:\n{tail}"
         )

@@ -1,7 +1,8 @@
-"""log.jsonl, one event of a training per line, and the same events for TensorBoard or another tracker.
+"""log.jsonl, one event of a training run per line, and the same events for TensorBoard or another tracker.
 
-{"event": "step", "step": 12, "epoch": 0, "loss": 4.2, "grad_norm": 1.3, "lr": 4e-5, "skipped": 0, "timing": {…}}
-{"event": "validation", "step": 50, "epoch": 0, "score": 31.5, "samples": [{"image": …, "caption": …}, …], …}
+{"event": "step", "step": 12, "epoch": 0, "loss": 4.2, "grad_norm": 1.3, "lr": 4e-5, "skipped": 0, "timing":
+{…}} {"event": "validation", "step": 50, "epoch": 0, "score": 31.5, "samples": [{"image": …, "caption": …},
+…], …}
 """
 
 import importlib.util
@@ -13,18 +14,18 @@ import numpy as np
 
 from beit3lib.config import OptionError, TrainConfig
 from beit3lib.data.images import open_image
-from beit3lib.files import check_regular_file, write_text
+from beit3lib.files import write_text
 
 LOG_NAME = "log.jsonl"
 
 
 def append_event(path: Path, event: dict[str, Any]) -> None:
-    """Append one event to a log.jsonl. An error of the disk, such as a full one, names the file."""
+    """Append one event to a log.jsonl."""
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(_line(event))
     except OSError as error:
-        error.filename = str(path)  # writing does not set it
+        error.filename = str(path)  # writing to a full disk does not set it
         raise
 
 
@@ -38,35 +39,22 @@ def _line(event: dict[str, Any]) -> str:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The events of a log.jsonl. Damaged lines are skipped and reported, an incomplete last line is skipped silently."""
-    path, events, damaged = Path(path), [], []
-    if not path.exists():
-        return events
-    text = check_regular_file(path).read_bytes().decode("utf-8", "replace")
-    for number, line in enumerate(
-        text.split("\n")[:-1], start=1
-    ):  # not splitlines: captions may contain U+2028
-        try:
-            event = json.loads(line)
-            events.append({"event": event["event"], "step": int(event["step"]), **event})
-        except (ValueError, TypeError, KeyError, RecursionError):
-            damaged.append(number)
-    if damaged:
-        print(
-            f"{path}: expected an event per line, skipped damaged line {', '.join(map(str, damaged[:10]))}",
-            flush=True,
-        )
-    return events
+    """Return the events of a log.jsonl, [] if there is none; an incomplete last line, left by a kill, is
+    skipped.
+    """
+    path = Path(path)
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
+    return [json.loads(line) for line in lines[:-1]]  # not splitlines: captions may contain U+2028
 
 
 def tracker_name(config: TrainConfig) -> str | None:
-    """The tracker for accelerate's `log_with`; None for log.jsonl alone."""
+    """Return the tracker for accelerate's `log_with`; None for log.jsonl alone."""
     name = config.report_to
     if name == "auto":
-        return "tensorboard" if config.log_dir and importlib.util.find_spec("tensorboard") else None
+        return "tensorboard" if config.log_dir else None
     if name != "none" and not importlib.util.find_spec(name):
         raise OptionError(
-            f"--report_to {name}: expected an installed package, found none. Install it: pip install {name}"
+            f"--report_to {name}: expected an installed package, got none. Run pip install {name}."
         )
     return None if name == "none" else name
 
@@ -80,9 +68,8 @@ def track_event(accelerator, event: dict[str, Any], image_root: Path, image_size
     numbers = {**event, **event["timing"], **scores}
     values = {f"{kind}/{name}": value for name, value in numbers.items() if isinstance(value, (int, float))}
     if samples:
-        values[f"{kind}/captions"] = "\n\n".join(
-            f"{s['image']}, {s['caption_type']}: {s['caption']}" for s in samples
-        )
+        captions = [f"{s['image']}, {s['caption_type']}: {s['caption']}" for s in samples]
+        values[f"{kind}/captions"] = "\n\n".join(captions)
     accelerator.log(values, step=step)
     paths = dict.fromkeys(image_root / sample["image"] for sample in samples)
     images = [np.asarray(open_image(path).resize((image_size, image_size))) for path in paths]
@@ -90,10 +77,3 @@ def track_event(accelerator, event: dict[str, Any], image_root: Path, image_size
         if images and hasattr(tracker, "log_images"):
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({f"{kind}/images": np.stack(images)}, step=step, **layout)
-
-
-def summary(result: dict[str, Any]) -> str:
-    """One line about a validation."""
-    score = "no score" if result["score"] is None else f"score {result['score']:.1f}"
-    distinct = f"{result['distinct']:.0%} distinct (references: {result['references']['distinct']:.0%})"
-    return f"{score} on {result['captions']} captions, {distinct}, {result['copied']:.0%} equal to a training caption"

@@ -1,6 +1,8 @@
-"""Memory of a training: the largest batch that fits, the peak, and a setting of glibc that makes a CPU faster."""
+"""GPU and CPU memory of a training run: the largest batch that fits, and the peak."""
 
 import ctypes
+import resource
+import sys
 from contextlib import suppress
 
 import numpy as np
@@ -11,10 +13,11 @@ from beit3lib.dataset import CaptionDataset
 
 
 def largest_batch(size: int, loss_model: nn.Module, optimizer, train_set: CaptionDataset, accelerator) -> int:
-    """Reduce a batch size to a divisor of it until forward and backward of the longest captions fit in memory.
+    """Reduce a batch size to a divisor of it until forward and backward of the longest captions fit in
+    memory.
 
-    Call it before the first step, and without communication: a process that runs out of memory in a step would leave the
-    others waiting for its gradients.
+    Call it before the first step, and without communication: a process that runs out of memory in a step
+    would leave the others waiting for its gradients.
     """
     longest = np.argsort(-train_set.lengths, kind="stable")
     while not _fits([train_set[i] for i in longest[:size]], loss_model, optimizer, train_set, accelerator):
@@ -24,7 +27,7 @@ def largest_batch(size: int, loss_model: nn.Module, optimizer, train_set: Captio
     return size
 
 
-def _fits(samples: list, loss_model: nn.Module, optimizer, train_set: CaptionDataset, accelerator) -> bool:
+def _fits(examples: list, loss_model: nn.Module, optimizer, train_set: CaptionDataset, accelerator) -> bool:
     try:
         # Before the first step, leave room for the two moments that AdamW keeps of every parameter.
         moments = (
@@ -32,9 +35,10 @@ def _fits(samples: list, loss_model: nn.Module, optimizer, train_set: CaptionDat
             if optimizer.state
             else [torch.empty_like(p) for p in loss_model.parameters() for _ in range(2)]
         )
-        batch = train_set.collate(samples).to(accelerator.device)
+        batch = train_set.collate(examples).to(accelerator.device)
         with accelerator.autocast(), accelerator.no_sync(loss_model):
-            loss_model.train()(batch).mean().backward()
+            losses = loss_model.train()(batch)
+            (losses.captions.mean() + losses.questions.sum()).backward()
         del moments
     except torch.OutOfMemoryError:
         return False
@@ -47,15 +51,14 @@ def peak_mb() -> int:
     """Peak memory so far: of the GPU if there is one, else of this process."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 1e6)
-    import resource  # not on Windows
-
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep large freed blocks: fetching 1 GB of gradients from the system takes a CPU a sixth of each step."""
+    """Have glibc keep large freed blocks: re-allocating 1 GB of gradients costs a sixth of a CPU step."""
     trim_threshold, mmap_max = -1, -4  # of malloc.h
-    with suppress(OSError, AttributeError, TypeError):  # not glibc
+    with suppress(AttributeError):  # not glibc
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, 2**31 - 1)

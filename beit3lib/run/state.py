@@ -1,41 +1,35 @@
-"""The run folder of a training, and the state in it from which training resumes.
+"""The state of a training run, saved to `last.pt`, from which the run resumes.
 
-best/             the captioner with the best validation score
-last/             the latest weights, the optimizer (optimizer.pt) and everything else that resuming needs (state.json)
-.last.previous/   the state saved before last/, until last/ is known to be complete
-log.jsonl         one event per line: a step or a validation
-results.json      the results, written at the end
+best/          the captioner with the best validation score last.pt        the weights, the optimizer and
+everything else of `TrainState`, in one file that is replaced atomically log.jsonl      one event per line: a
+step or a validation results.json   the results, written at the end
+
+Validations are recorded in log.jsonl and not in last.pt: a run is saved before it validates, and one that is
+killed while it validates repeats the validation when it resumes.
 """
 
 import dataclasses
-import os
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pydantic.dataclasses
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from timm.utils import ModelEmaV3
 
-from beit3lib.checkpoint import WEIGHTS_NAME, write_captioner_files
+from beit3lib.captioner import Captioner
+from beit3lib.checkpoint import load_captioner, write_captioner_files
 from beit3lib.config import TrainConfig
 from beit3lib.data.index import INDEX_NAME
-from beit3lib.files import (
-    FileError,
-    atomic_folder,
-    check_regular_file,
-    file_hash,
-    previous_folder,
-    read_json,
-    write_json,
-)
+from beit3lib.data.questions import QUESTION_INDEX_NAME
+from beit3lib.files import atomic_folder, atomic_path, check_regular_file, file_hash
+from beit3lib.model import CaptionModel, ModelConfig
 from beit3lib.run.log import LOG_NAME, read_log, write_log
 
-RESULTS_NAME, VALIDATION_NAME = "results.json", "validation.json"
-STATE_NAME, OPTIMIZER_NAME = "state.json", "optimizer.pt"  # in last/, beside the files of a captioner
+LAST_NAME, RESULTS_NAME, VALIDATION_NAME = "last.pt", "results.json", "validation.json"
 SESSION_OPTIONS = {  # options that do not change the result of a run, so that a resumed run may have others
     *(
         "output_dir",
@@ -46,23 +40,21 @@ SESSION_OPTIONS = {  # options that do not change the result of a run, so that a
         "resume",
         "auto_resume",
         "eval",
-        "dist_eval",
     ),
     *(
+        "dist_eval",
         "device",
         "precision",
         "checkpoint_activations",
         "num_workers",
         "pin_mem",
         "eval_batch_size",
-        "report_to",
-        "samples",
     ),
-    *("max_minutes", "max_steps", "save_every_minutes", "save_ckpt_freq", "patience"),
+    *("report_to", "samples", "max_minutes", "max_steps", "save_every_minutes", "save_ckpt_freq", "patience"),
     *(
         "batch_size",
         "update_freq",
-    ),  # their product with the number of processes, the global batch, is compared instead
+    ),  # their product with the number of processes, the global batch, is compared
 }
 
 
@@ -71,175 +63,165 @@ class TrainingStopped(RuntimeError):
 
 
 class ResumeError(ValueError):
-    """A run that cannot be resumed: its last/ is damaged, or has other options or data, which the message names."""
+    """A run that cannot be resumed: last.pt is damaged, or has other options or data, which the message
+    names.
+    """
 
 
-@pydantic.dataclasses.dataclass
-class State:
-    """`last/state.json`: the progress of a run, and the options and data that must be equal to resume it."""
+@dataclasses.dataclass
+class TrainState:
+    """Everything that training changes."""
 
-    step: pydantic.NonNegativeInt
-    validated: int  # step of the last validation
-    best_score: float | None
-    stale: int  # epochs since the best score
-    skipped: int  # steps that the fp16 scaler skipped
-    global_batch: int  # images per step in all processes
-    options: dict[str, Any]
-    index: dict[str, str | None]  # SHA-256 of the index files
-    files: dict[str, int] = dataclasses.field(default_factory=dict)  # sizes of the other files of last/
+    model: CaptionModel
+    optimizer: Any  # torch's AdamW, wrapped by accelerate
+    ema: ModelEmaV3 | None = None  # moving average of the weights
+    scaler: Any = None  # of the loss, in fp16
+    step: int = 0  # optimizer steps so far
+    skipped_steps: int = 0  # those that the scaler skipped because of an overflow
+    # These three follow from the validations in log.jsonl, see `add_validation`.
+    last_validated_step: int = 0
+    best_score: float | None = None
+    epochs_without_improvement: int = 0
 
+    def parts(self) -> dict[str, Any]:
+        """Return {name in last.pt: object with a `state_dict`}."""
+        ema = self.ema.module if self.ema is not None else None
+        parts = {"model": self.model, "optimizer": self.optimizer, "ema": ema, "scaler": self.scaler}
+        return {name: part for name, part in parts.items() if part is not None}
 
-def write_run_state(folder: Path, state: State) -> None:
-    """Write `state` to state.json, after the other files of `folder`: their sizes show later whether they are complete."""
-    # A killed write leaves a temporary file, whose name begins with a dot.
-    paths = [path for path in folder.iterdir() if path.name != STATE_NAME and not path.name.startswith(".")]
-    files = {path.name: path.stat().st_size for path in paths}
-    write_json(folder / STATE_NAME, {**dataclasses.asdict(state), "files": files})
-
-
-def read_run_state(folder: str | Path) -> State:
-    """Read state.json and check the sizes of the files it lists; raises `FileError` or `FileNotFoundError`."""
-    folder = Path(folder)
-    try:
-        state = State(**read_json(folder / STATE_NAME, dict))
-    except pydantic.ValidationError as error:
-        where = ", ".join(str(part) for part in error.errors()[0]["loc"])
-        raise FileError(
-            f"{folder / STATE_NAME}: expected the state of a run, found a wrong value of {where}"
-        ) from None
-    for name, size in state.files.items():
-        found = check_regular_file(folder / name).stat().st_size
-        if found != size:
-            raise FileError(f"{folder / name}: expected {size:,} bytes, found {found:,}")
-    return state
+    def add_validation(self, step: int, score: float | None) -> bool:
+        """Record a validation; return whether its score is the best so far. Without scores the latest is the
+        best.
+        """
+        is_best = score is None or self.best_score is None or score > self.best_score
+        self.last_validated_step = step
+        self.best_score = score if is_best else self.best_score
+        self.epochs_without_improvement = 0 if is_best else self.epochs_without_improvement + 1
+        return is_best
 
 
 def index_hashes(data_path: str | Path) -> dict[str, str | None]:
-    """SHA-256 of the training and validation index, None for a split without an index."""
-    paths = {
-        split: Path(data_path).expanduser() / INDEX_NAME.format(split=split) for split in ("train", "val")
-    }
-    return {split: file_hash(path) if path.is_file() else None for split, path in paths.items()}
-
-
-def differences(state: State, config: TrainConfig) -> list[str]:
-    """Phrases that name the options and index files by which `config` differs from a run; empty if it can be resumed."""
-    index = index_hashes(config.data_path)
-    return [
-        f"{name} {state.options.get(name)} (now {value})"
-        for name, value in dataclasses.asdict(config).items()
-        if name not in SESSION_OPTIONS and value != state.options.get(name)
-    ] + [f"another {split} index" for split in index if index[split] != state.index.get(split)]
+    """SHA-256 of the training and validation index of captions and of questions, None for one that does not
+    exist.
+    """
+    root, splits = Path(data_path).expanduser(), ("train", "val")
+    paths = {split: root / INDEX_NAME.format(split=split) for split in splits}
+    paths |= {f"{split} questions": root / QUESTION_INDEX_NAME.format(split=split) for split in splits}
+    return {name: file_hash(path) if path.is_file() else None for name, path in paths.items()}
 
 
 @contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Name the folder that could not be written: each library has its own exception for a full disk."""
+def disk_errors(path: Path) -> Iterator[None]:
+    """Name the path that could not be written: each library has its own exception for a full disk."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         raise TrainingStopped(
-            f"{folder}: saving failed ({error}). The state saved before is still there. If the disk is full, free some space, "
-            "and rerun the same command."
+            f"{path}: saving failed ({error}). The state saved before is intact. If the disk is full, free some "
+            "space, then rerun the same command."
         ) from error
 
 
 def save_last(
-    output: Path, model, parts: dict[str, Any], state: State, spm_path: str, meta: dict[str, Any]
+    output: Path, state: TrainState, meta: dict[str, Any], global_batch: int, spm_path: str
 ) -> None:
-    """Save last/: the weights as a captioner, the `state_dict` of every one of `parts`, and `state`.
-
-    The state before it is kept until the next save or the end of the run, in case last/ is damaged by then.
+    """Save `state`, with `meta` (the content of meta.json) and the tokenizer, so that last.pt can also
+    caption.
     """
-    last = output / "last"
-    delete_previous(output)  # so that the disk has to hold at most two complete states
-    with disk_errors(last), atomic_folder(last, keep_previous=True) as new:
-        write_captioner_files(new, model.state_dict(), model.config, spm_path, meta)
-        torch.save({name: part.state_dict() for name, part in parts.items()}, new / OPTIMIZER_NAME)
-        write_run_state(new, state)
+    content = {
+        **{name: part.state_dict() for name, part in state.parts().items()},
+        **{"step": state.step, "skipped_steps": state.skipped_steps, "global_batch": global_batch},
+        **{"options": meta["options"], "index": meta["index"], "meta": meta},
+        "model_config": dataclasses.asdict(state.model.config),
+        "tokenizer": torch.frombuffer(bytearray(Path(spm_path).read_bytes()), dtype=torch.uint8),
+    }
+    with disk_errors(output / LAST_NAME), atomic_path(output / LAST_NAME) as temporary:
+        torch.save(content, temporary)
 
 
-def delete_previous(output: Path) -> None:
-    """Delete the previous last/ if last/ is complete, and a previous best/ that a killed save has left."""
-    with suppress(OSError, ValueError):
-        read_run_state(output / "last")
-        shutil.rmtree(previous_folder(output / "last"))
-    if (output / "best").exists():
-        shutil.rmtree(previous_folder(output / "best"), ignore_errors=True)
-
-
-def load_last(output: Path, config: TrainConfig, global_batch: int, model, parts: dict[str, Any]):
-    """Load last/, or the state saved before it if last/ is damaged or missing.
-
-    Returns the state, its folder, and the problem of a damaged last/ ("" if there is none); or None if there is no state.
-    Weights are loaded into `model`, and optimizer.pt into `parts`: {name: object with load_state_dict}. Raises
-    `ResumeError` if no state is complete or if the run has other options or data than `config`.
-    """
-    last, problems = output / "last", []
-    for folder in filter(Path.exists, (last, previous_folder(last))):
-        try:
-            return _load(folder, config, global_batch, model, parts), folder, "; ".join(problems)
-        except (OSError, FileError) as error:
-            problems.append(str(error))
-    if problems:
-        reasons = "; ".join(problems)
+def read_last(path: str | Path, mmap: bool = False) -> dict[str, Any]:
+    """Return the content of last.pt; with `mmap`, tensors are read from the disk only when they are used."""
+    path = check_regular_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+        if not {"model", "optimizer", "step", "options", "index", "global_batch"} <= content.keys():
+            raise KeyError("another kind of file")
+    except Exception as error:  # torch.load raises a dozen classes for damaged files
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ResumeError(
-            f"{last}: no complete state to resume from. Start from scratch with --no_auto_resume. ({reasons})"
-        )
-    return None
+            f"{path}: expected the state of a training run, got a truncated or other file ({reason}). Copy it "
+            "again, or start from scratch with --no_auto_resume."
+        ) from None
+    return content
 
 
-def _load(folder: Path, config: TrainConfig, global_batch: int, model, parts: dict[str, Any]) -> State:
-    """Load one saved state; `FileError` if a file is damaged, `ResumeError` if it is of another run."""
-    state = read_run_state(folder)
-    different = differences(state, config)
-    if state.global_batch != global_batch:
-        different.append(f"a global batch of {state.global_batch} (now {global_batch})")
+def differences(saved: dict[str, Any], config: TrainConfig, index: dict[str, str | None]) -> list[str]:
+    """Return the options and index files that differ from the saved run, [] if it can be resumed."""
+    return [
+        f"{name} {saved['options'].get(name)} (now {value})"
+        for name, value in dataclasses.asdict(config).items()
+        if name not in SESSION_OPTIONS and value != saved["options"].get(name)
+    ] + [f"another {split} index" for split in index if index[split] != saved["index"].get(split)]
+
+
+def load_last(
+    output: Path, state: TrainState, config: TrainConfig, index: dict[str, str | None], global_batch: int
+) -> None:
+    """Load last.pt into `state`, and the validations from log.jsonl.
+
+    Raises `ResumeError` if the file is damaged or if the run has other options or data.
+    """
+    path = output / LAST_NAME
+    saved = read_last(path)
+    different = differences(saved, config, index)
+    if saved["global_batch"] != global_batch:
+        different.append(f"a global batch of {saved['global_batch']} (now {global_batch})")
     if different:
         raise ResumeError(
-            f"{folder}: expected a run with the same options and data, found {', '.join(different)}. Use the same, or "
-            f"start from scratch with --no_auto_resume (from these weights with --finetune {folder})."
+            f"{path}: expected a run with the same options and data, got {', '.join(different)}. Use the same, or "
+            f"start from scratch with --no_auto_resume (from these weights with --finetune {path})."
         )
-    try:
-        model.load_state_dict(load_file(folder / WEIGHTS_NAME))
-        tensors = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        for name, part in parts.items():
-            if name in tensors or name != "scaler":  # a run that was saved in another precision has no scaler
-                part.load_state_dict(tensors[name])
-    except Exception as error:  # torch and safetensors raise a dozen classes for damaged files
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise FileError(
-            f"{folder}: expected the weights and optimizer of this run, found other content ({reason})"
-        ) from None
-    return state
+    for name, part in state.parts().items():
+        if name in saved or name != "scaler":  # a run that was saved in another precision has no scaler
+            part.load_state_dict(saved[name])
+    state.step, state.skipped_steps = saved["step"], saved["skipped_steps"]
+    for event in read_log(output / LOG_NAME):
+        if event["event"] == "validation" and event["step"] <= state.step:
+            state.add_validation(event["step"], event["best_by"])
 
 
-def keep_state(output: Path, folder: Path, state: State) -> None:
-    """Make the loaded `folder` the last/ of the run, and drop later events from its log."""
-    last = output / "last"
-    if folder != last:  # otherwise the next save would replace the complete state and keep the damaged one
-        shutil.rmtree(last.resolve(), ignore_errors=True)
-        os.replace(folder, last.resolve())
-    # A validation counts only after state.json has been written, so an interrupted one is repeated and logged again.
-    kept = {"step": state.step, "validation": state.validated}
-    events = [event for event in read_log(output / LOG_NAME) if event["step"] <= kept.get(event["event"], -1)]
-    write_log(output / LOG_NAME, events)
+def drop_later_events(output: Path, step: int) -> None:
+    """Drop the events after `step` from the log of a run that resumes there, because they will be logged
+    again.
+    """
+    write_log(output / LOG_NAME, [event for event in read_log(output / LOG_NAME) if event["step"] <= step])
 
 
 def copy_run(source: Path, output: Path) -> None:
-    """Copy last/, best/ and the log of another run, for example from a read-only mount, to resume it in `output`."""
-    if not (source / "last").is_dir():
-        raise FileNotFoundError(
-            f"{source / 'last'}: expected the folder last/ of a run, found none. Omit --resume."
-        )
+    """Copy last.pt, best/ and the log of another run, for example from a read-only mount, to resume it in
+    `output`.
+    """
+    check_regular_file(source / LAST_NAME)
     write_log(output / LOG_NAME, read_log(source / LOG_NAME))
-    for name in (
-        "best",
-        "last",
-    ):  # if a copy is interrupted, last/ is missing and the next start copies again
-        if (source / name).is_dir():
-            with atomic_folder(output / name) as new:
-                for file in (source / name).iterdir():
-                    shutil.copyfile(
-                        file, new / file.name
-                    )  # without the permissions, which may forbid writing
+    if (source / "best").is_dir():
+        with atomic_folder(output / "best") as new:
+            for file in (source / "best").iterdir():
+                shutil.copyfile(file, new / file.name)  # without the permissions, which may forbid writing
+    with atomic_path(output / LAST_NAME) as temporary:  # the last one: without it the next start copies again
+        shutil.copyfile(source / LAST_NAME, temporary)
+
+
+def open_captioner(path: str | Path, device: str | torch.device | None = None) -> Captioner:
+    """Return the captioner of a checkpoint folder, or of a last.pt.
+
+    That of a last.pt is the moving average of the weights if the run has one, else the weights.
+    """
+    if not Path(path).is_file():
+        return load_captioner(path, device)
+    saved = read_last(path)
+    with tempfile.TemporaryDirectory() as folder:
+        spm_path = Path(folder, "tokenizer.spm")
+        spm_path.write_bytes(saved["tokenizer"].numpy().tobytes())
+        config, weights = ModelConfig(**saved["model_config"]), saved.get("ema", saved["model"])
+        write_captioner_files(Path(folder), weights, config, spm_path, saved["meta"])
+        return load_captioner(folder, device)

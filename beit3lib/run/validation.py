@@ -1,4 +1,4 @@
-"""Caption and score validation images during training."""
+"""Caption validation images during training, answer their questions, and score both."""
 
 import math
 import time
@@ -10,9 +10,11 @@ import pandas as pd
 from accelerate.utils import broadcast_object_list, gather_object
 
 from beit3lib.captioner import Captioner
+from beit3lib.data.facts import fact_scores
 from beit3lib.data.schema import CaptionType
 from beit3lib.dataset import CaptionDataset
 from beit3lib.decode import inference_weights
+from beit3lib.question import encode_question
 from beit3lib.run.captioning import caption_batches, choose_batch_size
 from beit3lib.track2.metrics import meteor_is_comparable, score_predictions
 
@@ -20,35 +22,53 @@ from beit3lib.track2.metrics import meteor_is_comparable, score_predictions
 def validate(
     captioner: Captioner, val_set: CaptionDataset, train_set: CaptionDataset | None, config, accelerator
 ) -> dict[str, Any]:
-    """Caption `config.val_images` validation images, shared among processes, and score them; equal on every process.
+    """Caption `config.val_images` validation images, shared among processes, and score them; equal on every
+    process.
 
-    `score`: mean official score, None if no image has a reference. `distinct`: share of captions that differ from all others
-    of their type; `copied`: share that equal a caption of `train_set`, 0 without one; `references`: the same shares of the
-    references. Far fewer distinct captions than distinct references indicate mode collapse.
+    `score`: mean official score, None if no image has a reference. `facts`: precision and recall of the facts
+    that captions state, and their harmonic mean `f1`, in percent, None without references. `accuracy`:
+    percent of the questions about single images that are answered correctly, None without questions.
+    `distinct`: share of captions that differ from all others of their type; `memorized`: share that equal a
+    caption of `train_set`, 0 without one; `references`: the same shares of the references. Far fewer distinct
+    captions than distinct references indicate mode collapse.
     """
     started = time.monotonic()
     chosen = _spread(len(val_set), config.val_images)
     processes = accelerator.num_processes if config.dist_eval else 1
     size = config.eval_batch_size or min(config.batch_size, choose_batch_size(captioner, config.num_beams))
     size = min(broadcast_object_list([size])[0], math.ceil(len(chosen) / processes))
-    batches = [chosen[i : i + size] for i in range(0, len(chosen), size)][
-        accelerator.process_index % processes :: processes
-    ]
+    batches = [chosen[i : i + size] for i in range(0, len(chosen), size)]
+    batches = batches[accelerator.process_index % processes :: processes]
     paths = [val_set.root / example.image for example in val_set.examples]
-    texts = []  # (index, one text per caption type)
+    asked = [val_set.questions.get(example.image, []) for example in val_set.examples]
+    questions = [
+        [encode_question(captioner.tokenizer, row.question, row.options, row.correct) for row in rows]
+        for rows in asked
+    ]
+    texts, right = [], []  # (index, one text per caption type); whether each answer is correct
     with accelerator.autocast(), inference_weights(captioner.model):
-        for captions, problems in caption_batches(
-            captioner, paths, batches, config.num_beams, config.num_workers
+        for done in caption_batches(
+            captioner, paths, batches, config.num_beams, config.num_workers, questions
         ):
-            texts += [(index, [caption.text for caption in captions[index]]) for index in captions]
-            for index, problem in problems.items():
+            texts += [(index, [caption.text for caption in done.captions[index]]) for index in done.captions]
+            for index, answers in done.answers.items():
+                pairs = zip(answers, questions[index], strict=True)
+                right += [int(np.argmax(log_probs)) == question.correct for log_probs, question in pairs]
+            for index, problem in done.problems.items():
                 print(f"{paths[index]}: {problem}. Validation skips it.", flush=True)
-    texts = gather_object(texts) if processes > 1 else texts
+    if processes > 1:
+        texts, right = gather_object(texts), gather_object(right)
     result = None
     if accelerator.is_main_process:
         followed = [chosen[i] for i in _spread(len(chosen), config.samples)] if config.samples else []
         result = _validation_result(texts, followed, val_set, train_set)
-        result["seconds"] = round(time.monotonic() - started, 1)
+        result |= {"accuracy": 100 * float(np.mean(right)) if right else None, "questions": len(right)}
+        measures = {
+            "score": result["score"],
+            "facts": (result["facts"] or {}).get("f1"),
+            "accuracy": result["accuracy"],
+        }
+        result |= {"best_by": measures[config.best_by], "seconds": round(time.monotonic() - started, 1)}
     return broadcast_object_list([result])[0]
 
 
@@ -69,34 +89,43 @@ def _validation_result(
     for index, captions in sorted(texts):
         references = val_set.reference(index)
         for caption_type, caption in zip(val_set.caption_types, captions, strict=True):
-            if (
-                caption_type in references or not references
-            ):  # of an image without any reference, all captions are kept
+            # Of an image without any reference, all captions are kept.
+            if caption_type in references or not references:
                 name, reference = _name(caption_type), references.get(caption_type)
-                records.append((index, val_set.examples[index].image, name, caption, reference))
-    columns = ["index", "image", "caption_type", "caption", "reference"]
+                image = val_set.examples[index].image
+                records.append((index, image, name, *caption_type, caption, reference))
+    columns = ["index", "image", "caption_type", "subject", "aspect", "caption", "reference"]
     table = score_predictions(pd.DataFrame(records, columns=columns, dtype=object))
     scored = table[table["official_score"].notna()]
     if len(scored) < len(table):
-        print(
-            f"validation: {len(table) - len(scored)} of {len(table)} captions have no reference and no score",
-            flush=True,
-        )
+        without = f"{len(table) - len(scored)} of {len(table)} captions have no reference and no score"
+        print(f"validation: {without}", flush=True)
     known = (train_set.reference(index) for index in range(len(train_set) if train_set is not None else 0))
     trained = {(_name(caption_type), text) for captions in known for caption_type, text in captions.items()}
     samples = table[table["index"].isin(followed)]
+    by_type = scored.groupby("caption_type", sort=False)["official_score"].mean().round(2)
     return {
         "score": float(scored["official_score"].mean()) if len(scored) else None,
+        "facts": _facts(scored[scored["subject"] != ""]),
         "comparable": meteor_is_comparable(),  # whether the score may be called official
         "captions": len(table),
-        "by_caption_type": scored.groupby("caption_type", sort=False)["official_score"]
-        .mean()
-        .round(2)
-        .to_dict(),
+        "by_caption_type": by_type.to_dict(),
         **_variety(table["caption_type"], table["caption"], trained),
         "references": _variety(table["caption_type"], table["reference"], trained),
         "samples": samples[["image", "caption_type", "caption", "reference"]].to_dict("records"),
     }
+
+
+def _facts(table: pd.DataFrame) -> dict[str, float] | None:
+    """Precision, recall and F1 of the facts of captions, in percent; None if neither captions nor references
+    have any.
+    """
+    counts = fact_scores(table).loc["all"].fillna(0) if len(table) else None
+    if counts is None or not counts[["equal", "wrong", "omitted", "added"]].any():
+        return None
+    precision, recall = 100 * float(counts["precision"]), 100 * float(counts["recall"])
+    f1 = 2 * precision * recall / max(precision + recall, 1e-9)
+    return {"precision": round(precision, 2), "recall": round(recall, 2), "f1": round(f1, 2)}
 
 
 def _name(caption_type: CaptionType) -> str:
@@ -109,4 +138,19 @@ def _variety(
     """Shares of non-empty texts that are distinct within their type, and that are training captions."""
     pairs = [pair for pair in zip(caption_types, texts, strict=True) if pair[1]]
     count = max(1, len(pairs))
-    return {"distinct": len(set(pairs)) / count, "copied": sum(pair in trained for pair in pairs) / count}
+    return {"distinct": len(set(pairs)) / count, "memorized": sum(pair in trained for pair in pairs) / count}
+
+
+def summary(result: dict[str, Any]) -> str:
+    """Return one line about a validation."""
+    score = "no score" if result["score"] is None else f"score {result['score']:.1f}"
+    facts = result["facts"]
+    facts = f", facts {facts['precision']:.1f} % precision {facts['recall']:.1f} % recall" if facts else ""
+    answers = (
+        ""
+        if result["accuracy"] is None
+        else f", {result['accuracy']:.1f} % of {result['questions']} answers right"
+    )
+    distinct = f"{result['distinct']:.0%} distinct (references: {result['references']['distinct']:.0%})"
+    memorized = f"{result['memorized']:.0%} equal to a training caption"
+    return f"{score} on {result['captions']} captions{facts}{answers}, {distinct}, {memorized}"

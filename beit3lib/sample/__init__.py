@@ -1,4 +1,6 @@
-"""The drawn sample: a small imitation of a WTS download, the truth about its scenes, and a pretrained tiny model."""
+"""The drawn sample: a small imitation of a WTS download, the truth about its scenes, and a pretrained tiny
+model.
+"""
 
 from pathlib import Path
 

@@ -1,24 +1,27 @@
-"""Draw the sample: a miniature WTS download with videos, captions, boxes, a sentencepiece model and a tiny checkpoint.
+"""Draw the sample: a small WTS download with videos, captions, questions and boxes, and a tiny checkpoint.
 
     python -m beit3lib.sample.draw data/sample
 
-Captions state what the images show: weather and light, road, clothes, the positions of vehicle and pedestrian and, through the
-motion blur, the motion of both. The sample contains no image and no text of the real WTS.
+Captions state what the images show: weather and light, road, clothes, the positions of vehicle and pedestrian
+and, through the motion blur, the motion of both. The sample contains no image and no text of the real WTS.
 """
 
 import argparse
+import hashlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import yaml
 from PIL import Image, ImageDraw
 
 from beit3lib.data.aspects import READING_ORDER
 from beit3lib.data.schema import PHASES, SUBJECTS
 from beit3lib.files import atomic_folder, atomic_path, exit_on_error, write_json, write_text
 from beit3lib.sample import CHECKPOINT_PATH, DRAWN_NAME, SPM_PATH
+from beit3lib.sample.questions import write_questions
 
 UNITS = 8  # an image has 8 x 8 units; a unit is one patch of the tiny model
 WIDTH_PX, HEIGHT_PX = 320, 240
@@ -43,7 +46,7 @@ WALK_UNITS = {"standing": 0.0, "walking": 0.9, "rushing": 2.4}
 
 @dataclass(frozen=True)
 class Scene:
-    """The values that the image of a phase shows and its captions state, the visibility, and the wording of the captions."""
+    """Attributes of a phase, which its image shows and its captions state; visibility and caption wording."""
 
     weather: str = "clear"
     light: str = "bright"
@@ -56,11 +59,11 @@ class Scene:
     distance: str = "near"
     vehicle_motion: str = "stopped"
     pedestrian_motion: str = "standing"
-    condition: str = "plain"  # or a reason for low visibility: one of HARD
+    condition: str = "plain"  # or a reason for low visibility
     wording: int = 0  # seed of the random wording of the captions; 0 selects the first wording of every fact
 
 
-HARD = ("distant", "very dark", "occluded")
+LOW_VISIBILITY = ("distant", "very dark", "occluded")
 VALUES: dict[str, tuple[str, ...]] = {
     "weather": tuple(SKY),
     "light": ("bright", "dark"),
@@ -74,12 +77,8 @@ VALUES: dict[str, tuple[str, ...]] = {
     "vehicle_motion": tuple(TRAIL_UNITS),
     "pedestrian_motion": tuple(WALK_UNITS),
 }
-OF_PHASE = (
-    "side",
-    "distance",
-    "vehicle_motion",
-    "pedestrian_motion",
-)  # the other values are those of a whole scenario
+# The other attributes are the same in all phases of a scenario.
+PHASE_ATTRIBUTES = ("side", "distance", "vehicle_motion", "pedestrian_motion")
 
 
 def draw_values(rng: np.random.Generator, names=tuple(VALUES)) -> dict[str, str]:
@@ -88,110 +87,29 @@ def draw_values(rng: np.random.Generator, names=tuple(VALUES)) -> dict[str, str]
 
 
 GAPS = {"near": "close to", "far": "far from"}
-SPEEDS = {"slow": ("slowly", 10), "fast": ("fast", 30)}
-# {fact: {value: wordings}}. If the only value is "", the wordings contain the value as a field such as {upper}. A caption
-# states the facts of its aspect in random order and wording; a second fact is omitted in a quarter of the captions.
-WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
-    "vehicle_motion": {
-        "stopped": (
-            "The vehicle has stopped and its speed is 0 km/h.",
-            "The vehicle has stopped at 0 km/h.",
-            "The vehicle has stopped.",
-        ),
-        **{
-            value: (
-                f"The vehicle is going straight ahead {speed} at a speed of {km_h} km/h.",
-                f"The vehicle is going {speed} at {km_h} km/h.",
-                f"The vehicle is going {speed} straight ahead.",
-            )
-            for value, (speed, km_h) in SPEEDS.items()
-        },
-    },
-    "pedestrian_motion": {
-        "standing": (
-            "The pedestrian is standing still and looking at the vehicle.",
-            "The pedestrian is standing still and looking ahead.",
-            "The pedestrian is standing still.",
-        ),
-        "walking": (
-            "The pedestrian is walking slowly towards the vehicle.",
-            "The pedestrian is walking slowly straight ahead.",
-            "The pedestrian is walking slowly.",
-        ),
-        "rushing": (
-            "The pedestrian is rushing out towards the vehicle.",
-            "The pedestrian is rushing out straight ahead.",
-            "The pedestrian is rushing out.",
-        ),
-    },
-    "clothes": {
-        "": (
-            "The pedestrian wears a {upper} jacket and {lower} slacks.",
-            "The pedestrian wears {lower} slacks and a {upper} jacket.",
-            "The pedestrian has a {upper} jacket and {lower} slacks.",
-            "The pedestrian wears a {upper} jacket.",
-        ),
-    },
-    "position_vehicle": {
-        "": (
-            "The vehicle is positioned on the {side} side of the pedestrian, {gap} it.",
-            "The vehicle is on the {side} side of the pedestrian and {gap} it.",
-            "The vehicle is {gap} the pedestrian, on the {side} side of it.",
-            "The vehicle is positioned on the {side} side of the pedestrian.",
-        ),
-    },
-    "position_pedestrian": {
-        "": (
-            "The pedestrian has the vehicle on the {side} side and is {gap} it.",
-            "The pedestrian is {gap} the vehicle, with it on the {side} side.",
-            "The pedestrian is {gap} the vehicle on the {side} side.",
-            "The pedestrian has the vehicle on the {side} side.",
-        ),
-    },
-    "road": {
-        "": (
-            "The road is a {lanes} residential road with {surface} surface.",
-            "There is a {lanes} residential road with {surface} surface.",
-            "The {lanes} residential road has {surface} surface.",
-        ),
-    },
-    "sidewalk": {
-        "both": (
-            "There are sidewalks on both sides.",
-            "The road has sidewalks on both sides.",
-            "It has sidewalks on both sides.",
-        ),
-        "no": (
-            "There is no sidewalk on either side.",
-            "The road has no sidewalk.",
-            "It has no sidewalk.",
-        ),
-    },
-    "weather": {
-        "": (
-            "The weather is {weather} and the brightness is {light}.",
-            "The weather is {weather}. The brightness is {light}.",
-            "The brightness is {light} and the weather is {weather}.",
-            "It is {light} with {weather} weather.",
-            "The weather is {weather}.",
-        ),
-    },
-}
+# {fact: {value: wordings}}; the file explains them.
+WORDINGS: dict[str, dict[str, list[str]]] = yaml.safe_load(
+    Path(__file__).with_name("wordings.yaml").read_text(encoding="utf-8")
+)
 FACTS = {  # of each (subject, aspect)
-    ("vehicle", "moving"): ("vehicle_motion",),
-    ("pedestrian", "moving"): ("pedestrian_motion",),
-    ("vehicle", "position"): ("position_vehicle",),
-    ("pedestrian", "position"): ("position_pedestrian",),
-    **{(subject, "pedestrian_description"): ("clothes",) for subject in SUBJECTS},
-    **{(subject, "road"): ("road", "sidewalk") for subject in SUBJECTS},
-    **{(subject, "weather"): ("weather",) for subject in SUBJECTS},
+    (subject, aspect): facts
+    for subject in SUBJECTS
+    for aspect, facts in {
+        "moving": (f"{subject}_motion",),
+        "pedestrian_description": ("clothes",),
+        "position": (f"position_{subject}",),
+        "road": ("road", "sidewalk"),
+        "weather": ("weather",),
+    }.items()
 }
 
 
 def describe(scene: Scene, subject: str) -> dict[str, str]:
     """Return {aspect: sentences} of the caption of `subject`, without aspects that it does not mention.
 
-    In the dark, clothes cannot be seen from the vehicle, so the vehicle's caption does not mention them.
+    The facts of an aspect are in random order and wording; a second one is omitted in a quarter of the
+    captions. In the dark, clothes cannot be seen from the vehicle, so the vehicle's caption does not mention
+    them.
     """
     rng = np.random.default_rng((scene.wording, SUBJECTS.index(subject))) if scene.wording else None
     surface = f"{'an' if scene.surface == 'asphalt' else 'a'} {scene.surface}"
@@ -219,7 +137,7 @@ def full_caption(scene: Scene, subject: str) -> str:
 
 @dataclass(frozen=True)
 class Camera:
-    """The properties of one recording of a scene: offsets in units, brightness gain, paint of the vehicle, noise."""
+    """Properties of a recording: offsets in units, brightness, paint of the vehicle, seed of the noise."""
 
     shift_x: float
     shift_y: float
@@ -230,13 +148,13 @@ class Camera:
 
 
 def draw_camera(rng: np.random.Generator, vehicle_view: bool = False, paint: int | None = None) -> Camera:
-    """Draw a random camera; `paint` is given for further cameras of a scenario, which show the same vehicle."""
+    """Draw a random camera; `paint` is given for other cameras of a scenario, which show the same vehicle."""
     return Camera(
-        shift_x=float(rng.uniform(-0.25, 0.25)),
-        shift_y=float(rng.uniform(-0.15, 0.15)),
-        gain=float(rng.uniform(0.88, 1.1)),
-        paint=int(rng.integers(len(VEHICLES))) if paint is None else paint,
-        seed=int(rng.integers(2**31)),
+        shift_x=rng.uniform(-0.25, 0.25),
+        shift_y=rng.uniform(-0.15, 0.15),
+        gain=rng.uniform(0.88, 1.1),
+        paint=rng.integers(len(VEHICLES)) if paint is None else paint,
+        seed=rng.integers(2**31),
         vehicle_view=vehicle_view,
     )
 
@@ -249,16 +167,13 @@ class Canvas:
         self.scale = (image.width / UNITS, image.height / UNITS)
         self.offset = (camera.shift_x, camera.shift_y)
 
-    def _px(self, points, offset=(0, 0)) -> list[float]:
+    def _px(self, points, offset) -> list[float]:
         return [(value + offset[i % 2]) * self.scale[i % 2] for i, value in enumerate(points)]
 
-    def box(self, box, color, radius: float = 0) -> None:
-        """Draw a box (left, top, right, bottom) with round corners."""
-        self.pen.rounded_rectangle(self._px(box, self.offset), radius * self.scale[1], fill=color)
-
-    def fixed_box(self, box, color) -> None:
-        """Draw a box that does not move with the camera."""
-        self.pen.rectangle(self._px(box), fill=color)
+    def box(self, box, color, radius: float = 0, fixed: bool = False) -> None:
+        """Draw a box (left, top, right, bottom); a fixed one does not move with the camera."""
+        corners = self._px(box, (0, 0) if fixed else self.offset)
+        self.pen.rounded_rectangle(corners, radius * self.scale[1], fill=color)
 
     def ellipse(self, box, color) -> None:
         """Draw an ellipse in its box."""
@@ -270,17 +185,13 @@ class Canvas:
 
 
 def draw_frames(scene: Scene, camera: Camera, count: int, size=(WIDTH_PX, HEIGHT_PX)) -> Iterator[np.ndarray]:
-    """Yield the frames of a phase, uint8 (height, width, 3); captions describe the positions in the last one."""
+    """Yield the frames of a phase, uint8 (height, width, 3); captions describe the last one."""
     rng = np.random.default_rng(camera.seed)
     background = Canvas(Image.new("RGB", size), camera)
     _draw_sky(background, scene, rng)
     _draw_road(background, scene, rng)
-    light = [0.44, 0.46, 0.56] if scene.light == "dark" else [1, 1, 1]
-    gain = (
-        np.array(light, np.float32)
-        * np.float32(camera.gain)
-        * np.float32(0.2 if scene.condition == "very dark" else 1)
-    )
+    light = np.float32([0.44, 0.46, 0.56] if scene.light == "dark" else [1, 1, 1])
+    gain = light * np.float32(camera.gain) * np.float32(0.2 if scene.condition == "very dark" else 1)
     noise = np.random.default_rng(camera.seed).normal(0, 4, (size[1], size[0], 1)).astype(np.float32)
     for number in range(count):
         canvas = Canvas(background.image.copy(), camera)
@@ -289,16 +200,15 @@ def draw_frames(scene: Scene, camera: Camera, count: int, size=(WIDTH_PX, HEIGHT
         _draw_pedestrian(canvas, pedestrian, scene)
         if scene.condition == "occluded":
             left, top, right, bottom = boxes_at(scene, 1.0)[1]
-            canvas.box(
-                (left - 0.5, top + 1.0, right + 0.5, bottom + 0.3), (52, 84, 48), 0.2
-            )  # a hedge up to the chest
+            hedge = (left - 0.5, top + 1.0, right + 0.5, bottom + 0.3)  # up to the chest
+            canvas.box(hedge, (52, 84, 48), 0.2)
         if camera.vehicle_view:
-            canvas.fixed_box((0, 7.55, 8, 8), (26, 28, 34))  # the hood of the vehicle
+            canvas.box((0, 7.55, 8, 8), (26, 28, 34), fixed=True)  # the hood of the vehicle
         yield (np.asarray(canvas.image) * gain + noise).clip(0, 255).astype(np.uint8)
 
 
 def _draw_sky(canvas: Canvas, scene: Scene, rng: np.random.Generator) -> None:
-    canvas.fixed_box((0, 0, 8, 3), SKY[scene.weather])
+    canvas.box((0, 0, 8, 3), SKY[scene.weather], fixed=True)
     if scene.weather == "clear":
         x = rng.uniform(0.8, 6.2)
         canvas.ellipse((x, 0.25, x + 1.2, 1.65), (255, 236, 130))
@@ -315,7 +225,7 @@ def _draw_sky(canvas: Canvas, scene: Scene, rng: np.random.Generator) -> None:
 
 def _draw_road(canvas: Canvas, scene: Scene, rng: np.random.Generator) -> None:
     verge = (214, 212, 206) if scene.sidewalk == "both" else (84, 140, 74)
-    canvas.fixed_box((0, 2.1, 8, 8), verge)
+    canvas.box((0, 2.1, 8, 8), verge, fixed=True)
     if scene.sidewalk == "both":
         for x in np.arange(-0.5, 9, 0.8):  # joints of the paving
             canvas.line((x, 2.1, x, 2.95), (168, 166, 160), 0.06)
@@ -339,23 +249,19 @@ DISTANT_SCALE = 0.4
 def boxes_at(scene: Scene, time: float) -> tuple[Box, Box]:
     """Return the boxes of vehicle and pedestrian at a time of the phase, from 0 (start) to 1 (end)."""
     gap, back = GAP_UNITS[scene.distance], 1 - time
-    whole = VEHICLE_UNITS[0] + gap + PEDESTRIAN_UNITS[0]
-    left = 4 - whole / 2 - back * TRAIL_UNITS[scene.vehicle_motion]
+    width = VEHICLE_UNITS[0] + gap + PEDESTRIAN_UNITS[0]
+    left = 4 - width / 2 - back * TRAIL_UNITS[scene.vehicle_motion]
     vehicle = (left, 4.45, left + VEHICLE_UNITS[0], 4.45 + VEHICLE_UNITS[1])
-    start = 4 + whole / 2 - PEDESTRIAN_UNITS[0] + back * WALK_UNITS[scene.pedestrian_motion]
+    start = 4 + width / 2 - PEDESTRIAN_UNITS[0] + back * WALK_UNITS[scene.pedestrian_motion]
     pedestrian = (start, 3.35, start + PEDESTRIAN_UNITS[0], 3.35 + PEDESTRIAN_UNITS[1])
     if scene.side == "right":
         vehicle, pedestrian = (
             (UNITS - box[2], box[1], UNITS - box[0], box[3]) for box in (vehicle, pedestrian)
         )
     if scene.condition == "distant":  # smaller, and near the middle of the far side of the road
-        x, y = UNITS / 2, 3.2
+        center = np.array([UNITS / 2, 3.2] * 2)
         vehicle, pedestrian = (
-            tuple(
-                center + DISTANT_SCALE * (value - center)
-                for value, center in zip(box, (x, y, x, y), strict=True)
-            )
-            for box in (vehicle, pedestrian)
+            tuple(center + DISTANT_SCALE * (np.array(box) - center)) for box in (vehicle, pedestrian)
         )
     return vehicle, pedestrian
 
@@ -365,11 +271,8 @@ def _draw_vehicle(canvas: Canvas, box: Box, paint) -> None:
     width, unit = right - left, (bottom - top) / VEHICLE_UNITS[1]
     canvas.box((left, top + 0.5 * unit, right, bottom - 0.2 * unit), paint, 0.15 * unit)
     canvas.box((left + 0.2 * width, top, right - 0.2 * width, top + 0.6 * unit), paint, 0.2 * unit)
-    canvas.box(
-        (left + 0.27 * width, top + 0.12 * unit, right - 0.27 * width, top + 0.5 * unit),
-        (60, 76, 96),
-        0.08 * unit,
-    )
+    window = (left + 0.27 * width, top + 0.12 * unit, right - 0.27 * width, top + 0.5 * unit)
+    canvas.box(window, (60, 76, 96), 0.08 * unit)
     for x in (left + 0.18 * width, right - 0.38 * width):
         canvas.ellipse((x, bottom - 0.5 * unit, x + 0.2 * width, bottom), (20, 20, 22))
 
@@ -380,26 +283,20 @@ def _draw_pedestrian(canvas: Canvas, box: Box, scene: Scene) -> None:
     center, waist = (left + right) / 2, top + WAIST_UNITS * unit
     canvas.ellipse((center - 0.34 * unit, top, center + 0.34 * unit, top + 0.6 * unit), (226, 178, 146))
     canvas.box((left, top + 0.5 * unit, right, waist), CLOTHES[scene.upper], 0.12 * unit)
-    canvas.box(
-        (left + 0.08 * unit, waist - 0.05 * unit, right - 0.08 * unit, bottom),
-        CLOTHES[scene.lower],
-        0.06 * unit,
-    )
+    slacks = (left + 0.08 * unit, waist - 0.05 * unit, right - 0.08 * unit, bottom)
+    canvas.box(slacks, CLOTHES[scene.lower], 0.06 * unit)
 
 
 def draw_blur(scene: Scene, camera: Camera, frames: int = 8, size: int = 64) -> Image.Image:
-    """Draw the motion-blur image of a phase directly, without a video; weights 1..n as in `data.motion_blur`."""
+    """Draw the motion-blur image of a phase without a video; weights 1..n as in `data.motion_blur`."""
     drawn = draw_frames(scene, camera, frames, (160, 120))
     total = sum(np.float32(frame) * (number + 1) for number, frame in enumerate(drawn))
     image = Image.fromarray((total / (frames * (frames + 1) / 2)).round().astype(np.uint8))
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
-COUNTS = {
-    "train": (64, 8, 20),
-    "val": (16, 4, 8),
-    "test": (4, 2, 3),
-}  # scenarios with events, normal_trimmed, BDD
+# Scenarios with events, normal_trimmed and BDD.
+COUNTS = {"train": (64, 8, 20), "val": (16, 4, 8), "test": (4, 2, 3)}
 CAPTION_FOLDER = {"train": "train", "val": "val", "test": "test/public_challenge"}
 VIDEO_FOLDER = {"train": "train", "val": "val", "test": "test/public"}
 MAIN_VIEWS_CSV = "view_used_as_main_reference_for_multiview_scenario.csv"
@@ -417,7 +314,8 @@ class Scenario:
 
     @property
     def seed(self) -> int:
-        return int.from_bytes(self.name.encode()[-6:], "big")
+        """A number of 48 bits from the whole name: names that end alike must not share their cameras."""
+        return int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:6], "big")
 
     def times(self, start_s: float) -> dict[int, tuple[float, float]]:
         """Return start and end of each phase in seconds, in a video where the first starts at `start_s`."""
@@ -425,20 +323,26 @@ class Scenario:
         return dict(zip(self.phases, zip([start_s, *ends[:-1]], ends, strict=True), strict=True))
 
     def views(self) -> Iterator[tuple[str, dict[str, Camera], float]]:
-        """Yield each view, its videos, and the start of the first phase in seconds; one in nine has no vehicle view."""
+        """Yield each view, its videos, and the start of the first phase in seconds.
+
+        One scenario in eight has a second overhead camera, and one in nine no vehicle view.
+        """
         rng = np.random.default_rng(self.seed)
+        if self.kind == "bdd":
+            yield "vehicle_view", {f"{self.name}.mp4": draw_camera(rng, True)}, 0.0
+            return
         first = draw_camera(rng)
         cameras = {f"{self.name}.mp4" if self.kind == "normal" else f"{self.name}_Camera1_0.mp4": first}
-        if self.kind != "normal" and self.seed % 4 == 0:
+        if self.kind != "normal" and self.seed % 8 == 0:
             cameras[f"{self.name}_192.168.0.28_3.mp4"] = draw_camera(rng, paint=first.paint)
         yield "overhead_view", cameras, 1.5
         if self.seed % 9:
             yield "vehicle_view", {f"{self.name}_vehicle_view.mp4": draw_camera(rng, True, first.paint)}, 0.0
 
 
-def plan(counts: dict[str, tuple[int, int, int]] = COUNTS, seed: int = 0) -> list[Scenario]:
-    """Plan the scenarios of every split; equal arguments give the same sample."""
-    rng = np.random.default_rng(seed)
+def plan(counts: dict[str, tuple[int, int, int]] = COUNTS) -> list[Scenario]:
+    """Plan the scenarios of every split; equal counts give the same sample."""
+    rng = np.random.default_rng(0)
     planned: list[Scenario] = []
     for split, numbers in counts.items():
         for kind, count in zip(("event", "normal", "bdd"), numbers, strict=True):
@@ -450,29 +354,37 @@ def plan(counts: dict[str, tuple[int, int, int]] = COUNTS, seed: int = 0) -> lis
 def _plan_scenario(number: int, split: str, kind: str, rng: np.random.Generator) -> Scenario:
     name = {
         "event": f"202307{7 + number % 20:02d}_{number}_SN{10 + number}_T1",
-        "normal": f"202310{13 + number % 10:02d}_{105827 + number}_normal_192.168.0.14_1_event_{1 + number % 3}",
+        "normal": f"202310{13 + number % 10}_{105827 + number}_normal_192.168.0.14_1_event_{1 + number % 3}",
         "bdd": f"video{1000 + number}",
     }[kind]
-    whole = draw_values(rng, tuple(name for name in VALUES if name not in OF_PHASE))
-    present = {0: [4], 1: [2, 3, 4], 2: [0, 1, 2, 3]}.get(
-        number % 12, list(range(5))
-    )  # some lack phases, as in WTS
-    phases = {phase: _draw_scene(whole, rng) for phase in present}
+    scenario_values = draw_values(rng, tuple(name for name in VALUES if name not in PHASE_ATTRIBUTES))
+    # Some scenarios lack phases, as in WTS.
+    present = {0: [4], 1: [2, 3, 4], 2: [0, 1, 2, 3]}.get(number % 12, list(range(5)))
+    phases, values = {}, {}
+    for phase in present:
+        values = scenario_values | _draw_phase_values(rng, values)
+        # One scene in five has low visibility, but no bright one is very dark.
+        condition = str(rng.choice(LOW_VISIBILITY)) if rng.random() < 0.2 else "plain"
+        if condition == "very dark" and values["light"] == "bright":
+            condition = "distant"
+        phases[phase] = Scene(**values, condition=condition, wording=int(rng.integers(1, 2**31)))
     return Scenario(name, split, kind, phases, {phase: int(rng.integers(6, 11)) for phase in present})
 
 
-def _draw_scene(whole: dict[str, str], rng: np.random.Generator) -> Scene:
-    """Draw a phase of a scenario with the values `whole`; one in five has low visibility, and no bright one is very dark."""
-    values = whole | draw_values(rng, OF_PHASE)
-    condition = str(rng.choice(HARD)) if rng.random() < 0.2 else "plain"
-    if condition == "very dark" and whole["light"] == "bright":
-        condition = "distant"
-    return Scene(**values, condition=condition, wording=int(rng.integers(1, 2**31)))
+def _draw_phase_values(rng: np.random.Generator, before: dict[str, str]) -> dict[str, str]:
+    """Draw the attributes of a phase, which depend on those `before` it and on each other, as in a real
+    event.
+    """
+    values = draw_values(rng, PHASE_ATTRIBUTES)
+    values |= {name: before[name] for name in PHASE_ATTRIBUTES if before and rng.random() < 0.7}
+    if rng.random() < 0.7:
+        values["distance"] = {"fast": "far", "stopped": "near"}.get(
+            values["vehicle_motion"], values["distance"]
+        )
+    return values
 
 
-def write_sample(
-    root: str | Path, counts: dict[str, tuple[int, int, int]] = COUNTS, seed: int = 0, jobs: int = -1
-) -> Path:
+def write_sample(root: str | Path, counts: dict[str, tuple[int, int, int]] = COUNTS, jobs: int = -1) -> Path:
     """Draw the whole download in the folder `root`, completely or not at all, and return `root`.
 
     An earlier sample is replaced. Raises FileExistsError if `root` contains other files.
@@ -484,17 +396,15 @@ def write_sample(
         raise FileExistsError(
             f"{root}: expected a new folder or an earlier sample, found something else. Name another folder."
         )
-    scenarios = plan(counts, seed)
+    scenarios = plan(counts)
     with atomic_folder(root) as folder:
         Parallel(n_jobs=jobs)(delayed(write_scenario)(folder, scenario) for scenario in scenarios)
+        write_questions(folder, scenarios)
         drawn = {s.name: {str(phase): asdict(scene) for phase, scene in s.phases.items()} for s in scenarios}
         write_json(folder / DRAWN_NAME, drawn)
-        main_views = [
-            f"{s.name},{next(iter(next(s.views())[1]))},,,\n" for s in scenarios if s.kind == "event"
-        ]
+        lines = [f"{s.name},{next(iter(next(s.views())[1]))},,,\n" for s in scenarios if s.kind == "event"]
         write_text(
-            folder / MAIN_VIEWS_CSV,
-            "Scene,Viewpoint1,Viewpoint2,Viewpoint3,Viewpoint4\n" + "".join(main_views),
+            folder / MAIN_VIEWS_CSV, "".join(["Scene,Viewpoint1,Viewpoint2,Viewpoint3,Viewpoint4\n", *lines])
         )
         shutil.copyfile(SPM_PATH, folder / "beit3.spm")
         shutil.copyfile(CHECKPOINT_PATH, folder / CHECKPOINT_PATH.name)
@@ -503,90 +413,72 @@ def write_sample(
 
 def write_scenario(root: Path, scenario: Scenario) -> None:
     """Write the videos, captions and boxes of one scenario."""
-    if scenario.kind == "bdd":
-        _write_bdd(root, scenario)
-        return
+    bdd, split = scenario.kind == "bdd", scenario.split
+    base = root / "external/BDD_PC_5K" if bdd else root
     for view, videos, start_s in scenario.views():
         folder = f"{'normal_trimmed/' if scenario.kind == 'normal' else ''}{scenario.name}/{view}"
+        folder = "" if bdd else folder
         for name, camera in videos.items():
             boxes = _write_video(
-                root / "videos" / VIDEO_FOLDER[scenario.split] / folder / name, scenario, camera, start_s
+                base / "videos" / VIDEO_FOLDER[split] / folder / name, scenario, camera, start_s
             )
+            if bdd:
+                boxes = {
+                    "": boxes["pedestrian"]
+                }  # BDD has no boxes of vehicles, and no folder for the subject
             for subject, annotations in boxes.items():
-                path = root / "annotations/bbox_annotated" / subject / VIDEO_FOLDER[scenario.split] / folder
+                path = base / "annotations/bbox_annotated" / subject / VIDEO_FOLDER[split] / folder
                 write_json(path / f"{name.removesuffix('.mp4')}_bbox.json", {"annotations": annotations})
-        about = {"id": scenario.seed % 1000, "overhead_videos": list(videos)}
-        about = {"vehicle_view": next(iter(videos))} if view == "vehicle_view" else about
-        path = (
-            root
-            / "annotations/caption"
-            / CAPTION_FOLDER[scenario.split]
-            / folder
-            / f"{scenario.name}_caption.json"
-        )
+        about: dict = {"id": scenario.seed % 1000, "overhead_videos": list(videos)}
+        if bdd:
+            about = {"video_name": name, "fps": f"{FRAMES_PER_S}.00"}
+        elif view == "vehicle_view":
+            about = {"vehicle_view": name}
+        path = base / "annotations/caption" / CAPTION_FOLDER[split] / folder / f"{scenario.name}_caption.json"
         write_json(path, {**about, "event_phase": _event_phases(scenario, start_s)})
 
 
-def _write_bdd(root: Path, scenario: Scenario) -> None:
-    base, name, split = root / "external/BDD_PC_5K", scenario.name, scenario.split
-    camera = draw_camera(np.random.default_rng(scenario.seed), True)
-    boxes = _write_video(base / "videos" / VIDEO_FOLDER[split] / f"{name}.mp4", scenario, camera, 0.0)
-    path = base / "annotations/bbox_annotated" / VIDEO_FOLDER[split] / f"{name}_bbox.json"
-    write_json(path, {"annotations": boxes["pedestrian"]})
-    content = {
-        "video_name": f"{name}.mp4",
-        "fps": f"{FRAMES_PER_S}.00",
-        "event_phase": _event_phases(scenario, 0.0),
-    }
-    write_json(base / "annotations/caption" / CAPTION_FOLDER[split] / f"{name}_caption.json", content)
-
-
 def _event_phases(scenario: Scenario, start_s: float) -> list[dict]:
-    """Return the `event_phase` of a caption file: the last phase first, as in WTS, and no captions in the test split."""
+    """Return the `event_phase` of a caption file: last phase first, as in WTS, and no captions for test."""
     listed = []
     for phase, (start, end) in reversed(scenario.times(start_s).items()):
-        captions = {
-            f"caption_{subject}": full_caption(scenario.phases[phase], subject)
-            for subject in reversed(SUBJECTS)
-        }
-        label = PHASES[phase] if scenario.kind == "bdd" else str(phase)
-        times = {"start_time": f"{start:.3f}", "end_time": f"{end:.3f}"}
-        listed.append({"labels": [label], **({} if scenario.split == "test" else captions), **times})
+        entry: dict = {"labels": [PHASES[phase] if scenario.kind == "bdd" else str(phase)]}
+        if scenario.split != "test":
+            scene = scenario.phases[phase]
+            entry |= {f"caption_{subject}": full_caption(scene, subject) for subject in reversed(SUBJECTS)}
+        listed.append(entry | {"start_time": f"{start:.3f}", "end_time": f"{end:.3f}"})
     return listed
 
 
 def _write_video(path: Path, scenario: Scenario, camera: Camera, start_s: float) -> dict[str, list[dict]]:
-    """Write an H.264 video, which shows the first frame until `start_s`, and return the boxes of its phases."""
+    """Write an H.264 video, which shows the first frame until `start_s`; return the boxes of its phases."""
     import av
 
+    first = next(iter(scenario.phases.values()))
+    frames = [next(draw_frames(first, camera, 1))] * round(start_s * FRAMES_PER_S)
+    for phase, scene in scenario.phases.items():
+        frames += draw_frames(scene, camera, scenario.frames[phase])
     with atomic_path(path) as temporary, av.open(str(temporary), "w") as container:
         # Without look-ahead, x264 writes the same bytes every time.
         options = {"preset": "veryfast", "crf": "22", "x264-params": "threads=1:rc-lookahead=0:mbtree=0"}
         stream = container.add_stream("libx264", rate=FRAMES_PER_S, options=options)
         stream.width, stream.height, stream.pix_fmt, stream.thread_count = WIDTH_PX, HEIGHT_PX, "yuv420p", 1
-        for number, array in enumerate(_all_frames(scenario, camera, round(start_s * FRAMES_PER_S))):
+        for number, array in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(array, format="rgb24")
             frame.pts = number
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     boxes: dict[str, list[dict]] = {subject: [] for subject in SUBJECTS}
     for phase, (_, end_s) in scenario.times(start_s).items():
-        for subject, box in zip(
-            ("vehicle", "pedestrian"), boxes_at(scenario.phases[phase], 1.0), strict=True
-        ):
+        for subject, box in zip(SUBJECTS, boxes_at(scenario.phases[phase], 1.0), strict=True):
             boxes[subject].append(_annotation(box, camera, round(end_s * FRAMES_PER_S) - 1, phase))
     return boxes
 
 
-def _all_frames(scenario: Scenario, camera: Camera, still: int) -> Iterator[np.ndarray]:
-    yield from [next(draw_frames(next(iter(scenario.phases.values())), camera, 1))] * still
-    for phase, scene in scenario.phases.items():
-        yield from draw_frames(scene, camera, scenario.frames[phase])
-
-
 def _annotation(box: Box, camera: Camera, frame: int, phase: int) -> dict:
-    left, right = (min(max((x + camera.shift_x) * WIDTH_PX / UNITS, 0), WIDTH_PX) for x in (box[0], box[2]))
-    top, bottom = (min(max((y + camera.shift_y) * HEIGHT_PX / UNITS, 0), HEIGHT_PX) for y in (box[1], box[3]))
+    size_px = np.array([WIDTH_PX, HEIGHT_PX] * 2)
+    corners_px = (np.array(box) + [camera.shift_x, camera.shift_y] * 2) / UNITS * size_px
+    left, top, right, bottom = corners_px.clip(0, size_px).tolist()
     bbox_xywh_px = [round(value, 2) for value in (left, top, right - left, bottom - top)]
     return {"image_id": frame, "bbox": bbox_xywh_px, "auto-generated": False, "phase_number": str(phase)}
 
@@ -595,12 +487,8 @@ def _annotation(box: Box, camera: Camera, frame: int, phase: int) -> dict:
 def main() -> None:
     """`python -m beit3lib.sample.draw`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "folder", nargs="?", type=Path, default=Path("data/sample"), help="where to draw the sample"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    print(f"The sample is in {write_sample(options.folder, seed=options.seed)}.")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("data/sample"), help="[data/sample]")
+    print(f"The sample is in {write_sample(parser.parse_args().folder)}.")
 
 
 if __name__ == "__main__":

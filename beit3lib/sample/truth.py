@@ -1,20 +1,16 @@
-"""Compare captions of the sample with the drawn values: read attributes from captions, and locate attention."""
+"""Compare captions of the sample with the facts of the drawn scenes, and locate attention."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from beit3lib.data.facts import agree, fact_table, stated_values
 from beit3lib.files import FileError, read_json
 from beit3lib.sample import DRAWN_NAME
 from beit3lib.sample.draw import (
-    FACTS,
-    GAPS,
     UNITS,
     UPPER,
-    VALUES,
-    WORDINGS,
     Scene,
     boxes_at,
     describe,
@@ -25,29 +21,18 @@ from beit3lib.sample.draw import (
 
 Truth = dict[tuple[str, int], Scene]  # by (scenario, phase)
 
-ATTRIBUTES = {  # that the captions of an aspect state
-    "moving": ("vehicle_motion", "pedestrian_motion"),
-    "pedestrian_description": ("upper", "lower"),
-    "position": ("side", "distance"),
-    "road": ("surface", "lanes", "sidewalk"),
-    "weather": ("weather", "light"),
-}
-LABELS = {
-    "upper": "color of the jacket",
-    "lower": "color of the slacks",
-    "side": "side of the vehicle",
-}  # in figures
-OPTIONAL = ("light", "lower", "distance", "sidewalk")  # a correct caption may leave them out
-PATTERNS = {name: {value: rf"\b{value}\b" for value in values} for name, values in VALUES.items()} | {
-    "vehicle_motion": {
-        "stopped": r"stopped|\b0 km/h",
-        "slow": r"slowly|\b10 km/h",
-        "fast": r"\bfast|\b30 km/h",
+MOTIONS = {
+    "stopped": {"motion": "stopped", "speed_kmh": 0},
+    **{
+        name: {"motion": "straight", "speed": name, "speed_kmh": km_h}
+        for name, km_h in {"slow": 10, "fast": 30}.items()
     },
-    "side": {side: rf"\b{side} side\b" for side in VALUES["side"]},
-    "distance": {name: rf"\b{words}\b" for name, words in GAPS.items()},
-    "sidewalk": {"both": r"\bsidewalks on both\b", "no": r"\bno sidewalk\b"},
+    "standing": {"motion": "standing"},
+    "walking": {"motion": "walking", "speed": "slow"},
+    "rushing": {"motion": "rushing out"},
 }
+# Slots and values that a correct caption may leave out, as those of the sample do.
+OPTIONAL = ("light", "lower_garment", "lower_color", "distance", "sidewalk", "speed_kmh", "straight")
 
 
 def read_drawn(root: str | Path) -> Truth:
@@ -66,81 +51,66 @@ def read_drawn(root: str | Path) -> Truth:
         ) from None
 
 
-def stated_attributes(subject: str, aspect: str) -> tuple[str, ...]:
-    """Return the attributes that a caption type states; of the motions only that of its own subject."""
-    return (f"{subject}_motion",) if aspect == "moving" else ATTRIBUTES[aspect]
+def scene_facts(scene: Scene, subject: str, aspect: str) -> dict[str, str | int]:
+    """Return the facts that captions of a type state of a scene: {slot: value}, empty if they do not mention
+    the aspect.
 
-
-def read_attributes(caption: str, subject: str, aspect: str) -> dict[str, str | None]:
-    """Return the value that a caption states of each attribute: None if it states none, "several" if more than one."""
-    stated: dict[str, str | None] = {}
-    for name in stated_attributes(subject, aspect):
-        values = [value for value in VALUES[name] if re.search(PATTERNS[name][value], caption)]
-        stated[name] = "several" if len(values) > 1 else values[0] if values else None
-    return stated
+    The position is the side of the vehicle in captions of the pedestrian, too.
+    """
+    if aspect not in describe(scene, subject):
+        return {}
+    clothes = {"upper_garment": "jacket", "upper_color": scene.upper}
+    clothes |= {"lower_garment": "slacks", "lower_color": scene.lower}
+    road = {"road_type": "residential", "ways": scene.lanes.removesuffix("-way")}
+    return {
+        "moving": MOTIONS[getattr(scene, f"{subject}_motion")],
+        "pedestrian_description": clothes,
+        "position": {"position": scene.side, "distance": scene.distance},
+        "road": road | {"surface": scene.surface, "sidewalk": scene.sidewalk},
+        "weather": {"weather": scene.weather, "light": scene.light},
+    }[aspect]
 
 
 def states_correctly(caption: str, scene: Scene, subject: str, aspect: str) -> bool:
-    """Return whether a caption states the drawn values, or is empty if the captions of the scene do not mention the aspect.
+    """Return whether a caption states the facts of a scene and nothing else, or is empty if there are none.
 
-    Optional attributes may be left out, as in the captions of the sample.
+    Optional facts may be left out. Every value counts if a caption states several of a slot.
     """
-    if aspect not in describe(scene, subject):
+    if not (facts := scene_facts(scene, subject, aspect)):
         return not caption.strip()
-    stated = read_attributes(caption, subject, aspect)
-    return all(
-        value == getattr(scene, name) or (value is None and name in OPTIONAL)
-        for name, value in stated.items()
+    stated = stated_values(caption, subject)
+    complete = all(slot in stated or slot in OPTIONAL or value in OPTIONAL for slot, value in facts.items())
+    return complete and all(
+        agree(slot, facts[slot], value) for slot in facts for value in stated.get(slot, ())
     )
 
 
-def has_sample_wording(caption: str, subject: str, aspect: str) -> bool:
-    """Return whether a caption consists of wordings of the sample, with any values; an empty caption does."""
-    values = {name: "|".join(choices) for name, choices in VALUES.items()}
-    values |= {"gap": "|".join(GAPS.values()), "surface": "an asphalt|a gravel"}
-    forms = [form for fact in FACTS[subject, aspect] for forms in WORDINGS[fact].values() for form in forms]
-    forms = "|".join(form.replace(".", r"\.").replace("{", "(?:{").replace("}", "})") for form in forms)
-    return bool(re.fullmatch(f"(?:(?:{forms.format(**values)})(?: |$))*", caption))
+def scene_table(predictions: pd.DataFrame, drawn: Truth) -> pd.DataFrame:
+    """Return a row per caption and slot as `fact_table` does, with the drawn scene as `reference` and its
+    `condition`.
 
-
-def omitted_facts(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return per optional attribute the share of `captions` and of `references` that do not state it."""
-    rows = []
-    for row in predictions[predictions["reference"].fillna("") != ""].itertuples(index=False):
-        caption, reference = (
-            read_attributes(text, row.subject, row.aspect) for text in (row.caption, row.reference)
-        )
-        rows += [
-            (name, caption[name] is None, reference[name] is None) for name in caption if name in OPTIONAL
-        ]
-    return pd.DataFrame(rows, columns=["attribute", "captions", "references"]).groupby("attribute").mean()
-
-
-def attribute_table(predictions: pd.DataFrame, drawn: Truth) -> pd.DataFrame:
-    """Return a row per caption and attribute of its aspect: aspect, attribute, condition, drawn and stated.
-
-    `predictions` has a row per caption with scenario, phase, subject, aspect and caption. `condition` is that of the scene.
-    `stated` is "nothing" if the caption lacks an attribute; optional attributes that are left out have no row.
+    `predictions` has a row per caption with scenario, phase, subject, aspect and caption; others than drawn
+    are skipped.
     """
-    rows = []
-    for row in predictions.itertuples(index=False):
-        scene = drawn.get((row.scenario, row.phase))
-        if scene is not None and row.aspect in describe(scene, row.subject):
-            for name, value in read_attributes(row.caption, row.subject, row.aspect).items():
-                if value is not None or name not in OPTIONAL:
-                    rows.append((row.aspect, name, scene.condition, getattr(scene, name), value or "nothing"))
-    return pd.DataFrame(rows, columns=["aspect", "attribute", "condition", "drawn", "stated"])
+    known = _with_scenes(predictions, drawn)
+    types = zip(known["scene"], known["subject"], known["aspect"], strict=True)
+    table = fact_table(known.assign(reference=[scene_facts(*row) for row in types]))
+    return table.assign(condition=[known.at[number, "scene"].condition for number in table.index])
+
+
+def _with_scenes(predictions: pd.DataFrame, drawn: Truth) -> pd.DataFrame:
+    keys = zip(predictions["scenario"], predictions["phase"], strict=True)
+    return predictions.assign(scene=[drawn.get(key) for key in keys]).dropna(subset=["scene"])
 
 
 def attribute_shares(predictions: pd.DataFrame, drawn: Truth, seed: int = 0) -> pd.DataFrame:
     """Return per aspect the share of captions that state the drawn values.
 
-    Columns: `own`, compared with the image of the caption; `plain` and `hard`, the same for scenes of good and of low
-    visibility (NaN if there are none); `shuffled`, compared with the image of another scenario; `captions`, their number.
-    `predictions` as in `attribute_table`.
+    Columns: `own`, compared with the image of the caption; `plain` and `hard`, the same for scenes of good
+    and of low visibility (NaN if there are none); `shuffled`, compared with the image of another scenario;
+    `captions`, their number. `predictions` as in `scene_table`.
     """
-    keys = list(zip(predictions["scenario"], predictions["phase"], strict=True))
-    table = predictions.assign(scene=[drawn.get(key) for key in keys]).dropna(subset=["scene"])
+    table = _with_scenes(predictions, drawn)
     rng = np.random.default_rng(seed)
     rows = {}
     for aspect, group in table.groupby("aspect"):
@@ -173,7 +143,8 @@ def _mean(correct: np.ndarray) -> float:
 def share_in_box(
     weights: np.ndarray, box_xywh: tuple[float, float, float, float], size: tuple[float, float]
 ) -> float:
-    """Return the share of attention weights (rows, columns) inside a box of an image of `size` (width, height).
+    """Return the share of attention weights (rows, columns) inside a box of an image of `size` (width,
+    height).
 
     A patch on the edge of the box counts in proportion to its area inside.
     """
@@ -194,9 +165,9 @@ def share_in_box(
 def attention_shares(captioner, scenes: int = 50, seed: int = 0) -> pd.DataFrame:
     """Return the share of a captioner's attention on the object that a word describes, in newly drawn scenes.
 
-    The words are the color of the jacket (object: the pedestrian) and the motion of the vehicle (object: the vehicle).
-    Columns: `in_box`, the share of attention inside the box of the object at the end of the phase; `box`, the share of
-    the image that the box covers; `times`, `in_box` divided by `box`.
+    The words are the color of the jacket (object: the pedestrian) and the motion of the vehicle (object: the
+    vehicle). Columns: `in_box`, the share of attention inside the box of the object at the end of the phase;
+    `box`, the share of the image that the box covers; `times`, `in_box` divided by `box`.
     """
     from beit3lib.viz.attention import word_attention
 

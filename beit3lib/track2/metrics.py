@@ -3,9 +3,10 @@
     python -m beit3lib.track2.metrics --predictions_file submission.json --ground_truth \
         data/wts/annotations/caption/val data/wts/external/BDD_PC_5K/annotations/caption/val
 
-Per segment and subject: BLEU-4 (nltk, smoothing method 3) and METEOR (nltk) on Treebank tokens, ROUGE-L (rouge-score with
-its stemmer) on the text, and CIDEr-D of the single pair. For speed, stems and synonyms are cached per word, and the longest
-common subsequence is computed with bit operations.
+Per segment and subject: BLEU-4 (nltk, smoothing method 3) and METEOR (nltk) on Treebank tokens, ROUGE-L
+(rouge-score with its stemmer) on the text, and CIDEr-D of the single pair. Stems and synonyms are cached per
+word, and the longest common subsequence is computed with bit operations, which takes less than half of the
+time.
 """
 
 import argparse
@@ -26,16 +27,17 @@ from nltk.stem.porter import PorterStemmer
 from nltk.tokenize import TreebankWordTokenizer
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from nltk.translate.meteor_score import meteor_score
+from nltk.util import ngrams
 from rouge_score.tokenize import tokenize as rouge_tokenize
 
 from beit3lib.data.schema import SUBJECTS
 from beit3lib.data.wts import list_files, parse_phase
-from beit3lib.files import Problem, exit_on_error, printable, read_json, write_json
-from beit3lib.track2.wordnet import find_synonyms, warn_without_wordnet
+from beit3lib.files import Problem, exit_on_error, read_json
+from beit3lib.track2 import wordnet
 
 METRICS = ("bleu", "meteor", "rouge-l", "cider")
 TITLES = dict(zip(METRICS, ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr"), strict=True))
-LIMITS = {"BLEU-4": 1, "METEOR": 1, "ROUGE-L": 1, "CIDEr": 10}  # the largest values
+LIMITS = dict(zip(TITLES.values(), (1, 1, 1, 10), strict=True))  # the largest values
 Segment = tuple[str, str]  # (scenario or BDD video, label as `segment_label` writes it)
 PAIRS_PER_PROCESS = 2_500  # scoring them takes 3 s, as long as a new process needs to load WordNet
 
@@ -56,14 +58,14 @@ def score_caption(prediction: str, reference: str) -> dict[str, float]:
     hypothesis, target = tokenize(prediction), tokenize(reference)
     return {
         "bleu": float(sentence_bleu([target], hypothesis, smoothing_function=smoothing)),
-        "meteor": meteor_score([target], hypothesis, stemmer=stemmer, wordnet=find_synonyms()),
+        "meteor": meteor_score([target], hypothesis, stemmer=stemmer, wordnet=wordnet),
         "rouge-l": rouge_l(prediction, reference),
         "cider": cider_d(hypothesis, target),
     }
 
 
 def mean_score(scores: Any) -> Any:
-    """Return (100 BLEU + 100 METEOR + 100 ROUGE-L + 10 CIDEr) / 4 of a mapping or table with the four metrics."""
+    """Return (100 BLEU + 100 METEOR + 100 ROUGE-L + 10 CIDEr) / 4 of a mapping or table of the metrics."""
     return (100 * (scores["bleu"] + scores["meteor"] + scores["rouge-l"]) + 10 * scores["cider"]) / 4
 
 
@@ -75,7 +77,7 @@ def rouge_l(prediction: str, reference: str) -> float:
 
 
 def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    """Return the length of the longest common subsequence, with one integer per row of the table (Hyyrö 2004).
+    """Return the length of the longest common subsequence, with an integer per row of the table (Hyyrö 2004).
 
     For two captions of 126 words this takes 0.04 ms, and rouge-score's table of Python lists 4 ms.
     """
@@ -93,14 +95,12 @@ def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
 def cider_d(hypothesis: Sequence[str], reference: Sequence[str]) -> float:
     """Return CIDEr-D of one pair with idf 1 (Vedantam et al. 2015, section 4).
 
-    The cosine of n-gram counts, clipped to those of the reference, times a Gaussian (sigma 6) of the difference in length,
-    which the official code counts in bigrams.
+    The cosine of n-gram counts, clipped to those of the reference, times a Gaussian (sigma 6) of the
+    difference in length, which the official code counts in bigrams.
     """
     cosines = 0.0
     for n in range(1, 5):
-        h, r = (
-            Counter(zip(*(tokens[i:] for i in range(n)), strict=False)) for tokens in (hypothesis, reference)
-        )
+        h, r = Counter(ngrams(hypothesis, n)), Counter(ngrams(reference, n))
         if common := sum(min(count, r[gram]) * r[gram] for gram, count in h.items() if gram in r):
             cosines += common / math.sqrt(sum(v * v for v in h.values()) * sum(v * v for v in r.values()))
     difference = max(len(hypothesis) - 1, 0) - max(len(reference) - 1, 0)
@@ -109,70 +109,51 @@ def cider_d(hypothesis: Sequence[str], reference: Sequence[str]) -> float:
 
 def meteor_is_comparable() -> bool:
     """Return whether METEOR counts synonyms, so that scores equal the official ones."""
-    return find_synonyms().complete
+    return wordnet.load_wordnet() is not None
 
 
-def score_name(comparable: bool | None = None) -> str:
-    """Return the name of a score for tables and figures: only a score with WordNet may be called official.
-
-    `comparable` is the value recorded with the score; the default is whether this host has WordNet.
-    """
-    comparable = meteor_is_comparable() if comparable is None else comparable
+def score_name(comparable: bool) -> str:
+    """Return the name of a score for tables and figures: only a score with WordNet may be called official."""
     return "Official score" if comparable else "Score without WordNet (not official)"
 
 
-def score_pairs(
-    predictions: Sequence[str], references: Sequence[str], jobs: int | None = None
-) -> pd.DataFrame:
+def score_pairs(predictions: Sequence[str], references: Sequence[str]) -> pd.DataFrame:
     """Return a row per pair with the four metrics and `score`, their weighted mean (0 to 100).
 
-    `jobs` is the number of processes; by default there is one per 2,500 different pairs. Equal pairs are scored once.
+    Equal pairs are scored once, and more than 2,500 different ones by several processes.
     """
-    if len(predictions) != len(references):
-        raise ValueError(
-            f"expected one reference per caption, got {len(predictions)} captions and {len(references)} references"
-        )
     pairs = list(zip(predictions, references, strict=True))
     different = list(dict.fromkeys(pairs))
-    processes = jobs or max(1, min(os.cpu_count() or 1, len(different) // PAIRS_PER_PROCESS))
-    warn_without_wordnet()
-    scores = Parallel(n_jobs=processes if len(different) > 1 else 1)(
-        delayed(score_caption)(*pair) for pair in different
-    )
+    # Without WordNet one process scores all, because each other process would repeat the warning.
+    processes = len(different) // PAIRS_PER_PROCESS if meteor_is_comparable() else 1
+    processes = max(1, min(os.cpu_count() or 1, processes))
+    scores = Parallel(n_jobs=processes)(delayed(score_caption)(*pair) for pair in different)
     known = dict(zip(different, scores, strict=True))
     table = pd.DataFrame([known[pair] for pair in pairs], columns=list(METRICS), dtype=float)
     return table.assign(score=mean_score(table))
 
 
 def score_predictions(table: pd.DataFrame) -> pd.DataFrame:
-    """Return `table` with `official_score`: the mean of the challenge's four metrics, 0 to 100, NaN without a reference.
+    """Return `table` with `official_score`: the mean of the metrics, 0 to 100, NaN without a reference.
 
-    An aspect that the reference does not mention (reference "") scores 100 if the caption is empty too. An empty caption
-    or reference alone scores 0.
+    An aspect that the reference does not mention (reference "") scores 100 if the caption is empty too. An
+    empty caption or reference alone scores 0.
     """
-    pairs = list(zip(table["caption"], table["reference"], strict=True))
-    scores = np.array(
-        [
-            np.nan if reference is None else 100.0 * (caption == reference == "")
-            for caption, reference in pairs
-        ]
-    )
-    both = [i for i, (caption, reference) in enumerate(pairs) if caption and reference]
-    if both:
-        scores[both] = score_pairs([pairs[i][0] for i in both], [pairs[i][1] for i in both])["score"]
-    return table.assign(official_score=scores)
+    captions, references = table["caption"], table["reference"]
+    scores = score_pairs(captions, references.fillna(""))["score"].set_axis(table.index)
+    both_empty = (captions == "") & (references == "")
+    return table.assign(official_score=scores.mask(both_empty, 100.0).where(references.notna()))
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The score of a submission; `missing` lists the absent segments and captions, which count 0."""
+    """The score of a submission; `missing` lists the absent captions, which count 0."""
 
     final: float  # mean of internal and external, or the one that the ground truth has
     internal: dict[str, float] | None  # WTS: mean of each metric, and score
     external: dict[str, float] | None  # BDD
-    segments: (
-        pd.DataFrame
-    )  # scenario, label, phase, subject, caption, reference, metrics, score: a row per subject
+    # A row per segment and subject: scenario, label, phase, subject, caption, reference, metrics and score.
+    segments: pd.DataFrame
     missing: list[str]
     problems: list[Problem]
     meteor_comparable: bool
@@ -184,36 +165,25 @@ class Scores:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {
-            "final": self.final,
-            "internal": self.internal,
-            "external": self.external,
-            "segments": len(self.segments) // len(SUBJECTS),
-            "missing": list(map(printable, self.missing)),
-            "problems": [printable(str(problem)) for problem in self.problems],
-            "meteor_comparable": self.meteor_comparable,
-        }
+        counts = {"segments": len(self.segments) // len(SUBJECTS), "problems": list(map(str, self.problems))}
+        return vars(self) | counts
 
 
-def score_submission(submission: dict | str | Path, *ground_truth: str | Path) -> Scores:
-    """Score a submission (a dict or its file) against every `*_caption.json` with captions in the folders of `ground_truth`.
+def score_submission(path: str | Path, *ground_truth: str | Path) -> Scores:
+    """Score the submission in a file against all caption files in the folders of `ground_truth`.
 
-    A segment that only the ground truth has counts 0. Segments that only the submission has, and other JSON files, are skipped
-    and listed in `problems`. Raises ValueError if the two share no scenario, because they are then of different splits.
+    A caption that only the ground truth has counts 0. Segments that only the submission has are skipped and
+    listed in `problems`. Raises ValueError if the two share no scenario, because they are then of different
+    splits.
     """
-    path = "submission" if isinstance(submission, dict) else str(submission)
-    if not isinstance(submission, dict):
-        submission = read_json(submission, dict)
-    problems: list[Problem] = []
-    truth: dict[Segment, dict[str, str]] = {}
+    submission, truth, problems = read_json(path, dict), {}, []
     for folder in ground_truth:
         truth |= read_ground_truth(folder, problems)
     if not {scenario for scenario, _ in truth} & submission.keys():
-        found = ", ".join(list(map(str, submission))[:3]) or "no scenario"
-        folders = ", ".join(map(str, ground_truth))
+        found = ", ".join(list(submission)[:3]) or "none"
         raise ValueError(
-            f"{path}: expected {{scenario: [segments]}} with scenarios of {folders}, such as {next(iter(truth))[0]}, "
-            f"got {found}. Give a submission and captions of the same split, for example submission.val.json and val."
+            f"{path}: expected scenarios such as {next(iter(truth))[0]}, got {found}. "
+            "Give a submission and captions of the same split."
         )
     return score_segments(submission, truth, problems)
 
@@ -222,171 +192,106 @@ def score_segments(
     submission: dict, truth: dict[Segment, dict[str, str]], problems: Sequence[Problem] = ()
 ) -> Scores:
     """Score a submission against {(scenario or BDD video, label): {subject: caption}}."""
-    if not truth:
-        raise ValueError("ground truth: expected segments with captions, found none")
     truth = {(scenario, segment_label(label)): captions for (scenario, label), captions in truth.items()}
-    problems = list(problems)
-    submitted = _entries(submission, truth, problems)
-    rows, missing = [], []
-    for (scenario, label), captions in truth.items():
-        entry = submitted.get((scenario, label))
-        if entry is None:
-            missing.append(f"{scenario} label {label}: no segment")
+    problems, rows, missing = list(problems), [], []
+    submitted = read_segments(submission, problems)
+    if unknown := sorted(submitted.keys() - truth.keys()):
+        what = (
+            f"{len(unknown)} segments not in the ground truth, such as {' label '.join(unknown[0])}; skipped"
+        )
+        problems.append(Problem("submission", what))
+    for (scenario, label), references in truth.items():
         for subject in SUBJECTS:
-            caption = (entry or {}).get(f"caption_{subject}")
-            if not isinstance(caption, str) or not caption.strip():
-                caption = ""
-                if entry is not None:
-                    missing.append(f"{scenario} label {label}: no {subject} caption")
-            rows.append((scenario, label, parse_phase(label), subject, caption, captions[subject]))
+            caption = submitted.get((scenario, label), {}).get(f"caption_{subject}") or ""
+            if not caption.strip():
+                missing.append(f"{scenario} label {label}: no {subject} caption")
+            rows.append((scenario, label, parse_phase(label), subject, caption, references[subject]))
     segments = pd.DataFrame(rows, columns=["scenario", "label", "phase", "subject", "caption", "reference"])
-    segments = segments.join(score_pairs(segments["caption"].tolist(), segments["reference"].tolist()))
-    is_external = segments["scenario"].str.startswith("video")
-    internal, external = _means(segments[~is_external]), _means(segments[is_external])
-    finals = [part["score"] for part in (internal, external) if part]
+    segments = segments.join(score_pairs(segments["caption"], segments["reference"]))
+    # As in the official script, each metric is averaged over segments, then over subjects.
+    parts = np.where(segments["scenario"].str.startswith("video"), "external", "internal")
+    means = segments.groupby([parts, "subject"])[list(METRICS)].mean().groupby(level=0).mean()
+    means["score"] = mean_score(means)
+    found = means.to_dict("index")
     return Scores(
-        sum(finals) / len(finals), internal, external, segments, missing, problems, meteor_is_comparable()
+        float(means["score"].mean()),
+        found.get("internal"),
+        found.get("external"),
+        segments,
+        missing,
+        problems,
+        meteor_is_comparable(),
     )
 
 
-def segment_label(entry: Any) -> str | None:
-    """Return the label of a phase or submission entry `{"labels": ["4"], …}`, or of a plain label; None if it has none.
+def segment_label(label: str | int) -> str:
+    """Return a label with digits read as a number, so that "04" and "4" are one segment.
 
-    Digits are read as a number, so that "04" and "4" are one segment. Words are kept, because for the official script
-    "avoidance" and "4" are different segments.
+    Words are kept, because for the official script "avoidance" and "4" are different segments.
     """
-    labels = entry.get("labels") if isinstance(entry, dict) else entry
-    label = labels[0] if isinstance(labels, list) and labels else labels
-    if isinstance(label, bool) or not isinstance(label, (str, int)):
-        return None
-    text = str(label).strip() if not isinstance(label, int) or abs(label) < 10**9 else ""
-    return (text.lstrip("0") or "0") if text.isascii() and text.isdigit() else text or None
+    text = str(label).strip()
+    return (text.lstrip("0") or "0") if text.isdigit() else text
 
 
-def _entries(submission: dict, truth: dict[Segment, Any], problems: list[Problem]) -> dict[Segment, dict]:
-    """Return the entries of a submission by scenario and label; the first counts if a label occurs twice."""
-    entries: dict[Segment, dict] = {}
-    unknown = []
-    for scenario, listed in submission.items():
-        if not isinstance(listed, list):
-            problems.append(
-                Problem(scenario, f"expected a list of segments, found {type(listed).__name__}; skipped")
-            )
-            continue
-        for number, entry in enumerate(listed):
-            label = segment_label(entry) if isinstance(entry, dict) else None
-            if label is None:
-                problems.append(Problem(f"{scenario}[{number}]", "expected an entry with labels; skipped"))
-            elif (scenario, label) not in truth:
-                unknown.append(f"{scenario} label {label}")
-            elif (scenario, label) in entries:
-                problems.append(
-                    Problem(f"{scenario} label {label}", "expected once, found again; the first counts")
-                )
-            else:
-                entries[scenario, label] = entry
-    if unknown:
-        problems.append(
-            Problem("submission", f"{_examples(unknown, 'segment')} not in the ground truth; skipped")
-        )
-    return entries
+def read_segments(submission: dict, problems: list[Problem]) -> dict[Segment, dict[str, Any]]:
+    """Return the entries of a submission by segment; those that cannot be used are added to `problems`."""
+    segments: dict[Segment, dict[str, Any]] = {}
+    for scenario, entries in submission.items():
+        for entry in entries if isinstance(entries, list) else [entries]:
+            labels = entry.get("labels") if isinstance(entries, list) and isinstance(entry, dict) else None
+            if not (isinstance(labels, list) and labels):
+                found = f'expected a list of {{"labels": ["0"], …}}, got {str(entry)[:60]}; skipped'
+                problems.append(Problem(scenario, found))
+            elif segments.setdefault((scenario, segment_label(labels[0])), entry) is not entry:
+                found = "expected once, found again; the first counts"
+                problems.append(Problem(f"{scenario} label {labels[0]}", found))
+    return segments
 
 
-def _examples(names: list[str], thing: str) -> str:
-    more = ", …" if len(names) > 3 else ""
-    return f"{len(names)} {thing}{'s' if len(names) > 1 else ''} ({', '.join(names[:3])}{more})"
+def read_ground_truth(folder: str | Path, problems: list[Problem]) -> dict[Segment, dict[str, str]]:
+    """Read {(scenario or BDD video, label): {subject: caption}} from all `*_caption.json` below a folder.
 
-
-def read_ground_truth(
-    folder: str | Path, problems: list[Problem] | None = None
-) -> dict[Segment, dict[str, str]]:
-    """Read {(scenario or BDD video, label): {subject: caption}} from a tree of caption files; the first view counts.
-
-    What cannot be used is added to `problems`. Raises FileNotFoundError if there is no JSON file, and ValueError if no
-    file contains a caption.
+    The captions of the first view count. What cannot be used is added to `problems`. `read_wts` does not read
+    such a folder, because it needs the folders above it and the videos.
     """
-    problems = [] if problems is None else problems
-    folder = Path(folder)
-    files = sorted(path for path in list_files(folder, problems) if path.suffix == ".json")
-    if not files:
-        raise FileNotFoundError(
-            f"{folder}: expected a folder of caption files (*_caption.json), found no JSON file"
-        )
-    others = [str(path.relative_to(folder)) for path in files if not path.name.endswith("_caption.json")]
-    if others:
-        problems.append(Problem(str(folder), f"{_examples(others, 'other JSON file')}; skipped"))
     truth: dict[Segment, dict[str, str]] = {}
-    for path in files:
-        if path.name.endswith("_caption.json"):
-            _read_caption_file(path, truth, problems)
+    for path in list_files(folder):
+        # The official script calls str.strip, which also cuts letters of the scenario.
+        scenario = path.name.removesuffix("_caption.json")
+        if scenario == path.name:
+            continue
+        try:
+            for phase in read_json(path, dict)["event_phase"]:
+                label = segment_label(phase["labels"][0])
+                captions = {subject: phase.get(f"caption_{subject}") for subject in SUBJECTS}
+                where = f"{path} label {label}"
+                if not all(captions.values()):
+                    problems.append(Problem(where, "expected two captions, found fewer; skipped"))
+                elif truth.setdefault((scenario, label), captions) != captions:
+                    problems.append(Problem(where, "other captions than in the first view; skipped"))
+        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+            problems.append(Problem(str(path), f"expected event_phase with labels, got {error!r}; skipped"))
     if not truth:
         raise ValueError(
-            f"{folder}: expected captions in *_caption.json, found none. The test split has no captions; use val."
+            f"{folder}: expected *_caption.json with captions, found none. "
+            "Give a folder such as annotations/caption/val; the test split has no captions."
         )
     return truth
 
 
-def _read_caption_file(path: Path, truth: dict[Segment, dict[str, str]], problems: list[Problem]) -> None:
-    """Add the segments of one caption file to `truth`."""
-    try:
-        phases = read_json(path, dict).get("event_phase")
-    except (ValueError, OSError) as error:
-        problems.append(Problem(str(path), str(error).removeprefix(f"{path}: "), "download the file again"))
-        return
-    if not isinstance(phases, list):
-        problems.append(
-            Problem(str(path), f"expected a list event_phase, found {type(phases).__name__}; skipped")
-        )
-        return
-    scenario = path.name.removesuffix(
-        "_caption.json"
-    )  # str.strip, as in the official script, would also cut other names
-    for number, phase in enumerate(phases):
-        label = segment_label(phase) if isinstance(phase, dict) else None
-        if label is None:
-            problems.append(Problem(f"{path}: phase {number}", "expected labels, found none; skipped"))
-            continue
-        captions = {subject: phase.get(f"caption_{subject}") for subject in SUBJECTS}
-        absent = [s for s, caption in captions.items() if not isinstance(caption, str) or not caption.strip()]
-        if absent:
-            problems.append(
-                Problem(f"{path}: label {label}", f"found no caption of the {' and the '.join(absent)}")
-            )
-        elif truth.setdefault((scenario, label), captions) != captions:
-            problems.append(
-                Problem(
-                    f"{path}: label {label}", "expected the captions of the first view, found others; skipped"
-                )
-            )
-
-
-def _means(segments: pd.DataFrame) -> dict[str, float] | None:
-    """Average each metric over segments, then over subjects, as the official script does."""
-    if segments.empty:
-        return None
-    means = segments.groupby("subject")[list(METRICS)].mean().mean()
-    return {metric: float(means[metric]) for metric in METRICS} | {"score": float(mean_score(means))}
-
-
 def report(scores: Scores) -> str:
-    """Return the scores as text, with at most 20 missing captions and problems each."""
-    lines = [f"{'':10}" + "".join(f"{name:>10}" for name in (*METRICS, "score"))]
-    for name, part in (("internal", scores.internal), ("external", scores.external)):
-        numbers = (
-            "".join(f"{part[m]:10.4f}" for m in METRICS) + f"{part['score']:10.2f}"
-            if part
-            else "  not in the ground truth"
-        )
-        lines.append(f"{name:10}{numbers}")
-    lines.append(f"{scores.name}: {scores.final:.2f} over {len(scores.segments) // len(SUBJECTS)} segments")
-    for heading, items in (
-        ("missing, counted as 0", scores.missing),
-        ("problems", list(map(str, scores.problems))),
-    ):
+    """Return the scores as text, with all missing captions and problems."""
+    parts = {"internal": scores.internal, "external": scores.external}
+    table = pd.DataFrame({name: part for name, part in parts.items() if part}).T
+    count = len(scores.segments) // len(SUBJECTS)
+    lines = [
+        table.to_string(float_format="{:.4f}".format),
+        f"{scores.name}: {scores.final:.2f} over {count} segments",
+    ]
+    for heading, items in (("missing, counted as 0", scores.missing), ("problems", scores.problems)):
         if items:
-            lines += [f"{len(items)} {heading}:", *(f"  {item}" for item in items[:20])]
-            lines += [f"  … {len(items) - 20} more; --json lists all of them"] if len(items) > 20 else []
-    return printable("\n".join(lines))
+            lines += [f"{len(items)} {heading}:", *(f"  {item}" for item in items)]
+    return "\n".join(lines)
 
 
 @exit_on_error()
@@ -394,15 +299,9 @@ def main() -> None:
     """`python -m beit3lib.track2.metrics`, with the flags of the official script."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--predictions_file", required=True, help="submission.json")
-    parser.add_argument(
-        "--ground_truth", required=True, nargs="+", help="folders of caption files, of WTS and of BDD_PC_5K"
-    )
-    parser.add_argument("--json", help="also write the scores to this file")
+    parser.add_argument("--ground_truth", required=True, nargs="+", help="folders of caption files")
     options = parser.parse_args()
-    scores = score_submission(options.predictions_file, *options.ground_truth)
-    print(report(scores))
-    if options.json:
-        write_json(options.json, scores.as_dict())
+    print(report(score_submission(options.predictions_file, *options.ground_truth)))
 
 
 if __name__ == "__main__":

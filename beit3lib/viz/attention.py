@@ -27,11 +27,12 @@ def word_attention(
 ) -> WordAttention | None:
     """Generate the caption of `image` and return the attention of the first of `words` in it.
 
-    None if no word occurs, or if the model was not trained on this caption type. As in decoding, the tokens before the word
-    are fed with `<mask>` after them. A patch counts with its attention weight times the norm of its projected value vector:
-    much of the plain attention rests on patches with small values (Kobayashi et al. 2020, "Attention is Not Only a Weight",
-    section 3). Averaged over the heads of all layers and over the tokens of the word; the class token is ignored. It shows
-    which patches contributed, not why the word was chosen.
+    None if no word occurs, or if the model was not trained on this caption type. As in decoding, the tokens
+    before the word are fed with `<mask>` after them. A patch counts with its attention weight times the norm
+    of its projected value vector: much of the plain attention rests on patches with small values (Kobayashi
+    et al. 2020, "Attention is Not Only a Weight", section 3). Averaged over the heads of all layers and over
+    the tokens of the word; the class token is ignored. It shows which patches contributed, not why the word
+    was chosen.
     """
     if (subject, aspect) not in (captioner.caption_types or [(subject, aspect)]):
         return None

@@ -1,6 +1,5 @@
-"""Mark the words of a caption against its reference, and find captions of a scenario that contradict each other."""
+"""Mark the words of a caption that differ from its reference, and find contradictions within a scenario."""
 
-import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -9,24 +8,16 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
-SAME, MOVED, OTHER = "same", "moved", "other"
+from beit3lib.data.facts import agree, read_facts
+
+SAME, MOVED, OTHER, FACT = "s", "m", "o", "f"
 CONFIDENT = 0.75  # words below this probability are grey
 
-_COLORS = "black|white|gr[ae]y|red|blue|navy|green|yellow|brown|beige|orange|pink|purple|khaki|cream"
-_COLOR_OF = rf"\b({_COLORS})(?: blue)?(?:[- ]colou?red)?(?: [\w-]+)? (?:%s)\b"
-
-# What cannot change within a scenario. A scenario is flagged if the first match differs between two of its captions.
-CONSTANT_FACTS = {
-    "color of the upper clothing": _COLOR_OF
-    % "jacket|coat|t-?shirt|shirt|blouse|sweater|hoodie|vest|cardigan",
-    "color of the lower clothing": _COLOR_OF % "slacks|pants|trousers|jeans|shorts|skirt",
-    "gender": r"\b(male|female|man|woman)\b",
-    "age": r"\b(\d0)'?s\b",
-    "weather": r"\bweather (?:is|was|appears) (\w+)",
-    "road surface": r"\b(dry|wet|icy)\b",
-    "road material": r"\b(asphalt|gravel|concrete)\b",
-}
-_ONE_NAME = {"grey": "gray", "man": "male", "woman": "female"}
+# Slots that cannot change within a scenario, which lasts seconds.
+CONSTANT_SLOTS = set(
+    "gender age height_cm upper_garment upper_color lower_garment lower_color hat hat_color glasses cane weather light "
+    "setting surface_condition incline surface road_type ways lanes sidewalk roadside_strip street_lights".split()
+)
 
 
 def _plain(text: str) -> list[str]:
@@ -35,67 +26,86 @@ def _plain(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=1 << 16)
-def mark_words(caption: str, reference: str) -> tuple[list[str], list[str]]:
-    """Mark each word of both texts as SAME (aligned with an equal word), MOVED (elsewhere in the other text) or OTHER.
+def mark_words(caption: str, reference: str) -> tuple[str, str]:
+    """Return a letter per word of both texts: SAME (aligned with an equal word), MOVED or OTHER.
 
-    A word counts as moved only as often as the other text has it left, so "red jacket, black slacks" differs visibly from
-    "black jacket, red slacks". Case and punctuation do not count.
+    A word counts as moved only as often as the other text has it left, so "red jacket, black slacks" differs
+    visibly from "black jacket, red slacks". Case and punctuation do not count.
     """
-    words = _plain(caption), _plain(reference)
-    marks = [OTHER] * len(words[0]), [OTHER] * len(words[1])
+    texts = _plain(caption), _plain(reference)
+    marks = [OTHER] * len(texts[0]), [OTHER] * len(texts[1])
     if (
-        len(words[0]) * len(words[1]) < 1_000_000
-    ):  # the alignment of two texts of "dark dark dark …" takes quadratic time
-        for block in SequenceMatcher(None, *words, autojunk=False).get_matching_blocks():
-            marks[0][block.a : block.a + block.size] = marks[1][block.b : block.b + block.size] = [
-                SAME
-            ] * block.size
+        len(texts[0]) * len(texts[1]) < 1_000_000
+    ):  # aligning two texts of "dark dark dark …" takes quadratic time
+        for i, j, size in SequenceMatcher(None, *texts, autojunk=False).get_matching_blocks():
+            marks[0][i : i + size] = marks[1][j : j + size] = [SAME] * size
     left = [
-        Counter(w for w, mark in zip(*pair, strict=True) if mark == OTHER)
-        for pair in zip(words, marks, strict=True)
+        Counter(word for word, mark in zip(words, own, strict=True) if mark == OTHER)
+        for words, own in zip(texts, marks, strict=True)
     ]
-    for own, own_marks in zip(words, marks, strict=True):
+    for words, own in zip(texts, marks, strict=True):
         common = left[0] & left[1]
-        for i, word in enumerate(own):
+        for i, word in enumerate(words):
             if not word:  # a lone punctuation mark
-                own_marks[i] = SAME
-            elif own_marks[i] == OTHER and common[word] > 0:
+                own[i] = SAME
+            elif own[i] == OTHER and common[word] > 0:
                 common[word] -= 1
-                own_marks[i] = MOVED
-    return marks
+                own[i] = MOVED
+    return "".join(marks[0]), "".join(marks[1])
+
+
+def mark_facts(texts: tuple[str, str], marks: tuple[str, str], facts: Iterable[dict]) -> tuple[str, str]:
+    """Mark the words of wrong and omitted facts as FACT, so that they differ visibly from other wording.
+
+    `words` of a fact are those in the caption and those in the reference; without them its values are
+    searched for.
+    """
+    marks = [list(own) for own in marks]
+    for fact in facts:
+        phrases = fact.get("words") or (fact["predicted"], fact["reference"])
+        for text, own, phrase in zip(texts, marks, phrases, strict=True):
+            words, wanted = _plain(text), _plain(str(phrase or ""))
+            for i in range(len(words)) if wanted and fact["outcome"] in ("wrong", "omitted") else ():
+                if words[i : i + len(wanted)] == wanted:
+                    own[i : i + len(wanted)] = FACT * len(wanted)
+    return "".join(marks[0]), "".join(marks[1])
 
 
 def styled_words(
-    text: str, marks: Sequence[str] | None, confidence: Sequence[int] | None
+    text: str, marks: str | None, confidence: Sequence[int] | None
 ) -> list[tuple[str, str, bool]]:
-    """Join neighboring words that look the same: (text, mark, grey) for each such run of words."""
+    """Join neighboring words that look the same: (text, mark, whether below CONFIDENT) for each run."""
     words = text.split()
-    grey = [percent < 100 * CONFIDENT for percent in confidence] if confidence else [False] * len(words)
-    looks = zip(words, marks or [SAME] * len(words), grey, strict=True)
+    unsure = [percent < 100 * CONFIDENT for percent in confidence or [100] * len(words)]
+    looks = zip(words, marks or SAME * len(words), unsure, strict=True)
     return [
         (" ".join(word for word, *_ in run), *look) for look, run in groupby(looks, key=lambda each: each[1:])
     ]
 
 
 def find_contradictions(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Find facts that cannot change within a scenario (CONSTANT_FACTS) but do between its captions of one caption type.
+    """Find facts that cannot change within a scenario but do between its captions of one caption type.
 
-    Returns {scenario, subject, aspect, text, values: {value: [images], the most frequent first}}; `text` is, for example,
-    "gender is male in 2 captions (phases 0, 1), female in 1 caption (phase 2)".
+    Returns {scenario, subject, aspect, text, values: {fact: [images], the most frequent first}}. A `text` is,
+    for example, "gender is male in 2 captions (phases 0, 1), female in 1 caption (phase 2)", a fact "gender:
+    male".
     """
-    found: dict[tuple[str, ...], dict[str, list[dict]]] = {}
+    found: dict[tuple[str, ...], dict[str | int, list[dict]]] = {}
     for record in records:
-        for fact, pattern in CONSTANT_FACTS.items() if record["scenario"] and record["caption"] else ():
-            if match := re.search(pattern, record["caption"], re.IGNORECASE):
-                value = _ONE_NAME.get(match[1].lower(), match[1].lower())
-                key = (record["scenario"], record["subject"], record["aspect"], fact)
-                found.setdefault(key, {}).setdefault(value, []).append(record)
+        facts = read_facts(record["caption"] or "", record["subject"]) if record["scenario"] else {}
+        for slot in (slot for slot in facts if slot in CONSTANT_SLOTS):
+            values = found.setdefault((record["scenario"], record["subject"], record["aspect"], slot), {})
+            value = next((value for value in values if agree(slot, value, facts[slot])), facts[slot])
+            values.setdefault(value, []).append(record)
     contradictions = []
-    for (scenario, subject, aspect, fact), values in found.items():
+    for (scenario, subject, aspect, slot), values in found.items():
         if len(values) > 1:
+            name = slot.replace("_", " ")
             stated = dict(sorted(values.items(), key=lambda item: -len(item[1])))
-            text = f"{fact} is {', '.join(f'{value} in {_phases(own)}' for value, own in stated.items())}"
-            images = {value: [record["image"] for record in own] for value, own in stated.items()}
+            text = f"{name} is {', '.join(f'{value} in {_phases(own)}' for value, own in stated.items())}"
+            images = {
+                f"{name}: {value}": [record["image"] for record in own] for value, own in stated.items()
+            }
             contradictions.append(
                 {"scenario": scenario, "subject": subject, "aspect": aspect, "text": text, "values": images}
             )

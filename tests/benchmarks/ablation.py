@@ -1,12 +1,12 @@
-"""What a choice in training brings, measured on the drawn sample with several seeds.
+"""Measure what a choice in training brings, on the sample with several seeds.
 
-    python -m benchmarks.ablation joint     one model of ten caption types, beside ten models of one each
-    python -m benchmarks.ablation flip      flips with left and right swapped in captions, flips as in the recipe, no flips
-    python -m benchmarks.ablation flip --scenarios 24 --epochs 20           the same with few images
+    PYTHONPATH=tests python -m benchmarks.ablation joint   one model of ten caption types, or ten of one each
+    PYTHONPATH=tests python -m benchmarks.ablation flip    flip images and swap left and right in captions,
+                                                           flip images only, or neither
 
-Run it in tests/. Every training starts from the sample's checkpoint, sees the same images for as many epochs, and captions all
-validation images in the end. `score` is the mean official score; `right` the share of captions that state the attributes
-of the image correctly; `side` the share of captions of positions that state the side of the vehicle correctly.
+Every training run starts from the sample's checkpoint, sees the same images for as many epochs, and in the
+end captions all validation images. `score` is the mean official score, `right` the share of captions whose
+attributes are correct, and `side` the share of position captions with the correct side of the vehicle.
 """
 
 import argparse
@@ -19,16 +19,17 @@ from pathlib import Path
 import pandas as pd
 
 from beit3lib.config import TrainConfig
+from beit3lib.data.facts import read_facts
 from beit3lib.data.index import INDEX_NAME, read_index
 from beit3lib.data.schema import ASPECTS, SUBJECTS
-from beit3lib.files import write_json
 from beit3lib.pipeline import stages
-from beit3lib.sample.truth import read_attributes, read_drawn, states_correctly
-from beit3lib.track2.metrics import score_pairs
+from beit3lib.run.state import LAST_NAME
+from beit3lib.sample.truth import read_drawn, states_correctly
+from beit3lib.track2.metrics import score_predictions
 
 
 def variants(study: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """(variant, options) of every training of one seed."""
+    """Yield (variant, options) of every training run of one seed."""
     if study == "flip":
         yield from ((flip, {"flip": flip, "aspect": "position"}) for flip in ("swap", "recipe", "none"))
         return
@@ -39,103 +40,68 @@ def variants(study: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def measure(config: TrainConfig) -> dict[str, float]:
-    """Fine-tune and caption every validation image: seconds of training, and means over the caption types."""
-    from beit3lib.train import Trainer, validate
+    """Train and caption all validation images; return seconds of training, and means over caption types."""
+    from beit3lib import train
 
     started = time.monotonic()
-    trainer = Trainer(config)
-    trainer.run()
+    train.finetune(config)
     seconds = time.monotonic() - started
-    everything = replace(config, val_images=0, samples=len(trainer.val_set))
-    result = validate(
-        trainer.captioner(), trainer.val_set, trainer.train_set, everything, trainer.accelerator
-    )
+    last = Path(config.output_dir) / LAST_NAME
+    everything = replace(config, eval=True, finetune=str(last), val_images=0, samples=10**6)
+    result = train.finetune(everything)["validation"]
     table = pd.DataFrame(result["samples"])
-    table = table[table["reference"].astype(bool)].reset_index(
-        drop=True
-    )  # a model of one caption type has no empty ones
-    table["score"] = score_pairs(table["caption"].tolist(), table["reference"].tolist(), jobs=1)[
-        "score"
-    ].to_numpy()
-    lines = read_index(Path(config.data_path) / INDEX_NAME.format(split="val")).drop_duplicates("image_path")
+    table = table[table["reference"] != ""]  # a model of one caption type is trained on no empty captions
     drawn = read_drawn(config.data_path)
-    scenes = {row.image_path: drawn[row.scenario, row.phase] for row in lines.itertuples()}
-    rows = [(row.caption, scenes[row.image], *row.caption_type.split()) for row in table.itertuples()]
-    table["right"] = [float(states_correctly(*row)) for row in rows]
-    stated = [(read_attributes(caption, *caption_type), scene) for caption, scene, *caption_type in rows]
-    table["side"] = [
-        float(values["side"] == scene.side) if "side" in values else math.nan for values, scene in stated
-    ]
-    return {
-        "seconds": seconds,
-        **table.groupby("caption_type")[["score", "right", "side"]].mean().mean().to_dict(),
-    }
+    lines = read_index(Path(config.data_path) / INDEX_NAME.format(split="val")).drop_duplicates("image_path")
+    scenes = {line.image_path: drawn[line.scenario, line.phase] for line in lines.itertuples()}
+    right, side = [], []
+    for row in table.itertuples():
+        caption_type, scene = row.caption_type.split(), scenes[row.image]
+        right.append(float(states_correctly(row.caption, scene, *caption_type)))
+        position = read_facts(row.caption, caption_type[0]).get("position")
+        side.append(float(position == scene.side) if caption_type[1] == "position" else math.nan)
+    table = table.assign(right=right, side=side, score=score_predictions(table)["official_score"])
+    means = table.groupby("caption_type")[["score", "right", "side"]].mean().mean()
+    return {"seconds": seconds, **means.to_dict()}
 
 
 def summarize(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row per variant: means over seeds, and the range of the score between seeds. Seconds of a seed are added up."""
+    """Return a row per variant: means over seeds, and the range of the score; seconds of a seed add up."""
     means = dict.fromkeys(("score", "right", "side"), "mean")
     by_seed = rows.groupby(["variant", "seed"], sort=False).agg({"seconds": "sum", **means})
     groups = by_seed.groupby("variant", sort=False)
-    return groups.mean().assign(
-        score_range=groups["score"].max() - groups["score"].min(), seeds=groups.size()
-    )
+    score_range = groups["score"].max() - groups["score"].min()
+    return groups.mean().assign(score_range=score_range, seeds=groups.size())
 
 
-def run_study(
-    name: str, run: Path, seeds: int, epochs: int, batch_size: int, scenarios: int | None = None
-) -> pd.DataFrame:
-    """All trainings of a study, each printed as it ends; one row per training."""
-    if not (run / stages.PHASES_NAME).is_file():
-        stages.prepare(run, "sample", max_scenarios=scenarios)
-    stages.ensure(run, "index")
-    rows = []
-    for seed in range(seeds):
-        for variant, options in variants(name):
-            out = run / name / "_".join([variant.replace(" ", "_"), str(seed), *options.values()])
-            config = stages.training_config(
-                run, **options, epochs=epochs, batch_size=batch_size, seed=seed, auto_resume=False
-            )
-            found = measure(replace(config, output_dir=str(out)))
-            rows.append({"variant": variant, "seed": seed, **options, **found})
-            values = f"{found['seconds']:.0f} s, score {found['score']:.2f}, right {found['right']:.1%}"
-            values += "" if math.isnan(found["side"]) else f", side {found['side']:.1%}"
-            print(f"{variant}, seed {seed} {' '.join(options.values())}: {values}", flush=True)
-    return pd.DataFrame(rows)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Run a study and write its figures."""
+def main() -> None:
+    """Run a study, and write a row per training run."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.ablation", description=__doc__.splitlines()[0]
     )
     parser.add_argument("study", choices=("joint", "flip"))
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each variant [3]")
-    parser.add_argument("--epochs", type=int, default=6, help="passes over the images in each training [6]")
+    parser.add_argument("--seeds", type=int, default=3, help="training runs of each variant [3]")
+    parser.add_argument("--epochs", type=int, default=6, help="passes over the images [6]")
     parser.add_argument(
-        "--batch-size", type=int, default=16, help="images per step; few, so that few epochs suffice [16]"
+        "--batch_size", type=int, default=16, help="few images, so that few epochs suffice [16]"
     )
-    parser.add_argument(
-        "--scenarios", type=int, help="scenarios per split at most, in a new run folder [all]"
-    )
-    parser.add_argument(
-        "--run", type=Path, default=Path("runs/ablation"), help="folder to work in [runs/ablation]"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("ablation.json"), help="where figures go [ablation.json]"
-    )
-    options = parser.parse_args(argv)
-    rows = run_study(
-        options.study, options.run, options.seeds, options.epochs, options.batch_size, options.scenarios
-    )
-    table = summarize(rows)
-    print(table.round(3).to_string())
-    tables = {"variants": table.reset_index(), "trainings": rows}
-    about = {name: getattr(options, name) for name in ("study", "epochs", "batch_size", "scenarios")}
-    write_json(
-        options.out,
-        about | {n: t.astype(object).where(t.notna(), None).to_dict("records") for n, t in tables.items()},
-    )
+    parser.add_argument("--run", type=Path, default=Path("runs/ablation"), help="folder [runs/ablation]")
+    options = parser.parse_args()
+    if not (options.run / stages.PHASES_NAME).is_file():
+        stages.prepare(options.run, "sample")
+    stages.ensure(options.run, "index")
+    rows = []
+    for seed in range(options.seeds):
+        for variant, changes in variants(options.study):
+            config = stages.training_config(
+                options.run, **changes, epochs=options.epochs, batch_size=options.batch_size, seed=seed
+            )
+            name = "_".join([variant.replace(" ", "_"), str(seed), *changes.values()])
+            config = replace(config, output_dir=str(options.run / options.study / name), auto_resume=False)
+            rows.append({"variant": variant, "seed": seed, **changes, **measure(config)})
+            print(rows[-1], flush=True)
+    pd.DataFrame(rows).to_csv(options.run / f"{options.study}.csv", index=False)
+    print(summarize(pd.DataFrame(rows)).round(3).to_string())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ablation studies: which trainings belong to one, how their figures are summarized, and one measured training."""
+"""The training runs of an ablation study, the summary of their figures, and one measured training run."""
 
 import math
 
@@ -9,7 +9,7 @@ from test_train import quick
 from benchmarks import ablation
 
 
-def test_a_study_has_one_training_per_variant_and_caption_type():
+def test_a_study_has_one_training_run_per_variant_and_caption_type():
     joint = list(ablation.variants("joint"))
     assert [variant for variant, _ in joint] == ["one model", *["ten models"] * 10]
     assert len({tuple(options.values()) for _, options in joint[1:]}) == 10
@@ -36,7 +36,7 @@ def test_seconds_add_up_within_a_seed_and_scores_are_means_over_seeds():
 @pytest.mark.parametrize(
     "options", [{"aspect": "position", "flip": "swap"}, {"subject": "all", "aspect": "all"}]
 )
-def test_a_training_is_measured(drawn, tmp_path, options):
+def test_a_training_run_is_measured(drawn, tmp_path, options):
     found = ablation.measure(quick(drawn, tmp_path, epochs=1, num_max_bpe_tokens=8, **options))
     assert (
         found["seconds"] > 0 and found["score"] >= 0 and 0 <= found["right"] <= 1 and 0 <= found["side"] <= 1

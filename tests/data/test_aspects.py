@@ -1,4 +1,4 @@
-"""Assign every sentence to one aspect, as labels made by hand do; split and merge captions without loss; caption files."""
+"""Assign every sentence to one aspect, as labels made by hand do; split and merge captions without loss."""
 
 import hashlib
 import json
@@ -7,10 +7,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from beit3lib.data.aspects import (
     classify_sentence,
@@ -19,14 +16,7 @@ from beit3lib.data.aspects import (
     split_caption,
     split_sentences,
 )
-from beit3lib.data.caption_files import (
-    caption_file_name,
-    caption_type_of,
-    read_caption_files,
-    write_caption_files,
-)
 from beit3lib.data.schema import ASPECTS, SUBJECTS
-from beit3lib.data.wts import parse_phase
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 LABELS = json.loads((Path(__file__).parent / "aspect_labels.json").read_text())
@@ -158,7 +148,7 @@ def test_the_aspect_with_most_facts_wins_and_the_first_on_a_tie():
 
 def test_a_decision_contains_the_words_that_decided():
     ((sentence, decision),) = explain_caption("The road surface is wet asphalt.", "vehicle")
-    assert decision.facts == {"road": 2} and decision.rule == "condition: 'wet', surface: 'asphalt'"
+    assert decision.facts == {"road": 2} and decision.rule == "surface_condition: 'wet', surface: 'asphalt'"
 
 
 def test_a_sentence_without_facts_gets_the_aspect_of_the_one_before():
@@ -166,123 +156,6 @@ def test_a_sentence_without_facts_gets_the_aspect_of_the_one_before():
         "Here are the details. It is raining. That is all there is. The road is wet.", "vehicle"
     )
     assert [decision.aspect for _, decision in explained] == ["weather", "weather", "weather", "road"]
-
-
-@pytest.fixture
-def table():
-    caption = {
-        "caption_vehicle": "It turns left. The road is wet.",
-        "caption_pedestrian": "He walks. It is dark.",
-    }
-    rows = [
-        ("s1", "s1_1.mp4", "0"),
-        ("s1", "s1_2.mp4", "0"),
-        ("s1", "s1_1.mp4", "1"),
-        ("video7", "video7.mp4", "action"),
-    ]
-    columns = ("scenario", "video", "label")
-    return pd.DataFrame(
-        [dict(zip(columns, row, strict=True)) | {"phase": parse_phase(row[2])} | caption for row in rows]
-    )
-
-
-def test_the_ten_files_have_the_original_names_and_structure(tmp_path, table):
-    paths = write_caption_files(table, tmp_path)
-    assert sorted(p.name for p in paths) == sorted(caption_file_name(s, a) for s in SUBJECTS for a in ASPECTS)
-    content = json.loads((tmp_path / "vehicle_caption_moving_datasets.json").read_text())
-    two = [{"label": "0", "caption": "It turns left."}, {"label": "1", "caption": "It turns left."}]
-    assert content["s1"] == {"videos": ["s1_1.mp4", "s1_2.mp4"], "caption": two}
-    assert content["video7"]["caption"] == [{"label": "action", "caption": "It turns left."}]
-
-
-def test_every_caption_is_read_back_with_every_video_of_its_scenario(tmp_path, table):
-    write_caption_files(table, tmp_path)
-    back, problems = read_caption_files(tmp_path)
-    assert problems == [] and len(back) == (2 * 2 + 1) * 4
-    assert back.loc[back["scenario"] == "video7", "phase"].unique().tolist() == [3]
-    one, _ = read_caption_files(tmp_path / "pedestrian_caption_weather_datasets.json")
-    assert set(one["caption"]) == {"It is dark."} and set(one["subject"]) == {"pedestrian"}
-
-
-def test_labels_04_and_4_of_two_views_are_written_once(tmp_path, table):
-    one = table.iloc[[0, 0]].assign(label=["04", "4"], video=["a.mp4", "b.mp4"], phase=4)
-    write_caption_files(one, tmp_path)
-    content = json.loads((tmp_path / "vehicle_caption_road_datasets.json").read_text())
-    assert content["s1"]["caption"] == [{"label": "04", "caption": "The road is wet."}]
-
-
-def test_unusable_files_and_entries_are_listed_and_all_others_are_read(tmp_path):
-    good = {"label": "0", "caption": "It turns."}
-    content = {
-        "s1": {
-            "videos": ["a.mp4"],
-            "caption": [good, {"label": "9", "caption": "x"}, {"label": "1", "caption": " "}, "odd"],
-        },
-        "s2": {"videos": [], "caption": [good]},
-        "s3": {"videos": ["a.mp4", ["b.mp4"]], "caption": [good]},
-        "s4": {"videos": 5, "caption": {}},
-        "s5": None,
-    }
-    (tmp_path / "vehicle_caption_moving_datasets.json").write_text(json.dumps(content))
-    (tmp_path / "vehicle_caption_road_datasets.json").write_text("{")
-    (tmp_path / "vehicle_caption_weather_datasets.json").write_text("[" * 100_000)
-    (tmp_path / "notes.json").write_text("{}")
-    captions, problems = read_caption_files(tmp_path)
-    assert captions["caption"].tolist() == ["It turns."]
-    listed = "\n".join(map(str, problems))
-    assert len(problems) == 10
-    for part in (
-        "notes.json: expected a name",
-        "road_datasets.json: expected JSON",
-        "weather_datasets.json: expected JSON",
-        "label '9'",
-        "without words",
-        "s2: expected",
-        "s3: expected",
-    ):
-        assert part in listed, listed
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text() | st.sampled_from(["0", "4", "a.mp4"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=8,
-)
-ITEM = JSON | st.fixed_dictionaries({"label": JSON, "caption": JSON})
-ENTRY = JSON | st.fixed_dictionaries({"videos": st.lists(JSON), "caption": st.lists(ITEM)})
-
-
-@settings(
-    max_examples=100,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(JSON | st.dictionaries(st.text(), ENTRY))
-def test_any_content_of_a_caption_file_is_read_or_listed(tmp_path, content):
-    (tmp_path / "vehicle_caption_moving_datasets.json").write_text(json.dumps(content))
-    captions, problems = read_caption_files(tmp_path)
-    assert captions["caption"].map(str.strip).all() and captions["phase"].isin(range(5)).all()
-    assert (
-        problems
-        or len(captions)
-        or content in ({}, [])
-        or not any(entry["caption"] for entry in content.values())
-    )
-
-
-@pytest.mark.parametrize("name", ["Vehicle-Caption-%s-datasets.json", "vehicle_caption_%s_datasets.json"])
-def test_the_caption_type_is_read_from_the_file_name(name):
-    for aspect in ("pedestrian_description", "pedestrian-description"):
-        assert caption_type_of(Path(name % aspect)) == ("vehicle", "pedestrian_description")
-    assert caption_type_of(Path("vehicle_caption_mood_datasets.json")) is None
-
-
-def test_a_folder_without_caption_files_is_an_error(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match="expected caption files such as vehicle_caption_moving_datasets.json"
-    ):
-        read_caption_files(tmp_path)
 
 
 REPEATED = [

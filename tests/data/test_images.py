@@ -1,14 +1,12 @@
 """Open any image as upright 8-bit RGB, or raise one error that names the file."""
 
 import os
-import struct
-import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, features
 
-from beit3lib.data.images import ImageError, find_image, is_phase_image, list_images, open_image
+from beit3lib.data.images import ImageError, find_image, list_images, open_image, parse_image_name
 
 
 @pytest.fixture
@@ -39,90 +37,48 @@ def test_the_exif_orientation_is_applied(tmp_path, photo, orientation, opened):
     assert np.abs(np.asarray(image, float) - np.asarray(photo)).mean() < 5
 
 
-RAMP = np.linspace(0, 1, 256).reshape(16, 16)
-DEEP = {
-    "16 bit": ((RAMP * 65535).astype(np.uint16), "png"),
-    "16 bit TIFF": ((RAMP * 65535).astype(np.uint16), "tif"),
-    "32 bit": ((RAMP * 65535).astype(np.int32), "tif"),
-    "float up to 1": (RAMP.astype(np.float32), "tif"),
-    "float up to 255": ((RAMP * 255).astype(np.float32), "tif"),
-    "float with NaN": (np.where(RAMP == 0, np.nan, RAMP).astype(np.float32), "tif"),
-}
-
-
-@pytest.mark.parametrize("name", DEEP)
-def test_deep_gray_and_float_values_are_scaled_to_8_bit(tmp_path, name):
-    values, suffix = DEEP[name]
-    path = tmp_path / f"deep.{suffix}"
-    Image.fromarray(values).save(path)
-    pixels = np.asarray(open_image(path))
-    assert pixels.shape == (16, 16, 3) and np.abs(pixels[..., 0] - RAMP * 255).max() <= 1
-
-
-def test_a_dark_16_bit_image_stays_dark():
-    assert np.asarray(open_image(Image.fromarray(np.full((4, 4), 2570, np.uint16)))).max() == 10
-
-
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "YCbCr"])
 def test_every_mode_becomes_rgb(photo, mode):
-    image = photo.convert("RGBA").convert(mode) if mode in ("LA",) else photo.convert(mode)
-    assert open_image(image).mode == "RGB"
+    assert open_image(photo.convert("RGBA" if mode == "LA" else "RGB").convert(mode)).mode == "RGB"
 
 
-def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def test_16_bit_gray_is_scaled_to_8_bit(tmp_path):
+    ramp = np.linspace(0, 1, 256).reshape(16, 16)
+    Image.fromarray((ramp * 65535).astype(np.uint16)).save(tmp_path / "deep.png")
+    assert np.abs(np.asarray(open_image(tmp_path / "deep.png"))[..., 0] - ramp * 255).max() <= 1
 
 
-def write_gigapixels(path, photo):
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
-        + chunk(b"IEND", b"")
-    )
-
-
-def write_text_bomb(path, photo):
-    info = PngImagePlugin.PngInfo()
-    info.add_text("comment", "a" * 50_000_000, zip=True)
-    photo.save(path, pnginfo=info)
+def test_formats_are_told_by_content_and_heic_names_the_package_that_reads_it(tmp_path, photo):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    with pytest.raises(ImageError, match="photo.jpg: expected an image.*pillow-heif"):
+        open_image(path)
+    if not features.check("avif"):
+        pytest.skip("this Pillow cannot write AVIF")
+    photo.save(path, format="AVIF", quality=95)
+    assert np.abs(np.asarray(open_image(path), float) - np.asarray(photo)).mean() < 5
 
 
 BROKEN = {
-    "gigapixels": write_gigapixels,
-    "text bomb": write_text_bomb,
     "empty": lambda path, photo: path.write_bytes(b""),
     "text": lambda path, photo: path.write_text("no image"),
     "folder": lambda path, photo: path.mkdir(),
     "pipe": lambda path, photo: os.mkfifo(path),
-    "device": lambda path, photo: path.symlink_to("/dev/zero"),
-    "link to itself": lambda path, photo: path.symlink_to(path.name),
-    "postscript": lambda path, photo: photo.save(path, format="EPS"),
+    "EPS": lambda path, photo: photo.save(path, "EPS"),  # Pillow would run Ghostscript
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN)
-def test_a_file_that_is_not_an_image_is_an_error_with_its_name(tmp_path, photo, kind):
+@pytest.mark.parametrize("kind", [*BROKEN, "JPEG", "PNG", "WEBP", "GIF", "TIFF"])
+def test_a_truncated_image_or_another_file_is_an_error_with_its_name(tmp_path, photo, kind):
     path = tmp_path / "broken.png"
-    BROKEN[kind](path, photo)
-    with pytest.raises(ImageError, match="broken.png: expected") as error:
+    if kind in BROKEN:
+        BROKEN[kind](path, photo)
+    else:
+        photo.save(path, kind)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError, match="broken.png: expected"):
         open_image(path)
-    assert len(str(error.value)) < 400
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "tif"])
-def test_a_truncated_image_is_an_error(tmp_path, suffix):
-    path = tmp_path / f"half.{suffix}"
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ImageError, match="half"):
-        open_image(path)
-
-
-def test_a_missing_image_is_a_file_not_found_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing.jpg: expected an image here, found nothing"):
+    with pytest.raises(FileNotFoundError, match="nothing.jpg: expected"):
         open_image(tmp_path / "nothing.jpg")
 
 
@@ -132,11 +88,15 @@ def test_a_missing_image_is_a_file_not_found_error(tmp_path):
 def test_images_of_a_phase_are_found_in_every_spelling(tmp_path, photo, name):
     for file in (name, "avgbphase4.jpg", "phases.png", ".avgaphase4.tmp.jpg"):
         photo.save(tmp_path / file)
+    (tmp_path / "avgcphase4.jpg").mkdir()
+    os.mkfifo(tmp_path / "avgdphase4.jpg")
     images = list_images(tmp_path)
     assert find_image(images, "a.mp4", 4, "avoidance", "04") == tmp_path / name
-    assert find_image(images, "a.mp4", 3) is None
-    assert is_phase_image(tmp_path / name) and not is_phase_image(tmp_path / "phases.png")
+    assert find_image(images, "a.mp4", 3) is None and len(images) == 3
+    assert (
+        parse_image_name(tmp_path / name)[0] == "a.mp4" and parse_image_name(tmp_path / "phases.png") is None
+    )
     with pytest.raises(
-        FileNotFoundError, match="expected a folder of motion-blur images, found none. Run notebook 1 first"
+        FileNotFoundError, match="expected a folder of motion-blur images, found none. Run the"
     ):
         list_images(tmp_path / "nothing")

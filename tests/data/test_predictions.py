@@ -1,8 +1,6 @@
-"""Predictions files: written and read without loss, and one clear error for a file that anyone may have made."""
+"""Predictions files: written and read without loss, and one clear error for a wrong file."""
 
 import json
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 
 from beit3lib.data.predictions import (
     COLUMNS,
-    is_inside,
+    inside,
     predictions_table,
     read_meta,
     read_predictions,
@@ -20,9 +18,10 @@ from beit3lib.data.predictions import (
 from beit3lib.files import FileError
 
 RECORD = {
-    "image": "images/a.jpg", "scenario": "s1", "split": "val", "source": "wts", "view": "overhead_view", "video": "a.mp4",
-    "label": "0", "phase": 0, "subject": "vehicle", "aspect": "road", "caption": "The road is wide.", "log_prob": -1.25,
-    "word_probs": [0.5, 0.25, 1.0, 0.9], "reference": "The road is narrow.", "official_score": 42.5,
+    "image": "images/a.jpg", "scenario": "s1", "split": "val", "source": "wts", "view": "overhead_view",
+    "video": "a.mp4", "label": "0", "phase": 0, "subject": "vehicle", "aspect": "road", "log_prob": -1.25,
+    "caption": "The road is wide.", "word_probs": [0.5, 0.25, 1.0, 0.9], "reference": "The road is narrow.",
+    "official_score": 42.5,
 }  # fmt: skip
 
 
@@ -33,118 +32,69 @@ def write(tmp_path, *records, text=None):
 
 
 def test_predictions_are_written_and_read_without_loss(tmp_path):
-    unknown = {
-        **RECORD,
-        "reference": None,
-        "official_score": None,
-        "phase": None,
-        "source": None,
-        "log_prob": None,
-    }
+    names = ("reference", "official_score", "phase", "source", "log_prob")
     odd = {
-        **RECORD,
         "caption": "N/A",
         "label": "04",
         "scenario": "null",
         "reference": "",
         "view": 'quote " \u2028 line',
     }
-    table = predictions_table([RECORD, unknown, odd])
+    table = predictions_table([RECORD, RECORD | dict.fromkeys(names), RECORD | odd])
     path = write_predictions(tmp_path / "new" / "predictions.json", table, {"checkpoint": "best"})
     again = read_predictions(path)
-    pd.testing.assert_frame_equal(again.drop(columns="outside"), table)
-    assert read_meta(path) == {"checkpoint": "best"} and not again["outside"].any()
-    assert list(again.columns) == [*COLUMNS, "outside"] and again["reference"].tolist() == [
-        RECORD["reference"],
-        None,
-        "",
-    ]
+    pd.testing.assert_frame_equal(again, table)
+    assert read_meta(path) == {"checkpoint": "best"} and list(again.columns) == list(COLUMNS)
+    assert again["reference"].tolist() == [RECORD["reference"], None, ""]
     assert path.read_text().count("\n") == 6  # one record per line, readable with less and diff
 
 
-def test_missing_columns_and_values_are_null_and_surrogates_are_replaced(tmp_path):
-    table = pd.DataFrame(
-        {
-            "image": ["a\udce9.jpg"],
-            "subject": ["vehicle"],
-            "aspect": ["road"],
-            "caption": ["x"],
-            "phase": [float("nan")],
-        }
-    )
-    record = json.loads(write_predictions(tmp_path / "p.json", table, {}).read_text())["predictions"][0]
-    assert record["phase"] is None and record["word_probs"] is None and "\udce9" not in record["image"]
-    assert list(record) == list(COLUMNS)
-
-
-def test_a_failed_write_keeps_the_previous_file(tmp_path):
-    path = write(tmp_path, RECORD)
-    before = path.read_bytes()
-    with pytest.raises(TypeError):
-        write_predictions(path, pd.DataFrame([{**RECORD, "caption": object()}]), {})
-    assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == [path.name]
+def test_missing_columns_and_values_are_null(tmp_path):
+    short = {name: RECORD[name] for name in ("image", "subject", "aspect", "caption")}
+    table = pd.DataFrame([short | {"phase": 3}, short])  # a column of floats, because one value is missing
+    path = write_predictions(tmp_path / "p.json", table, {})
+    assert list(json.loads(path.read_text())["predictions"][0]) == list(COLUMNS)
+    again = read_predictions(path)
+    assert again["phase"].tolist() == [3, None] and again["word_probs"].tolist() == [None, None]
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"caption": ["a"]}, "expected caption to be a valid string, got list"),
-        ({"caption": None}, "expected caption to be a valid string, got NoneType"),
-        ({"image": 5}, "expected image to be a valid string, got 5"),
-        ({"split": {"a": 1}}, "expected split to be a valid string, got dict"),
-        ({"subject": "dog"}, "expected subject to be 'vehicle', 'pedestrian' or '', got 'dog'"),
-        ({"phase": 10**400}, "expected phase to be less than or equal to 1000, got 1000"),
-        ({"phase": 1.5}, "expected phase to be a valid integer, got 1.5"),
-        ({"log_prob": True}, "expected log_prob to be a valid number, got True"),
-        ({"official_score": {"bleu": 1}}, "expected official_score to be a valid number, got dict"),
-        ({"official_score": 10**400}, "expected official_score to be "),
-        ({"word_probs": [[0.5]]}, "expected word_probs to be a valid number, got list"),
-        ({"word_probs": "high"}, "expected word_probs to be a valid list, got 'high'"),
+        ({"caption": ["a"]}, "caption: expected a valid string, found ['a']"),
+        ({"image": 5}, "image: expected a valid string, found 5"),
+        ({"subject": "dog"}, "subject: expected 'vehicle', 'pedestrian' or '', found 'dog'"),
+        ({"phase": 1.5}, "phase: expected a valid integer"),
+        ({"log_prob": True}, "log_prob: expected a valid number, found True"),
+        ({"word_probs": [[0.5]]}, "word_probs 0: expected a valid number, found [0.5]"),
     ],
 )
 def test_a_wrong_value_is_named_with_file_record_and_key(tmp_path, change, message):
     path = write(tmp_path, RECORD, {**RECORD, **change})
     with pytest.raises(FileError) as error:
         read_predictions(path)
-    assert str(error.value).startswith(f"{path}, record 2: {message}")
+    assert str(error.value).startswith(f"{path}: predictions 1 {message}")
 
 
 @pytest.mark.parametrize(
-    "text, message",
-    [
-        ("[]", "expected an object"),
-        ("{}", "expected the keys meta and predictions"),
-        ('{"predictions": 5}', "expected a list under the key predictions, got int"),
-        ('{"predictions": [5]}', "record 1: expected an object"),
-        ('{"predictions": [' + "[" * 100_000, "nested too deeply"),
-        ('{"predictions": [{"image": 1' + "0" * 5000 + "}]}", "expected JSON"),
-        ('{"predictions": [{"log_prob": NaN}]}', "NaN is not a JSON number"),
-        ('{"predictions": [{"image"', "expected JSON"),
-    ],
+    "text", ["[]", "{}", '{"predictions": 5}', '{"predictions": [5]}', '{"predictions": [{"im']
 )
-def test_a_file_of_another_form_is_one_error(tmp_path, text, message):
-    path = write(tmp_path, text=text)
-    with pytest.raises(FileError, match=message) as error:
-        read_predictions(path)
-    assert str(path) in str(error.value)
+def test_a_file_of_another_form_is_one_error(tmp_path, text):
+    with pytest.raises(FileError, match="predictions.json: .*Use a file that the caption stage wrote"):
+        read_predictions(write(tmp_path, text=text))
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**400), 10**400) | st.floats(allow_nan=False) | st.text(),
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from([*COLUMNS, "x"]), inner, max_size=4)
-    ),
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from([*COLUMNS, "x"]), inner),
     max_leaves=8,
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.dictionaries(st.sampled_from(COLUMNS), json_values, min_size=1, max_size=4) | json_values)
-def test_whatever_a_record_is_reading_succeeds_or_names_the_file(tmp_path, record):
-    changed = {**RECORD, **record} if isinstance(record, dict) else record
-    path = write(
-        tmp_path, text=json.dumps({"meta": {}, "predictions": [changed]}).replace("Infinity", "1e999")
-    )
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(COLUMNS), JSON, min_size=1, max_size=4) | JSON)
+def test_any_record_is_read_or_is_an_error_with_the_file(tmp_path, record):
+    path = write(tmp_path, {**RECORD, **record} if isinstance(record, dict) else record)
     try:
         table = read_predictions(path)
     except FileError as error:
@@ -153,22 +103,21 @@ def test_whatever_a_record_is_reading_succeeds_or_names_the_file(tmp_path, recor
         write_predictions(tmp_path / "again.json", table, {})
 
 
-@pytest.mark.parametrize(
-    "image", ["../secret.png", "/etc/passwd.png", "images/../../x.png", "C:\\x.png", "\\\\host\\x.png"]
-)
-def test_images_outside_the_run_folder_are_marked(tmp_path, image):
-    assert not is_inside(image)
-    assert read_predictions(write(tmp_path, RECORD, {**RECORD, "image": image}))["outside"].tolist() == [
-        False,
-        True,
-    ]
-
-
-def test_images_below_the_run_folder_are_not_marked():
-    assert is_inside("images/avg..2.jpg") and is_inside("a.png") and is_inside("./images/a b.png")
-    assert not is_inside("a\0.png")
-
-
-def test_reading_predictions_loads_no_torch():
-    code = "import sys, beit3lib.data.predictions; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+def test_no_image_path_leaves_its_root(tmp_path):
+    root, secret = tmp_path / "run", tmp_path / "secret.png"
+    (root / "images").mkdir(parents=True)
+    secret.write_bytes(b"")
+    (root / "link.png").symlink_to(secret)
+    (root / "up").symlink_to(tmp_path)
+    outside = ["../secret.png", "images/../../secret.png", "..\\secret.png", str(secret), "\\\\host\\x.png"]
+    outside += ["up/../../secret.png", "a\0.png"]
+    assert [name for name in outside if inside(name, root) is not None] == []
+    within = {
+        "images/avg..2.jpg": "images/avg..2.jpg",
+        "./a b.png": "a b.png",
+        "images\\a.jpg": "images/a.jpg",
+    }
+    within |= {str(root / "images" / "a.jpg"): "images/a.jpg", "images/../a.jpg": "a.jpg"}
+    assert {name: inside(name, root) for name in within} == within
+    (tmp_path / "alias").symlink_to(root)
+    assert inside(str(root / "a.jpg"), tmp_path / "alias") == "a.jpg" == inside("a.jpg", tmp_path / "alias")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,14 @@ from beit3lib.data.prepared import find_prepared, import_prepared, list_test_seg
 from beit3lib.data.prepared import original_index as _make_captioning_coco_karpathy_dataset_index
 from beit3lib.data.schema import ASPECTS, PHASE_COLUMNS, SUBJECTS
 from beit3lib.data.wts import list_segments
+from beit3lib.sample import SPM_PATH
 
-SPM = Path(__file__).parents[2] / "beit3lib" / "sample" / "pretrained" / "sample.spm"
-TRAIN = {
-    f"2023070{n}_{n}_SY{n}_T1": [f"2023070{n}_{n}_SY{n}_T1_Camera{c}_0.mp4" for c in (1, 2)]
-    for n in range(1, 9)
-}
+SCENARIOS = [f"2023070{n}_{n}_SY{n}_T1" for n in range(1, 9)]
+TRAIN = {name: [f"{name}_Camera{c}_0.mp4" for c in (1, 2)] for name in SCENARIOS}
 VAL = {"20230709_9_SN9_T1": ["20230709_9_SN9_T1_192.168.0.28_3.mp4"], "video77": ["video77.mp4"]}
-TEST = {"20230711_12_SN17_T1": ["20230711_12_SN17_T1_Camera1_0.mp4", "20230711_12_SN17_T1_vehicle_view.mp4"]}
+TEST = {
+    "20230711_12_SN17_T1": [f"20230711_12_SN17_T1_{camera}.mp4" for camera in ("Camera1_0", "vehicle_view")]
+}
 LABELS = ("0", "3", "4")
 CAPTIONS = {
     "moving": "It turns left.",
@@ -36,189 +37,186 @@ CAPTIONS = {
 def write_captions(path, scenarios, text, labels=LABELS):
     path.parent.mkdir(parents=True, exist_ok=True)
     caption = [{"label": label, "caption": text} for label in labels]
-    path.write_text(
-        json.dumps({name: {"videos": videos, "caption": caption} for name, videos in scenarios.items()})
-    )
+    content = {name: {"videos": videos, "caption": caption} for name, videos in scenarios.items()}
+    path.write_text(json.dumps(content))
 
 
-def write_images(folder, scenarios, prefix, suffix, labels=LABELS):
+def write_images(folder, scenarios, prefix="avg", suffix=".jpg", labels=LABELS):
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (video, label) in enumerate(
-        (v, label) for videos in scenarios.values() for v in videos for label in labels
-    ):
-        color = (number * 7 % 256, len(str(folder)) % 256, 9)
-        Image.new("RGB", (16, 16), color).save(
-            folder / f"{prefix}{video.removesuffix('.mp4')}phase{label}{suffix}"
-        )
+    names = [
+        (video.removesuffix(".mp4"), label)
+        for videos in scenarios.values()
+        for video in videos
+        for label in labels
+    ]
+    for video, label in names:
+        pixels = np.random.default_rng(sum(map(ord, video + label))).integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{prefix}{video}phase{label}{suffix}")
 
 
 def write_input(root, kaggle=False, val=True, subjects=SUBJECTS, aspects=ASPECTS, test=True):
-    """Write `your_input`, as in the original README or as Kaggle data sets."""
+    """Write `your_input` as in the original README or as Kaggle data sets; return {original name: folder}."""
     prefix, suffix = ("", ".PNG") if kaggle else ("avg", ".jpg")
-    inner = "image_aic/" if kaggle else ""
-
-    def folder(name):
-        return root / (name.replace("_", "-") if kaggle else name)
-
-    write_images(
-        folder("avg_normal_244_train") / (inner + "train" if kaggle else ""), TRAIN | VAL, prefix, suffix
-    )
-    write_images(folder("avg_normal_244_test") / (inner + "test" if kaggle else ""), TEST, prefix, suffix)
+    names = [
+        "avg_normal_244_train",
+        "avg_normal_244_test",
+        "test_6",
+        *(f"{name}_caption" for name in SUBJECTS),
+    ]
+    folders = {name: root / (name.replace("_", "-") if kaggle else name) for name in names}
+    for split in ("train", "test") if kaggle else ():
+        folders[f"avg_normal_244_{split}"] /= f"image_aic/{split}"
+    write_images(folders["avg_normal_244_train"], TRAIN | VAL, prefix, suffix)
+    write_images(folders["avg_normal_244_test"], TEST, prefix, suffix)
     for subject in subjects:
         for aspect in aspects:
             for split, scenarios in {"train": TRAIN, "val": VAL}.items() if val else [("train", TRAIN | VAL)]:
-                path = folder(f"{subject}_caption") / split / caption_file_name(subject, aspect)
+                path = folders[f"{subject}_caption"] / split / caption_file_name(subject, aspect)
                 write_captions(path, scenarios, CAPTIONS[aspect])
     if test:
-        write_captions(folder("test_6") / "for_test.json", TEST, "", [*LABELS, "2"])
-    folder("beit_base_224").mkdir(parents=True, exist_ok=True)
-    (folder("beit_base_224") / "beit3.spm").write_bytes(SPM.read_bytes())
-    return root
+        write_captions(folders["test_6"] / "for_test.json", TEST, "", [*LABELS, "2"])
+    return folders
+
+
+def import_from(root, run):
+    return import_prepared(find_prepared(root), run)
 
 
 @pytest.fixture
 def tokenizer():
     from beit3lib.tokenizer import load_tokenizer
 
-    return load_tokenizer(SPM)
+    return load_tokenizer(SPM_PATH)
 
 
 @pytest.mark.parametrize("kaggle", [False, True])
 def test_the_original_structure_becomes_a_run(tmp_path, tokenizer, kaggle):
-    prepared = find_prepared(write_input(tmp_path / "your_input", kaggle))
-    run = tmp_path / "run"
-    phases, problems = import_prepared(prepared, run)
+    root, run = tmp_path / "your_input", tmp_path / "run"
+    folders = write_input(root, kaggle)
+    phases, problems = import_from(root, run)
     assert list(phases.columns) == [*PHASE_COLUMNS, "image"]
     splits = {split: set(part["scenario"]) for split, part in phases.groupby("split")}
     assert splits == {"train": set(TRAIN), "val": set(VAL), "test": set(TEST)}
     assert len(phases) == (16 + 2 + 2) * 3 == len(list((run / "images").glob("avg*.jpg")))
-    assert [problem.where for problem in problems] == [
-        f"{name}/{video} phase 2" for name in TEST for video in TEST[name]
-    ]
-    captioned = phases[phases["split"] != "test"]
-    assert (
-        captioned["caption_vehicle"].notna().all()
-        and phases.loc[phases["split"] == "test", "caption_vehicle"].isna().all()
-    )
+    wanted = [f"{name}/{video} phase 2" for name in TEST for video in TEST[name]]
+    assert [problem.where for problem in problems] == wanted
+    captioned, test = phases[phases["split"] != "test"], phases[phases["split"] == "test"]
+    assert captioned["caption_vehicle"].notna().all() and test["caption_vehicle"].isna().all()
     assert split_caption(captioned["caption_vehicle"].iloc[0], "vehicle") == CAPTIONS
     assert sorted(p.name for p in (run / "captions").iterdir()) == ["train", "val"]
-    train = read_caption_files(run / "captions" / "train")
-    assert len(train.captions) == 16 * 3 * 10 and not train.problems
-    for split in ("train", "val"):
+    for split, lines in {"train": 480, "val": 60}.items():
         out = run / f"coco_captioning.{split}.jsonl"
         report = build_index(run / "captions" / split, run / "images", tokenizer, out, phases)
-        assert report.lines == (480 if split == "train" else 60) and not report.skipped
-    test = index_images(phases[phases["split"] == "test"], run / "images", run / "coco_captioning.test.jsonl")
-    assert test.lines == 6
-    segments = list_test_segments(prepared)
+        assert report.lines == lines and not report.problems
+    assert index_images(test, run / "images", run / "coco_captioning.test.jsonl").lines == 6
+    segments = list_test_segments(find_prepared(root))
     assert segments["label"].tolist() == ["0", "3", "4", "2"] and set(segments["source"]) == {"wts"}
     assert list(segments.columns) == list(list_segments(phases).columns)
+    if not kaggle:
+        source = folders["avg_normal_244_train"] / "avgvideo77phase3.jpg"
+        assert (run / "images" / source.name).read_bytes() == source.read_bytes()
 
 
-def test_images_are_copied_unchanged_or_converted_to_jpeg(tmp_path):
-    root = write_input(tmp_path / "in")
-    source = root / "avg_normal_244_train" / "avgvideo77phase3.jpg"
-    other = source.with_name("avgvideo77phase4.jpg")
-    Image.fromarray(np.full((16, 16), 25700, np.uint16)).save(other.with_suffix(".png"))
-    other.unlink()
-    import_prepared(find_prepared(root), tmp_path / "run")
-    images = tmp_path / "run" / "images"
-    assert (images / source.name).read_bytes() == source.read_bytes()
-    with Image.open(images / other.name) as image:
-        assert image.format == "JPEG" and image.getpixel((8, 8)) == (100, 100, 100)
+def test_test_images_without_for_test_json_are_segments_named_by_the_images(tmp_path):
+    folders = write_input(tmp_path / "in", test=False)
+    normal = "20231013_105827_normal_192.168.0.14_1_event_2"
+    more = {
+        "a": ["20230712_1_CD1_T2_192.168.0.28_3.mp4"],
+        "b": [f"{normal}.mp4"],
+        "c": [f"{normal}_vehicle_view.mp4"],
+    }
+    write_images(folders["avg_normal_244_test"], more | {"d": ["video9.mp4"]})
+    phases, problems = import_from(tmp_path / "in", tmp_path / "run")
+    test = phases[phases["split"] == "test"]
+    assert set(test["scenario"]) == {*TEST, "20230712_1_CD1_T2", normal, "video9"} and len(test) == 18
+    assert test["caption_vehicle"].isna().all()
+    (problem,) = problems
+    assert "18 images of the test split without for_test.json" in problem.what
+    segments = list_test_segments(find_prepared(tmp_path / "in"))
+    assert set(segments["scenario"]) == set(test["scenario"]) and len(segments) == 4 * 3
 
 
-def test_a_tenth_of_train_becomes_val_only_where_there_is_none(tmp_path):
-    phases, _ = import_prepared(find_prepared(write_input(tmp_path / "in", val=False)), tmp_path / "run")
-    scenarios = phases.groupby("split")["scenario"].nunique()
-    assert (
-        scenarios["val"] == 1
-        and scenarios["train"] == 9
-        and phases.groupby("scenario")["split"].nunique().eq(1).all()
+@pytest.mark.parametrize("renamed", [False, True])
+def test_images_in_both_train_and_val_are_one_problem(tmp_path, renamed):
+    folders = write_input(tmp_path / "in", subjects=["vehicle"], aspects=["moving"], val=False)
+    captions, images = folders["vehicle_caption"], folders["avg_normal_244_train"]
+    twin = (
+        {"20230799_1_XX1_T1": ["20230799_1_XX1_T1_Camera1_0.mp4"]}
+        if renamed
+        else {"video77": ["video77.mp4"]}
     )
-    val = read_caption_files(tmp_path / "run" / "captions" / "val").captions
-    assert set(val["scenario"]) == set(phases.loc[phases["split"] == "val", "scenario"])
-    assert not list((tmp_path / "run").rglob("captions/test"))
+    write_captions(captions / "val" / caption_file_name("vehicle", "moving"), twin, "It turns.")
+    ((video,),) = twin.values()
+    folder = images.with_name("copies_val")
+    folder.mkdir()
+    for label in LABELS:
+        image = images / f"avgvideo77phase{label}.jpg"
+        shutil.copy(image, folder / image.name.replace("video77", video.removesuffix(".mp4")))
+    _, problems = import_from(tmp_path / "in", tmp_path / "run")
+    (both,) = [problem for problem in problems if "both train and val" in problem.what]
+    assert both.what.startswith("3 images")
 
 
-@pytest.mark.parametrize(
-    "subjects, aspects", [(("vehicle",), ("moving",)), (("pedestrian",), ASPECTS), (SUBJECTS, ("road",))]
-)
-def test_one_subject_or_aspect_is_enough(tmp_path, subjects, aspects):
-    root = write_input(tmp_path / "in", subjects=subjects, aspects=aspects)
-    phases, problems = import_prepared(find_prepared(root), tmp_path / "run")
-    files = {path.name for path in (tmp_path / "run" / "captions" / "train").iterdir()}
+@pytest.mark.parametrize("subjects, aspects", [(("vehicle",), ("moving",)), (SUBJECTS, ("road",)), ((), ())])
+def test_one_subject_or_aspect_or_only_segments_to_caption_are_enough(tmp_path, subjects, aspects):
+    write_input(tmp_path / "in", subjects=subjects, aspects=aspects)
+    phases, _ = import_from(tmp_path / "in", tmp_path / "run")
+    files = {path.name for path in (tmp_path / "run" / "captions").rglob("*.json")}
     assert files == {caption_file_name(subject, aspect) for subject in subjects for aspect in aspects}
+    assert set(phases["split"]) == ({"train", "val", "test"} if subjects else {"test"})
     val = phases[phases["split"] == "val"]
-    for subject in SUBJECTS:
-        assert val[f"caption_{subject}"].notna().all() == (subject in subjects)
-    assert len(problems) == 2
-
-
-def test_one_folder_of_images_and_one_of_captions_are_found(tmp_path):
-    write_images(tmp_path / "data" / "images", TRAIN, "avg", ".jpg")
-    write_captions(
-        tmp_path / "data" / "captions" / caption_file_name("vehicle", "moving"), TRAIN, CAPTIONS["moving"]
+    assert all(
+        val[f"caption_{subject}"].notna().all() == (subject in subjects) for subject in SUBJECTS if len(val)
     )
-    prepared = find_prepared(tmp_path / "data")
-    phases, problems = import_prepared(prepared, tmp_path / "run")
-    assert set(phases["split"]) == {"train", "val"} and len(phases) == 48 and not problems
-    assert list_test_segments(prepared).empty
 
 
-def test_segments_to_caption_alone_are_enough(tmp_path):
-    root = write_input(tmp_path / "in", subjects=())
-    phases, problems = import_prepared(find_prepared(root), tmp_path / "run")
-    assert set(phases["split"]) == {"test"} and len(phases) == 6 and len(problems) == 3
-    assert not list((tmp_path / "run" / "captions").iterdir())
-
-
-def test_captions_without_any_image_are_one_error(tmp_path):
-    write_captions(tmp_path / caption_file_name("vehicle", "moving"), TRAIN, "It turns.")
-    write_images(tmp_path / "images", VAL, "avg", ".jpg")
-    with pytest.raises(
-        FileNotFoundError, match="expected images of the videos that its caption files list, found none"
-    ):
-        import_prepared(find_prepared(tmp_path), tmp_path / "run")
-
-
-def test_the_chart_of_a_run_is_not_a_prepared_image(tmp_path):
-    write_captions(tmp_path / caption_file_name("vehicle", "moving"), TRAIN, "It turns.")
-    Image.new("RGB", (8, 8)).save(tmp_path / "phases.png")
-    assert find_prepared(tmp_path) is None
-    assert find_prepared(tmp_path / "nothing") is None
+def test_images_and_captions_alone_are_no_data_set(tmp_path):
+    path = tmp_path / "captions" / caption_file_name("vehicle", "moving")
+    write_captions(path, TRAIN, "It turns.")
+    Image.new("RGB", (8, 8)).save(tmp_path / "phases.png")  # the chart of a run
+    assert find_prepared(tmp_path) is None and find_prepared(tmp_path / "nothing") is None
+    write_images(tmp_path / "images", VAL)
+    with pytest.raises(FileNotFoundError, match="expected images of the videos that its caption files list"):
+        import_from(tmp_path, tmp_path / "run")
+    write_images(tmp_path / "images", TRAIN)
+    phases, problems = import_from(tmp_path, tmp_path / "run")
+    scenarios = phases.groupby("split")["scenario"].unique().map(set)  # a tenth becomes val
+    assert len(phases) == 48 and len(scenarios["val"]) == 1 and not scenarios["val"] & scenarios["train"]
+    val = read_caption_files(tmp_path / "run" / "captions" / "val").captions
+    assert set(val["scenario"]) == scenarios["val"]
+    assert [problem.what for problem in problems] == ["6 images that no caption file lists; not used"]
 
 
 def test_captions_without_image_and_images_without_caption_are_listed(tmp_path):
-    root = write_input(tmp_path / "in", test=False)
-    gone = root / "avg_normal_244_train" / "avgvideo77phase3.jpg"
-    gone.rename(gone.with_name("avgsomething_elsephase0.jpg"))
-    (root / "avg_normal_244_train" / "avgvideo77phase4.jpg").write_bytes(b"no image")
-    (root / "vehicle_caption" / "train" / caption_file_name("vehicle", "road")).write_text(
-        '{"a": {"videos": [["x"]]}}'
-    )
-    (root / "vehicle_caption" / "val" / caption_file_name("vehicle", "road")).write_text("[" * 100_000)
-    phases, problems = import_prepared(find_prepared(root), tmp_path / "run")
-    assert len(phases) == 54 - 2
+    folders = write_input(tmp_path / "in")
+    images, road = folders["avg_normal_244_train"], caption_file_name("vehicle", "road")
+    (images / "avgvideo77phase3.jpg").rename(images / "avgsomething_elsephase0.jpg")
+    (images / "avgvideo77phase4.jpg").unlink()
+    os.mkfifo(images / "avgvideo77phase4.jpg")
+    (folders["vehicle_caption"] / "train" / road).write_text('{"a": {"videos": [["x"]]}}')
+    phases, problems = import_from(tmp_path / "in", tmp_path / "run")
+    assert len(phases) == 60 - 2
     listed = "\n".join(map(str, problems))
-    assert "video77/video77.mp4 phase 3: 9 captions, but no image" in listed
-    assert (
-        "avgvideo77phase4.jpg: expected an image" in listed
-        and "8 images that no caption file lists" in listed
-    )
-    assert "nested too deeply" in listed and "expected lists videos and caption" in listed
+    for text in (
+        "video77/video77.mp4 phase 3: 10 captions, but no image",
+        "avgvideo77phase4.jpg: expected a regular file",
+        "2 images that no caption file lists",
+        "expected lists videos and caption",
+    ):
+        assert text in listed
 
 
 def test_a_second_import_replaces_captions_and_keeps_unchanged_images(tmp_path):
-    root, run = write_input(tmp_path / "in"), tmp_path / "run"
-    import_prepared(find_prepared(root), run)
+    root, run = tmp_path / "in", tmp_path / "run"
+    folders = write_input(root, aspects=["road"])
+    import_from(root, run)
     before = {path.name: path.stat().st_ino for path in (run / "images").iterdir()}
-    changed = root / "avg_normal_244_train" / "avg20230701_1_SY1_T1_Camera2_0phase3.jpg"
+    changed = folders["avg_normal_244_train"] / "avg20230701_1_SY1_T1_Camera2_0phase3.jpg"
     Image.new("RGB", (16, 16), (1, 2, 3)).save(changed)
     os.utime(changed, (1, 1))
     for path in root.rglob("val/*.json"):
         path.unlink()
-    import_prepared(find_prepared(root), run)
+    import_from(root, run)
     after = {path.name: path.stat().st_ino for path in (run / "images").iterdir()}
     assert {name for name in after if after[name] != before[name]} == {changed.name}
     assert (run / "images" / changed.name).read_bytes() == changed.read_bytes()
@@ -226,16 +224,11 @@ def test_a_second_import_replaces_captions_and_keeps_unchanged_images(tmp_path):
 
 
 def test_two_scenarios_with_a_video_of_one_name_keep_their_own_images(tmp_path):
-    write_images(tmp_path / "train", {"a": ["x.mp4"]}, "avg", ".jpg", ["0"])
-    write_images(tmp_path / "longer_val", {"b": ["x.mp4"]}, "avg", ".jpg", ["0"])
-    for split, scenario in (("train", "a"), ("val", "b")):
-        write_captions(
-            tmp_path / "c" / split / caption_file_name("vehicle", "road"),
-            {scenario: ["x.mp4"]},
-            "It is wet.",
-            ["0"],
-        )
-    phases, _ = import_prepared(find_prepared(tmp_path), tmp_path / "run")
+    for split, scenario in (("train", "a"), ("longer_val", "b")):
+        path = tmp_path / "captions" / split / caption_file_name("vehicle", "road")
+        write_captions(path, {scenario: ["x.mp4"]}, "It is wet.", ["0"])
+        write_images(tmp_path / split, {scenario: ["x.mp4"]}, labels=["0"])
+    phases, _ = import_from(tmp_path, tmp_path / "run")
     assert phases.set_index("scenario")["image"].to_dict() == {"a": "avgxphase0.jpg", "b": "avgb_xphase0.jpg"}
     copied = (tmp_path / "run" / "images" / "avgb_xphase0.jpg").read_bytes()
     assert copied == (tmp_path / "longer_val" / "avgxphase0.jpg").read_bytes()
@@ -243,53 +236,31 @@ def test_two_scenarios_with_a_video_of_one_name_keep_their_own_images(tmp_path):
 
 @pytest.mark.parametrize("kaggle", [False, True])
 def test_the_original_index_calls_write_its_index(tmp_path, monkeypatch, capsys, tokenizer, kaggle):
-    root = write_input(tmp_path / "input", kaggle)
-    images = {split: root / f"avg_normal_244_{split}" for split in ("train", "test")}
-    captions, segments = root / "vehicle_caption", root / "test_6"
-    if kaggle:
-        images = {split: root / f"avg-normal-244-{split}/image_aic/{split}" for split in images}
-        captions, segments = root / "vehicle-caption", root / "test-6"
-    (tmp_path / "working").mkdir()
-    monkeypatch.chdir(tmp_path / "working")
-
-    _make_captioning_coco_karpathy_dataset_index(
-        data_path=str(segments / "for_test.json"),
-        tokenizer=tokenizer,
-        image_dir=str(images["test"]),
-        split_name="val",
-        type="",
-    )
-    _make_captioning_coco_karpathy_dataset_index(
-        data_path=str(captions / "train" / "vehicle_caption_moving_datasets.json"),
-        tokenizer=tokenizer,
-        image_dir=str(images["train"]),
-        split_name="train",
-        type="",
-    )
-
+    folders = write_input(tmp_path / "input", kaggle)
+    segments = folders["test_6"] / "for_test.json"
+    captions = folders["vehicle_caption"] / "train" / "vehicle_caption_moving_datasets.json"
+    monkeypatch.chdir(tmp_path)
+    for path, split, split_name in ((segments, "test", "val"), (captions, "train", "train")):
+        _make_captioning_coco_karpathy_dataset_index(
+            data_path=str(path),
+            tokenizer=tokenizer,
+            image_dir=str(folders[f"avg_normal_244_{split}"]),
+            split_name=split_name,
+            type="",
+        )
     train, val = (read_index(f"coco_captioning.{split}.jsonl") for split in ("train", "val"))
     prefix, suffix = ("", ".PNG") if kaggle else ("avg", ".jpg")
     expected = []  # the loops of the original repository, with its own spelling of the names
-    for item in json.loads(
-        (captions / "train" / "vehicle_caption_moving_datasets.json").read_text()
-    ).values():
+    for item in json.loads(captions.read_text()).values():
         for caption in item["caption"]:
             ids = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(caption["caption"]))
             for video in item["videos"]:
                 name = f"{prefix}{video.replace('.mp4', '')}phase{caption['label']}{suffix}"
-                expected.append((str(images["train"] / name), ids))
+                expected.append((str(folders["avg_normal_244_train"] / name), ids))
     assert list(zip(train["image_path"], train["text_segment"], strict=True)) == expected
-    assert all(
-        Path(path).is_absolute() and Path(path).is_file()
-        for path in [*train["image_path"], *val["image_path"]]
-    )
+    assert all(Path(path).is_absolute() and Path(path).is_file() for path in val["image_path"])
     assert len(val) == 6 and set(val["text_segment"]) == {None} and set(train["subject"]) == {None}
     assert train["image_id"].nunique() == train["image_path"].nunique() == 48
     printed = capsys.readouterr().out
     assert "coco_captioning.val.jsonl: 8 captions, 6 lines, 2 skipped, 6 images" in printed
     assert "2 captions without an image" in printed
-
-
-def test_an_index_call_without_its_caption_file_is_an_error_with_its_name(tmp_path, tokenizer):
-    with pytest.raises(FileNotFoundError, match="nothing.json"):
-        _make_captioning_coco_karpathy_dataset_index(tmp_path / "nothing.json", tokenizer, tmp_path)

@@ -1,4 +1,5 @@
-"""Notebooks 1 to 5 through papermill: without parameters as on Kaggle, on a real WTS scenario, and with wrong parameters."""
+"""Notebooks 1 to 5 through papermill: without parameters as on Kaggle, on a real WTS scenario, with wrong
+parameters."""
 
 import json
 import os
@@ -6,54 +7,38 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from beit3lib.data.index import read_index
 from beit3lib.data.predictions import read_predictions
 from beit3lib.sample import MODEL, SPM_PATH, truth
-from beit3lib.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "data" / "wts_real"
 
+pytestmark = pytest.mark.slow
 
-def papermill(name, folder, *parameters, **environment):
+
+def papermill(name, folder, parameters="", **environment):
     """Execute a notebook as a user does, in `folder`; returns the finished process."""
-    out = folder / "runs" / "demo" / f"{name}.ipynb"
-    out.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--kernel", "python3"]
-    return subprocess.run(
-        [*command, ROOT / "notebooks" / f"{name}.ipynb", out, *parameters],
-        cwd=folder,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},
-        capture_output=True,
-        text=True,
-    )
+    command += [ROOT / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb", *parameters.split()]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def execute(name, folder, *parameters, **environment):
-    done = papermill(name, folder, *parameters, **environment)
+def execute(name, folder, parameters="", **environment):
+    done = papermill(name, folder, parameters, **environment)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.slow
 def test_the_captions_of_the_demo_are_correct(demo):
-    """Captions state most values of plain scenes correctly, and those of another scenario's images only by chance."""
-    run = demo.run
-    summary = json.loads((run / "summary.json").read_text())
+    """Captions have most values of plain scenes right, and those of another scenario's images only by
+    chance."""
+    run, summary = demo.run, json.loads((demo.run / "summary.json").read_text())
     stages = ["prepare", "index", "finetune", "caption", "score", "submit"]
     assert list(summary) == [*stages[:4], "attributes", "attention", *stages[4:]]
     assert sorted(path.stem for path in (run / "records").iterdir()) == sorted(stages)
-    made = [
-        "images",
-        "captions",
-        "coco_captioning.train.jsonl",
-        "best/model.safetensors",
-        "last/state.json",
-        "log.jsonl",
-    ]
-    made += ["predictions.json", "gallery.html", "scores.json", "submission.json", "learning_curve.png"]
+    made = ["best/model.safetensors", "gallery.html", "scores.json", "submission.json", "learning_curve.png"]
     assert [name for name in made if not (run / name).exists()] == []
     shares = summary["attributes"]
     assert set(shares["own"]) == set(truth.ATTRIBUTES)
@@ -64,128 +49,87 @@ def test_the_captions_of_the_demo_are_correct(demo):
     values = truth.attribute_table(predictions[predictions["split"] == "val"], truth.read_drawn(run))
     correct = (values["drawn"] == values["stated"]).groupby(values["condition"] == "plain").mean()
     assert correct[True] >= 0.98 and correct[False] < correct[True], correct
-    worded = [
-        truth.has_sample_wording(row.caption, row.subject, row.aspect) for row in predictions.itertuples()
-    ]
-    assert np.mean(worded) >= 0.9
-    score = summary["score"]  # of random wordings, so that correct captions differ from the references
+    score = summary["score"]  # references are random paraphrases, so that correct captions differ from them
     assert score["model"] >= 59 and score["model"] > score["nearest"] + 5 > score["most frequent"]
     assert score["shuffled"] < score["nearest"]
     assert all(times >= 3 for times in summary["attention"].values()), summary["attention"]
-    prepare = summary["prepare"]
+    prepare, index = summary["prepare"], summary["index"]
     assert (
         prepare["phases_read"] == prepare["images"] + prepare["problem_count"] and prepare["problems"] == []
     )
     for split in ("train", "val"):
         assert (
-            summary["index"][split]["captions"]
-            == summary["index"][split]["lines"] + summary["index"][split]["skipped"]
+            index[split]["captions"] == index[split]["lines"] + index[split]["skipped"]
+            and index[split]["cut"] == 0
         )
-        assert summary["index"][split]["cut"] == 0
-    command = [sys.executable, "-m", "beit3lib.pipeline.stages", run]
-    assert (
-        subprocess.run(command, capture_output=True, text=True)
-        .stdout.strip()
-        .endswith(f"open {run / 'gallery.html'}")
-    )
 
 
-@pytest.mark.slow
-def test_the_notebooks_run_under_kaggles_conditions(demo):
-    """Read-only mounts in both shapes, an empty working folder each, no internet, and missing packages from wheels.
+def test_the_demo_ran_under_kaggles_conditions(demo):
+    """Read-only mounts in both shapes, an empty working folder each, no internet, and missing packages from
+    wheels.
 
     Each notebook finds the output of the one before it as a mount, and nothing else (`conftest.demo`).
     """
     if demo.not_as_kaggle:
         pytest.skip(demo.not_as_kaggle)
-    summary = json.loads((demo.run / "summary.json").read_text())
-    assert {"prepare", "index", "finetune", "caption", "score", "attributes"} <= set(summary)
-    assert (demo.run / "submission.json").is_file() and (demo.run / "gallery.html").is_file()
 
 
-@pytest.mark.slow
-def test_a_quick_look_with_other_beams_is_compared_with_the_demo(demo):
+def test_a_preview_with_other_beams_is_compared_with_the_demo(demo):
     before = (demo.run / "predictions.json").read_bytes()
     for path in demo.run.iterdir():
         link = demo.folder / "runs" / "greedy" / path.name
         link.parent.mkdir(exist_ok=True)
         if path.suffix != ".ipynb" and path.name not in ("summary.json", "gallery.html", "records"):
             link.symlink_to(path)
-    execute("04_inspect_captions", demo.folder, "-p", "run", "greedy", "-p", "num_beams", "1", "-p", "compare_with", "demo",
-            "-p", "max_images", "6")  # fmt: skip
+    parameters = "-p run greedy -p num_beams 1 -p compare_with demo -p max_images 6"
+    execute("04_inspect_captions", demo.folder, parameters)
     assert "demo" in (demo.folder / "runs" / "greedy" / "gallery.quick.html").read_text()
     assert (demo.run / "predictions.json").read_bytes() == before
     assert (demo.folder / "runs" / "greedy" / "predictions.quick.json").is_file()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the real WTS scenario is not at {REAL}")
 def test_a_real_wts_scenario_runs_through_notebooks_1_to_4(tmp_path):
-    """15 images of three videos, two missing videos listed, and one step of the tiny model from random weights."""
+    """15 images of three videos, two missing videos listed, and one step of the tiny model from random
+    weights."""
     execute("01_prepare_data", tmp_path, BEIT3LIB_WTS=str(REAL))
     done = papermill("02_build_index", tmp_path, BEIT3LIB_WTS=str(REAL))
     assert done.returncode and "tokenizer: expected BEiT-3's sentencepiece model" in done.stderr
-    execute("02_build_index", tmp_path, "-p", "tokenizer", str(SPM_PATH), BEIT3LIB_WTS=str(REAL))
+    execute("02_build_index", tmp_path, f"-p tokenizer {SPM_PATH}", BEIT3LIB_WTS=str(REAL))
     run = tmp_path / "runs" / "demo"
     assert len(list((run / "images").glob("*.jpg"))) == 15
     summary = json.loads((run / "summary.json").read_text())
     assert summary["prepare"]["dataset"] == "wts" and summary["prepare"]["images"] == 15
-    assert sum(".mp4" in problem for problem in summary["prepare"]["problems"]) == 2, summary["prepare"][
-        "problems"
-    ]
-    assert {path.name.split("_")[0] for path in (run / "captions" / "train").iterdir()} == {
-        "vehicle",
-        "pedestrian",
-    }
-    lines, tokenizer = read_index(run / "coco_captioning.train.jsonl"), load_tokenizer(run / "tokenizer.spm")
-    assert lines["image_path"].nunique() == 15 and summary["index"]["train"]["cut"] > 0
-    assert all(
-        tokenizer.decode(line.text_segment).split() == line.caption.split() for line in lines.itertuples()
-    )
+    assert sum(".mp4" in problem for problem in summary["prepare"]["problems"]) == 2
+    assert summary["index"]["train"]["images"] == 15 and summary["index"]["train"]["cut"] > 0
     done = papermill("04_inspect_captions", tmp_path)
-    assert done.returncode and "Run notebook 3 first" in done.stderr
-    few = (
-        "-p",
-        "model",
-        MODEL,
-        "-r",
-        "finetune",
-        "",
-        "-p",
-        "max_steps",
-        "1",
-        "-p",
-        "batch_size",
-        "2",
-        "-p",
-        "subject",
-        "vehicle",
-    )
-    execute("03_finetune", tmp_path, *few, "-p", "aspect", "weather")
+    assert done.returncode and "expected best, found none. Run stage 'finetune'" in done.stderr
+    few = f'-p model {MODEL} -y {{"finetune":""}} -p max_steps 1 -p batch_size 2'
+    few += " -p subject vehicle -p aspect weather"
+    execute("03_finetune", tmp_path, few)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["finetune"]["steps"] == 1 and summary["finetune"]["first_loss"] > 3
-    execute("04_inspect_captions", tmp_path, "-p", "max_images", "1", "-p", "num_beams", "1")
+    execute("04_inspect_captions", tmp_path, "-p max_images 1 -p num_beams 1")
     assert len(read_predictions(run / "predictions.quick.json")) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, parameters, message",
     [
-        ("03_finetune", ("-p", "lrr", "1"), "Did you mean lr?"),
-        ("03_finetune", ("-y", "{lr: fast}"), "lr: expected a valid number"),
-        ("01_prepare_data", ("-p", "views", "sideways"), "views: expected 'all', 'main'"),
+        ("01_prepare_data", "-p views sideways", "views: expected 'all', 'main'"),
+        ("02_build_index", "-p run ../../x", "run: expected letters, digits, "),
         (
-            "01_prepare_data",
-            ("-p", "image_size", "0"),
-            "image_size: expected greater than or equal to 16, got 0",
+            "03_finetune",
+            "-p lrr 1",
+            "lrr: expected a parameter of this notebook, got an unknown name. Did you mean lr?",
         ),
-        ("05_score_and_submit", ("-p", "worse", "3"), "Did you mean worst?"),
-        ("05_score_and_submit", ("-p", "run", "2026"), "write `-r run 2026`"),
-        ("02_build_index", ("-p", "run", "../../x"), "run: expected a name such as 'demo', got '../../x'"),
+        ("04_inspect_captions", "-p photo none.jpg", "photo: expected an existing file, got none.jpg"),
+        ("05_score_and_submit", "-p run 2026", "write `-r run 2026`"),
     ],
 )
-def test_a_wrong_parameter_ends_the_notebook_with_its_name(tmp_path, name, parameters, message):
-    done = papermill(name, tmp_path, *parameters)
+def test_a_wrong_parameter_ends_the_notebook_with_its_name_and_leaves_no_run(
+    tmp_path, name, parameters, message
+):
+    done = papermill(name, tmp_path, parameters)
     assert done.returncode != 0 and message in done.stderr, done.stderr[-2000:]
-    assert sorted(path.name for path in (tmp_path / "runs" / "demo").iterdir()) == [f"{name}.ipynb"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.ipynb"]

@@ -5,19 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from beit3lib.model import MODELS
 from beit3lib.pipeline.manifest import ManifestError, MissingInput, load_manifest
+from beit3lib.pipeline.mounts import folders_in, kaggle_inputs, kaggle_root
 
 ROOT = Path(__file__).parents[2]
-ENTRY = {
-    "what": "things",
-    "env": "BEIT3LIB_TEST_THINGS",
-    "from": "somewhere",
-    "terms": "none",
-    "looked_for": ["data"],
-}
+TEXT = (ROOT / "data_manifest.yaml").read_text()
 
 
 def write(path, text=""):
@@ -35,192 +29,109 @@ def wts_at(root, suffix=".mp4"):
 @pytest.fixture
 def empty(tmp_path, monkeypatch):
     """A function that loads the project's manifest where no input exists."""
-    for entry in load_manifest().entries.values():
-        monkeypatch.delenv(entry.env, raising=False)
     monkeypatch.setenv("BEIT3LIB_KAGGLE_INPUT", str(tmp_path / "kaggle"))
-    copy = write(tmp_path / "project" / "data_manifest.yaml", (ROOT / "data_manifest.yaml").read_text())
+    copy = write(tmp_path / "project" / "data_manifest.yaml", TEXT)
     (tmp_path / "work").mkdir()
     return lambda: load_manifest(copy, here=tmp_path / "work")
 
 
-def manifest_with(tmp_path, **change):
-    entry = {
-        key: value for key, value in {**ENTRY, "contains": {"*": 1}, **change}.items() if value is not None
-    }
-    return write(tmp_path / "m.yaml", yaml.safe_dump({"version": 2, "entries": {"things": entry}}))
+def test_every_model_for_real_data_has_weights_with_its_own_name_first():
+    manifest = load_manifest()
+    for model in [name for name in MODELS if "tiny" not in name]:
+        first = manifest.entry(model).names[0]
+        assert first.startswith(model) or first == f"{model.split('_patch')[0]}_patch16_224"
+    with pytest.raises(ManifestError, match="expected one of sample, wts, .* or a model, got 'wtss'"):
+        manifest.search("wtss")
 
 
-def test_every_model_for_real_data_has_weights_in_the_manifest():
-    entries = load_manifest().entries
-    assert {name for name in MODELS if "tiny" not in name} <= set(entries)
-    assert entries["beit3_base_patch16_224"].env == "BEIT3LIB_BASE_224"
-
-
-def test_one_table_shows_everything_that_is_missing(empty):
-    table = empty().table()
-    assert (table["found"] == "no").all() and list(table.index) == list(empty().entries)
-    assert table["get it from"].str.len().min() > 10 and table["terms"].str.len().min() > 2
-
-
-def test_a_missing_input_names_where_it_was_looked_for_and_how_to_get_it(empty):
+def test_a_missing_input_names_the_searched_paths_and_how_to_get_it(empty):
     with pytest.raises(MissingInput) as error:
-        empty().locate("wts")
-    text = str(error.value)
-    assert "\n" not in text
-    assert all(
-        part in text for part in ("WTS download", "data/wts", "BEIT3LIB_WTS", "kaggle", "github.com", "terms")
-    )
+        empty().search("wts", required=True)
+    wanted = ("the WTS download", "data/wts", "BEIT3LIB_WTS", "Kaggle", "github.com", "terms")
+    assert all(part in str(error.value) for part in wanted) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("mount", ["wts", "datasets/someone/wts"])
-def test_a_download_is_found_in_both_shapes_of_mount(empty, tmp_path, mount):
-    path = wts_at(tmp_path / "kaggle" / mount)
-    assert empty().locate("wts") == path
-
-
+@pytest.mark.parametrize("place", ["kaggle/wts", "kaggle/datasets/someone/wts", "work/data/wts", "data/wts"])
 @pytest.mark.parametrize("suffix", [".mp4", ".MP4"])
-@pytest.mark.parametrize("inside", ["", "WTS_DATASET_PUBLIC"])
-def test_every_download_that_the_reader_reads_is_found(empty, tmp_path, suffix, inside):
-    wts_at(tmp_path / "work/data/wts" / inside, suffix)
-    assert empty().find("wts") is not None
-
-
-def test_a_download_through_a_link_is_found(empty, tmp_path):
-    wts_at(tmp_path / "disk")
-    (tmp_path / "work/data").mkdir()
-    (tmp_path / "work/data/wts").symlink_to(tmp_path / "disk")
-    assert empty().find("wts") == tmp_path / "work/data/wts"
+def test_a_download_is_found_here_above_and_in_both_shapes_of_mounts(empty, tmp_path, place, suffix):
+    assert empty().search("wts")[0] is None
+    assert wts_at(tmp_path / place, suffix) == empty().search("wts")[0]
 
 
 def test_the_environment_variable_has_priority_over_data_and_data_over_kaggle(empty, tmp_path, monkeypatch):
     paths = [wts_at(tmp_path / p) for p in ("kaggle/wts", "work/data/wts", "home/elsewhere")]
-    assert empty().locate("wts") == paths[1]
+    assert empty().search("wts")[0] == paths[1]
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("BEIT3LIB_WTS", "~/elsewhere")
-    assert empty().locate("wts") == paths[2]
+    assert empty().search("wts")[0] == paths[2]
 
 
-def test_inputs_above_the_working_folder_are_found(tmp_path, monkeypatch):
-    monkeypatch.delenv("BEIT3LIB_WTS", raising=False)
-    (tmp_path / "notebooks").mkdir()
-    assert load_manifest(here=tmp_path / "notebooks").find("wts") is None
-    path = wts_at(tmp_path / "data" / "wts")
-    assert load_manifest(here=tmp_path / "notebooks").find("wts") == path
+def test_a_variable_that_names_no_such_input_is_an_error(empty, tmp_path, monkeypatch):
+    monkeypatch.setenv("BEIT3LIB_WTS", str(tmp_path / "mistypd"))
+    with pytest.raises(
+        MissingInput, match="expected the WTS download .* in BEIT3LIB_WTS=.*mistypd, found none"
+    ):
+        empty().search("wts")
+    (tmp_path / "mistypd").mkdir()
+    with pytest.raises(MissingInput, match="BEIT3LIB_WTS=.*, found no wts data"):
+        empty().search("wts")
 
 
 @pytest.mark.parametrize("inside", ["", "data/sample"])
 def test_the_sample_does_not_count_as_the_download(empty, tmp_path, inside):
     write(wts_at(tmp_path / "work/data/wts" / inside) / "drawn.json")
     write(wts_at(tmp_path / "kaggle/one" / inside) / "drawn.json")
-    assert empty().find("wts") is None
+    assert empty().search("wts")[0] is None
 
 
-def test_an_incomplete_input_is_listed_with_what_it_lacks(empty, tmp_path):
-    write(tmp_path / "work/data/BDD_PC_5K/videos/train/video1.mp4")
-    table = empty().table(["bdd"])
+@pytest.mark.parametrize(
+    "folder", ["work/data", "work/data/beit_base_224", "kaggle/a/b/c", "your_input/beit_base_224"]
+)
+@pytest.mark.parametrize("suffix", [".pth", ".zip", "", "/archive/data.pkl", "/model.safetensors"])
+def test_weights_and_tokenizer_are_found_in_every_form(empty, tmp_path, folder, suffix):
+    write(tmp_path / folder / f"beit3_base_patch16_224{suffix}")
+    spm, near = write(tmp_path / folder / "beit3.spm"), tmp_path / "your_input"
+    path = tmp_path / folder / f"beit3_base_patch16_224{suffix.split('/')[0]}"
     assert (
-        table.loc["bdd", "found"] == "no"
-        and table.loc["bdd", "lacks"] == "annotations/**/video*_caption.json"
+        empty().search("beit3_base_patch16_224", near)[0]
+        == path
+        == empty().search("beit3_base_patch16_480", near)[0]
     )
-
-
-@pytest.mark.parametrize(
-    "folder", ["work/data", "work/data/beit_base_224", "kaggle/weights", "kaggle/models/a/b/torch/base/1"]
-)
-@pytest.mark.parametrize("suffix", [".pth", ".zip", ""])
-def test_weights_are_found_in_every_form(empty, tmp_path, folder, suffix):
-    path = write(tmp_path / folder / f"beit3_base_patch16_224{suffix}")
-    assert empty().locate("beit3_base_patch16_224") == path
-    assert empty().find("beit3_base_patch16_480") == path and empty().find("beit3_large_patch16_224") is None
-
-
-@pytest.mark.parametrize(
-    "file", ["archive/data.pkl", "model.safetensors", "pytorch_model-00001-of-00002.bin"]
-)
-def test_weights_may_be_a_folder_that_kaggle_unpacked_or_one_of_hugging_face(empty, tmp_path, file):
-    path = tmp_path / "kaggle/weights/beit3_base_patch16_224"
-    write(path / file)
-    assert empty().locate("beit3_base_patch16_224") == path
-
-
-def test_an_unknown_entry_is_an_error_that_lists_the_known_ones(empty):
-    with pytest.raises(ManifestError, match="expected one of sample, wts, .*, got 'wtss'"):
-        empty().find("wtss")
-
-
-def test_a_variable_that_names_no_such_input_is_an_error(empty, tmp_path, monkeypatch):
-    monkeypatch.setenv("BEIT3LIB_WTS", str(tmp_path / "mistypd"))
-    with pytest.raises(
-        MissingInput, match="BEIT3LIB_WTS=.*mistypd: expected the WTS download .* found nothing"
-    ):
-        empty().find("wts")
-    (tmp_path / "mistypd").mkdir()
-    with pytest.raises(MissingInput, match="expected the WTS download .* found no what"):
-        empty().find("wts")
-
-
-def test_the_manifest_of_the_project_describes_every_entry_in_full():
-    for name, entry in load_manifest().entries.items():
-        assert (
-            entry.what
-            and entry.terms
-            and entry.source
-            and entry.looked_for
-            and entry.env.startswith("BEIT3LIB_")
-        ), name
-        assert "{" not in entry.env and all(count > 0 for count in (entry.contains or {}).values())
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"wath": "x"}, "key wath: Extra inputs are not permitted"),
-        ({"terms": None}, "key terms: Field required"),
-        ({"file": "b"}, "expected exactly one of contains, file, reader, models, got contains, file"),
-        ({"contains": None}, "expected exactly one of contains, file, reader, models, got none"),
-        ({"contains": {"*": "many"}}, "key contains: expected a valid integer"),
-        ({"contains": {3: 1}}, "key contains: expected a valid string"),
-        ({"looked_for": "data"}, "key looked_for: expected a valid list"),
-        ({"what": ["a"]}, "key what: expected a valid string"),
-        ({"contains": None, "reader": "csv"}, "reader: expected one of wts, prepared, got 'csv'"),
-    ],
-)
-def test_a_wrong_entry_is_named_with_its_key(tmp_path, change, message):
-    with pytest.raises(ManifestError) as error:
-        load_manifest(manifest_with(tmp_path, **change))
-    assert str(error.value).startswith(f"{tmp_path / 'm.yaml'}, entry things") and message in str(error.value)
+    assert empty().search("beit3_large_patch16_224", near)[0] is None
+    assert empty().search("tokenizer", near)[0] == spm
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("a: [1", "expected YAML"),
-        ("- 1", "expected a mapping with `version` and `entries`"),
-        ("", "expected a mapping"),
-        ("entries: 5", "expected a mapping"),
-        ("entries: {things: 5}", "entry things: expected a valid dictionary"),
-        ("entries: {things: null}", "entry things: "),
-        ("entries: {5: {}}", "entry 5, key what: Field required"),
-        ("entries: !!python/object/apply:os.system [ls]", "expected YAML"),
-        ("when: 2026-99-99\nentries: {}", "expected YAML"),
-        ("a: \x00", "expected YAML"),
+        (TEXT.replace("version: 3", "version: 2"), "version Input should be 3"),
+        (TEXT.replace("paths:", "looked_for:", 1), "entries.sample.paths Field required"),
+        (TEXT.replace("reader: wts", "reader: csv", 1), "Input should be 'wts' or 'prepared'"),
+        *((text, "found ") for text in ("a: [1", "- 1", "", "entries: 5", "a: \x00")),
+        ("entries: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
     ],
 )
-def test_an_invalid_manifest_is_an_error_of_one_line_with_its_path(tmp_path, text, message):
-    with pytest.raises(ManifestError, match="m.yaml") as error:
+def test_an_old_or_invalid_manifest_is_an_error_of_one_line_with_its_path(tmp_path, text, message):
+    with pytest.raises(ManifestError, match="m.yaml: expected version 3") as error:
         load_manifest(write(tmp_path / "m.yaml", text))
-    assert message in str(error.value) and len(str(error.value)) < 600 and "\n" not in str(error.value)
+    assert message in str(error.value) and len(str(error.value)) < 400 and "\n" not in str(error.value)
 
 
-def test_the_command_ends_with_1_if_an_input_is_missing(empty, tmp_path):
-    command = [sys.executable, "-m", "beit3lib.pipeline.manifest"]
-    everything = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "work")
-    assert everything.returncode == 0 and "beit3_large_patch16_480" in everything.stdout
-    one = subprocess.run([*command, "bdd"], capture_output=True, text=True, cwd=tmp_path / "work")
-    assert one.returncode == 1 and "request form" in one.stdout
-    unknown = subprocess.run([*command, "x"], capture_output=True, text=True, cwd=tmp_path / "work")
-    assert (
-        unknown.returncode == 1
-        and unknown.stderr.startswith("ManifestError: ")
-        and "Traceback" not in unknown.stderr
-    )
+@pytest.mark.parametrize(
+    "names, status, text",
+    [((), 0, "weights"), (("bdd",), 1, "request form"), (("x",), 1, "ManifestError: ")],
+)
+def test_the_command_lists_inputs_and_ends_with_1_if_one_is_missing(empty, tmp_path, names, status, text):
+    command = [sys.executable, "-m", "beit3lib.pipeline.manifest", *names]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "work")
+    assert done.returncode == status and text in done.stdout + done.stderr
+
+
+def test_mounts_are_the_attached_inputs_and_exist_on_kaggle_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("BEIT3LIB_KAGGLE_INPUT", str(tmp_path))
+    inputs = [tmp_path / name for name in ("one", "datasets/someone/two", "notebooks/someone/three")]
+    for path in inputs:
+        (path / "a" / "b" / "c").mkdir(parents=True)
+    (tmp_path / "file.txt").touch()
+    assert kaggle_inputs() == inputs and kaggle_root().exists()
+    assert [path.name for path in folders_in(tmp_path / "one", 2)] == ["one", "a", "b"]

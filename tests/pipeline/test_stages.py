@@ -1,63 +1,68 @@
 """The stages of a run, called as the notebooks call them, on a small drawn download."""
 
 import json
+import os
 import shutil
-import threading
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import draw_run
 
+from beit3lib import train
 from beit3lib.data.index import read_index
 from beit3lib.data.predictions import write_predictions
 from beit3lib.data.schema import read_table
-from beit3lib.files import file_hash, write_json
-from beit3lib.pipeline import stages
-from beit3lib.pipeline.manifest import MissingInput, load_manifest
+from beit3lib.files import write_json
+from beit3lib.pipeline import scoring, stages
+from beit3lib.pipeline.manifest import MissingInput
+from beit3lib.pipeline.parameters import ParameterError
 from beit3lib.pipeline.run_folder import read_record, read_summary, stale
 from beit3lib.sample import MODEL, SPM_PATH, draw
 from beit3lib.track2.submission import SubmissionError, check_submission
 
 QUICK = {
     "epochs": 1,
-    "max_steps": 1,
-    "batch_size": 4,
+    "batch_size": 16,
     "val_images": 1,
     "num_beams": 1,
     "num_max_bpe_tokens": 16,
+    "subject": "vehicle",
 }
+NO_SCENARIOS = {"train": (0, 0, 0), "val": (0, 0, 0), "test": (0, 0, 0)}
 
 
-def download(folder, counts):
-    """A drawn download that looks like the real one."""
-    root = draw.write_sample(folder, counts)
+def download(folder, **counts):
+    """A drawn download that looks like the real one; `counts` are the numbers of scenarios of each split."""
+    root = draw.write_sample(folder, NO_SCENARIOS | counts)
     (root / "drawn.json").unlink()
     return root
 
 
+def copy(run, folder):
+    return Path(shutil.copytree(run, folder))
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A small drawn download, and a run after its first two stages."""
+    """A run after its first two stages, and their results."""
     folder = tmp_path_factory.mktemp("small")
     root = draw.write_sample(folder / "sample", {"train": (3, 1, 1), "val": (2, 0, 1), "test": (1, 0, 1)})
-    (folder / "run").mkdir()
-    prepared = stages.prepare(folder / "run", "sample", root)
+    prepared = stages.prepare(folder / "run", "sample", str(root))
     return folder / "run", prepared, stages.index(folder / "run")
 
 
 @pytest.fixture
 def run(small, tmp_path):
     """A copy of that run, to be changed."""
-    return Path(shutil.copytree(small[0], tmp_path / "run"))
+    return copy(small[0], tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
 def trained(small, tmp_path_factory):
-    """The run after one step of training on vehicle captions, with all its captions."""
-    run = Path(shutil.copytree(small[0], tmp_path_factory.mktemp("trained") / "run"))
-    stages.finetune(run, subject="vehicle", **QUICK)
+    """The run after one epoch of training on vehicle captions, with all its captions."""
+    run = copy(small[0], tmp_path_factory.mktemp("trained") / "run")
+    stages.finetune(run, **QUICK)
     stages.caption(run, num_beams=1)
     return run
 
@@ -71,254 +76,135 @@ def made(monkeypatch):
     return names
 
 
-def test_every_phase_and_caption_is_counted(small):
-    run, prepared, reports = small
-    summary = read_summary(run)
-    images = len(list((run / "images").iterdir()))
-    assert summary["prepare"]["phases_read"] == summary["prepare"]["images"] == images == len(prepared.phases)
-    assert prepared.problems == [] and summary["prepare"]["problem_count"] == 0 and len(prepared.choices)
-    for split in ("train", "val"):
-        report = reports[split]
-        assert report.captions == report.lines and report.skipped == report.cut == 0 and report.problems == []
-    assert set(reports) == {"train", "val", "test"}
-    assert not stale(run, "prepare") and not stale(run, "index")
-
-
-def test_a_second_preparation_keeps_the_images(run):
-    root = read_record(run, "prepare")["options"]["root"]
-    before = {path: path.stat().st_mtime_ns for path in (run / "images").iterdir()}
-    stages.prepare(run, "sample", root)
-    assert before == {path: path.stat().st_mtime_ns for path in (run / "images").iterdir()}
-
-
-def test_segments_of_a_split_are_those_of_the_download(small):
-    table = read_table(small[0] / "segments.csv")
-    for split, has_captions in (("val", True), ("test", False)):
-        segments = table[table["split"] == split]
-        assert len(segments) and segments["caption_vehicle"].notna().all() == has_captions
-        assert not segments.duplicated(["scenario", "label"]).any()
-
-
-def test_preparing_other_data_removes_the_files_of_earlier_data(run, tmp_path):
-    other = download(tmp_path / "other", {"train": (1, 0, 0), "val": (0, 0, 0), "test": (0, 0, 0)})
-    prepared = stages.prepare(run, "wts", other)
-    assert {path.name for path in (run / "images").iterdir()} == set(prepared.phases["image"])
+def test_preparing_other_data_removes_earlier_images_but_no_other_files(run, tmp_path, monkeypatch):
+    other = download(tmp_path / "other", train=(1, 0, 1))
+    shutil.move(other / "external" / "BDD_PC_5K", tmp_path / "BDD_PC_5K")  # is read from beside the download, too
+    monkeypatch.setenv("BEIT3LIB_BDD", str(tmp_path / "BDD_PC_5K"))
+    kept = {"folder", "notes.txt", "pipe"}
+    (run / "images" / "folder").mkdir()
+    (run / "images" / "notes.txt").touch()
+    os.mkfifo(run / "images" / "pipe")
+    prepared = stages.prepare(run, "wts", str(other))
+    assert {path.name for path in (run / "images").iterdir()} == set(prepared.phases["image"]) | kept
+    assert set(prepared.phases["source"]) == set(prepared.segments["source"]) == {"wts", "bdd"}
     assert [path.name for path in (run / "captions").iterdir()] == ["train"]
-    assert not (run / "drawn.json").exists()
-    assert stale(run, "index").endswith("has changed")
+    assert not (run / "drawn.json").exists() and stale(run, "index").endswith("has changed")
     stages.index(run, str(SPM_PATH))
     assert [path.name for path in run.glob("coco_captioning.*")] == ["coco_captioning.train.jsonl"]
 
 
-def test_a_download_without_any_readable_video_lists_its_problems(tmp_path):
-    root = download(tmp_path / "wts", {"train": (1, 0, 0), "val": (0, 0, 0), "test": (1, 0, 0)})
-    for path in root.rglob("*.mp4"):
-        path.write_bytes(b"broken")
-    (tmp_path / "run").mkdir()
-    prepared = stages.prepare(tmp_path / "run", "wts", root)
-    assert len(prepared.phases) == 0 and len(prepared.problems) >= 2
-    with pytest.raises(ValueError, match="expected images"):
-        stages.index(tmp_path / "run", str(SPM_PATH))
-
-
-def test_bdd_beside_the_download_is_read_with_it(tmp_path, monkeypatch):
-    root = download(tmp_path / "wts", {"train": (2, 0, 2), "val": (1, 0, 1), "test": (0, 0, 0)})
-    shutil.move(root / "external" / "BDD_PC_5K", tmp_path / "BDD_PC_5K")
-    monkeypatch.setenv("BEIT3LIB_BDD", str(tmp_path / "BDD_PC_5K"))
-    (tmp_path / "run").mkdir()
-    prepared = stages.prepare(tmp_path / "run", "wts", root, views="best")
-    assert set(prepared.phases["source"]) == {"wts", "bdd"}
-    assert len(prepared.choices) == prepared.phases.groupby(["split", "scenario"]).ngroups
-    assert set(read_table(tmp_path / "run" / "segments.csv")["source"]) == {"wts", "bdd"}
-
-
-def test_captions_that_training_cuts_are_counted_and_listed(run):
-    reports = stages.index(run, max_tokens=12)
-    lengths = read_index(run / "coco_captioning.val.jsonl")["text_segment"].map(len)
-    assert reports["val"].cut == (lengths > 10).sum() == read_summary(run)["index"]["val"]["cut"] > 0
-    assert any("cut in training" in problem.what for problem in reports["val"].problems)
-
-
-def test_auto_takes_the_download_before_the_sample(tmp_path, monkeypatch, capsys):
-    root = download(tmp_path / "wts", {"train": (1, 0, 0), "val": (0, 0, 0), "test": (0, 0, 0)})
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert stages.find_data("auto", "~/wts") == ("wts", root)
-    monkeypatch.setenv("BEIT3LIB_WTS", str(root))
-    assert stages.find_data() == ("wts", root) and f"in {root}" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("dataset", ["auto", "wts", "prepared"])
 def test_a_root_without_such_data_is_named(tmp_path, dataset):
-    with pytest.raises(FileNotFoundError, match="nowhere: expected .*found nothing"):
-        stages.find_data(dataset, tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="expected .*found something else"):
-        stages.find_data(dataset, tmp_path)
+    with pytest.raises(ParameterError, match=f"data_root: expected .*, got {tmp_path}"):
+        stages.prepare(tmp_path / "run", dataset, str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_two_runs_draw_the_sample_once(tmp_path, monkeypatch):
-    (tmp_path / "beit3lib").mkdir()
-    (tmp_path / "beit3lib" / "__init__.py").touch()
-    monkeypatch.chdir(tmp_path)
-    calls, roots = [], []
-
-    def write_slowly(folder):
-        calls.append(folder)
-        time.sleep(0.5)
-        for name in ("drawn.json", "videos/a.mp4", "annotations/caption/a_caption.json"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).touch()
-        return folder
-
-    monkeypatch.setattr(draw, "write_sample", write_slowly)
-    manifest = shutil.copy(
-        Path(__file__).parents[2] / "data_manifest.yaml", tmp_path
-    )  # a sample may lie beside the project's
-    monkeypatch.setattr(stages, "load_manifest", lambda: load_manifest(manifest))
-    threads = [
-        threading.Thread(target=lambda: roots.append(stages.find_data("sample")[1].resolve()))
-        for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(calls) == 1 and roots == [tmp_path / "data" / "sample"] * 2
-
-
-def test_real_data_without_a_tokenizer_are_an_error_with_its_source(run):
+def test_real_data_need_beit3_spm_which_may_be_in_the_data_set(run, tmp_path):
     (run / "drawn.json").unlink()
+    record = read_record(run, "prepare")
+    record["options"]["data_root"] = str(tmp_path / "your_input")
+    write_json(run / "records" / "prepare.json", record)
     with pytest.raises(
-        MissingInput, match="tokenizer: expected BEiT-3's sentencepiece model, found nothing .*github.com"
+        MissingInput, match="tokenizer: expected BEiT-3's sentencepiece model in .*github.com"
     ):
         stages.index(run)
+    (tmp_path / "your_input" / "beit_base_224").mkdir(parents=True)
+    shutil.copyfile(SPM_PATH, tmp_path / "your_input" / "beit_base_224" / "beit3.spm")
+    assert stages.index(run)["val"].lines
 
 
-@pytest.mark.parametrize("val", [True, False])
-def test_folders_of_the_original_repository_give_a_submission(tmp_path, monkeypatch, val):
-    """`your_input` of its README: images and caption files by split, and a file of segments to caption."""
-    draw_run(tmp_path / "drawn", train=4, val=2)
-    root = tmp_path / "your_input"
-    shutil.copytree(tmp_path / "drawn" / "images", root / "avg_normal_244_train")
-    for subject in ("vehicle", "pedestrian"):
-        for split in ("train", "val") if val else ("train",):
-            for path in (tmp_path / "drawn" / "captions" / split).glob(f"{subject}_*.json"):
-                (root / f"{subject}_caption" / split).mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, root / f"{subject}_caption" / split / path.name)
-    image = next((root / "avg_normal_244_train").iterdir())
-    (root / "avg_normal_244_test").mkdir()
-    shutil.copyfile(image, root / "avg_normal_244_test" / "avg20230711_12_SN17_T1_Camera1_0phase2.jpg")
+def test_images_and_captions_of_the_original_repository_give_a_submission(tmp_path, monkeypatch):
+    """Images and caption files by split as in its `your_input`, and a file of segments to caption."""
+    root, run = tmp_path / "your_input", tmp_path / "run"
+    image = draw_run(root, train=4, val=2)["image"].iloc[0]
+    (root / "avg_test").mkdir()
+    shutil.copyfile(root / "images" / image, root / "avg_test" / "avg20230711_12_SN17_T1_Camera1_0phase2.jpg")
     segment = {"videos": ["20230711_12_SN17_T1_Camera1_0.mp4"], "caption": [{"label": "2", "caption": ""}]}
-    (root / "test-6").mkdir()
-    (root / "test-6" / "for_test.json").write_text(json.dumps({"20230711_12_SN17_T1": segment}))
+    write_json(root / "test-6" / "for_test.json", {"20230711_12_SN17_T1": segment})
     monkeypatch.setenv("BEIT3LIB_PREPARED", str(root))
-    run = tmp_path / "run"
-    run.mkdir()
-    assert set(stages.prepare(run).phases["split"]) == {"train", "val", "test"}
-    reports = stages.index(run, str(SPM_PATH))
-    assert reports["test"].lines == 1 and (reports["train"].images + reports["val"].images) == (
-        6 if val else 4
-    )
+    assert stages.prepare(run).phases["split"].value_counts().to_dict() == {"train": 4, "val": 2, "test": 1}
+    assert [report.images for report in stages.index(run, str(SPM_PATH)).values()] == [1, 4, 2]
     lines = read_index(run / "coco_captioning.test.jsonl").rename(columns={"image_path": "image"})
+    entry = {"caption_vehicle": "The vehicle moves.", "caption_pedestrian": "The pedestrian moves."}
     rows = [
-        lines.assign(subject=s, aspect="moving", caption=f"{s} moves.", log_prob=-1.0)
-        for s in ("vehicle", "pedestrian")
+        lines.assign(subject=name[8:], aspect="moving", caption=text, log_prob=-1.0)
+        for name, text in entry.items()
     ]
     write_predictions(run / "predictions.json", pd.concat(rows, ignore_index=True), {})
-    scored = stages.score(run)
-    assert scored.split is None
-    written = stages.submit(run, scored.options)
-    expected = {
-        "labels": ["2"],
-        "caption_vehicle": "vehicle moves.",
-        "caption_pedestrian": "pedestrian moves.",
-    }
-    assert written.submission == {"20230711_12_SN17_T1": [expected]} and written.filled == []
+    assert scoring.score(run).split is None
+    written = scoring.submit(run).captions
+    assert (
+        written.submission == {"20230711_12_SN17_T1": [{"labels": ["2"], **entry}]} and written.filled == []
+    )
 
 
-def test_a_new_run_is_prepared_and_indexed(tmp_path, made, capsys):
-    stages.ensure(tmp_path / "new", "index")
-    assert made == [("prepare", {}), ("index", {})]
-    assert "stage 'prepare' runs now: it was not run yet" in capsys.readouterr().out
+def test_a_misspelled_run_is_not_prepared_beside_others_and_leaves_no_folder(run):
+    typo = run.parent / "tpyo"
+    for stage in (stages.index, stages.finetune, stages.caption, scoring.score, scoring.submit):
+        with pytest.raises(
+            stages.StageError, match="tpyo: expected a prepared run, one of run. Correct `run`"
+        ):
+            stage(typo)
+    assert not typo.exists()
 
 
-def test_a_misspelled_run_is_not_prepared_beside_others(run, made):
-    with pytest.raises(
-        stages.StageError, match=f"tpyo: expected a prepared run, one of {run.name}. Correct `run`"
-    ):
-        stages.ensure(run.parent / "tpyo", "index")
-    assert made == []
-
-
-def test_an_interrupted_stage_runs_again_with_its_options(run, made):
-    record = read_record(run, "prepare")
-    del record["outputs"]
-    write_json(run / "records" / "prepare.json", record)
-    stages.ensure(run, "index")
-    assert made == [("prepare", record["options"])]
-
-
-def test_an_index_that_lacks_a_split_is_rebuilt(run, made, capsys):
+def test_a_missing_or_interrupted_cheap_stage_runs_again_with_its_options(run, made, capsys):
     (run / "coco_captioning.val.jsonl").unlink()
     stages.ensure(run, "index")
-    assert [name for name, _ in made] == [
-        "index"
-    ] and "coco_captioning.val.jsonl is missing" in capsys.readouterr().out
+    assert [name for name, _ in made] == ["index"]
+    record = read_record(run, "prepare")
+    del record["outputs"]
+    write_json(run / "records" / "prepare.json", record | {"unfinished": "it was interrupted"})
+    made.clear()
+    stages.ensure(run, "prepare")
+    assert made == [("prepare", record["options"])]
+    printed = capsys.readouterr().out
+    assert "coco_captioning.val.jsonl is missing" in printed and "it was interrupted" in printed
 
 
-def test_stages_that_are_up_to_date_do_not_run(trained, made, capsys):
+def test_stages_that_are_up_to_date_or_made_elsewhere_do_not_run(trained, made, tmp_path, capsys):
     stages.ensure(trained, "caption")
+    run = copy(trained, tmp_path / "run")
+    shutil.rmtree(run / "records")
+    (run / "phases.csv").unlink()
+    stages.ensure(run, "caption")
     assert made == [] and capsys.readouterr().out == ""
 
 
 def test_training_starts_automatically_for_the_sample_only(run, made):
     stages.ensure(run, "finetune")
-    assert [name for name, _ in made] == ["finetune"]
+    assert made == [("finetune", {})]
     (run / "drawn.json").unlink()
     with pytest.raises(
-        stages.StageError, match="expected best, found none: it was not run yet. Run notebook 3 first"
+        stages.StageError, match="expected best, found none. Run stage 'finetune': it was not run yet"
     ):
         stages.ensure(run, "finetune")
 
 
 def test_captions_of_an_older_checkpoint_are_reported_and_kept(trained, made, tmp_path, capsys):
-    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    run = copy(trained, tmp_path / "run")
     (run / "best" / "model.safetensors").write_bytes(b"longer or shorter")
     stages.ensure(run, "caption")
-    assert (
-        made == []
-        and "'caption' are out of date: best has changed. Run notebook 4" in capsys.readouterr().out
-    )
-
-
-def test_files_without_a_record_are_used_as_they_are(trained, made, tmp_path):
-    run = Path(shutil.copytree(trained, tmp_path / "run"))
-    shutil.rmtree(run / "records")
-    (run / "phases.csv").unlink()
-    stages.ensure(run, "caption")
-    assert made == []
+    assert made == [] and "'caption' is out of date" in capsys.readouterr().out
 
 
 def test_options_that_are_none_keep_the_values_of_the_data(run):
-    config = stages.training_config(run, model=None, lr=None, epochs=3, finetune=None)
-    assert (config.model, config.lr, config.epochs) == (MODEL, stages.SAMPLE_OPTIONS["lr"], 3)
+    config = stages.training_config(run, model=None, lr="1e-4", epochs=3, finetune=None)
+    assert (config.model, config.lr, config.epochs, config.batch_size) == (MODEL, 1e-4, 3, 32)
     assert config.finetune.endswith(f"{MODEL}.pth") and config.data_path == config.output_dir == str(run)
     (run / "drawn.json").unlink()
     config = stages.training_config(run, finetune="")
-    assert (config.model, config.lr, config.batch_size) == (
-        "beit3_base_patch16_224",
-        4e-5,
-        32,
-    ) and config.finetune == ""
+    assert (config.model, config.lr, config.finetune) == ("beit3_base_patch16_224", 4e-5, "")
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
         ({"lrr": 1}, "lrr: expected an option of TrainConfig, got an unknown name. Did you mean lr?"),
-        (
-            {"model": "beit3_bass_patch16_224"},
-            "model: expected one of .*Did you mean beit3_base_patch16_224?",
-        ),
+        ({"lr": "fast"}, "lr: expected a valid number.*, got 'fast'"),
+        ({"model": "beit3_bass"}, "model: expected one of .*, got 'beit3_bass'"),
+        ({"finetune": "none.pth"}, "finetune: expected an existing file, got none.pth"),
         (
             {"model": "beit3_large_patch16_224"},
             "beit3_large_patch16_224: expected public BEiT-3 weights .*github.com",
@@ -326,153 +212,131 @@ def test_options_that_are_none_keep_the_values_of_the_data(run):
     ],
 )
 def test_a_wrong_training_option_is_explained(run, options, message):
-    with pytest.raises((ValueError, MissingInput), match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         stages.training_config(run, **options)
-
-
-def test_the_tiny_model_on_real_data_starts_from_random_weights(run, capsys):
-    (run / "drawn.json").unlink()
-    (run / "tokenizer.spm").write_bytes(b"another")
-    assert stages.find_checkpoint(run, MODEL) == "" and "random weights" in capsys.readouterr().out
-
-
-def test_options_that_differ_from_the_recipe_are_listed(run):
-    table = stages.changed_options(stages.training_config(run))
-    assert table.loc["lr", "value"] == "0.001" and table.loc["lr", "recipe"] == "0.0005"
-    assert "weight_decay" not in table.index and "data_path" not in table.index
 
 
 @pytest.fixture
 def started(trained, tmp_path, monkeypatch):
-    """A copy of the trained run, and a list of the configurations that training is started with; it is not run."""
-    from beit3lib import train
-
-    run, configs = Path(shutil.copytree(trained, tmp_path / "run")), []
-    monkeypatch.setattr(train, "finetune", lambda config: configs.append(config) or {"stopped": "finished"})
-    return run, configs
-
-
-def unfinish(run):
-    record = read_record(run, "finetune")
-    del record["outputs"]
-    write_json(run / "records" / "finetune.json", record)
+    """A copy of the trained run, and a list of the configurations that training is started with; it is not
+    run."""
+    configs, results = [], {"stopped": "finished", "steps": 5, "total_steps": 5}
+    monkeypatch.setattr(train, "finetune", lambda config: configs.append(config) or results)
+    return copy(trained, tmp_path / "run"), configs, results
 
 
-def test_a_finished_training_is_kept(trained, tmp_path):
-    run = Path(shutil.copytree(trained, tmp_path / "run"))
-    before, log = file_hash(run / "best" / "model.safetensors"), (run / "log.jsonl").read_text()
-    results = stages.finetune(run, subject="vehicle", **QUICK)
-    assert results["stopped"] == "finished" and results["steps"] == len(log.splitlines()) - log.count(
-        '"validation"'
-    )
-    assert file_hash(run / "best" / "model.safetensors") == before and (run / "log.jsonl").read_text() == log
-
-
-def test_a_finished_training_with_other_options_starts_from_scratch(started, capsys):
-    run, configs = started
-    stages.finetune(run, subject="vehicle", **QUICK | {"num_max_bpe_tokens": 20})
-    assert (
-        not configs[0].auto_resume and "from scratch, because num_max_bpe_tokens" in capsys.readouterr().out
-    )
-
-
-def test_an_unfinished_training_with_the_same_options_resumes(started):
-    run, configs = started
-    unfinish(run)
-    stages.finetune(run, subject="vehicle", **QUICK)
-    assert configs[0].auto_resume
-
-
-def test_an_unfinished_training_with_other_options_or_data_starts_from_scratch(started, capsys):
-    run, configs = started
-    unfinish(run)
-    stages.finetune(run, subject="vehicle", **QUICK | {"num_max_bpe_tokens": 20})
-    unfinish(run)
-    stages.index(run, max_tokens=20)
+def test_training_resumes_with_the_same_options_and_data_only_unless_told_otherwise(started, capsys):
+    run, configs, _ = started
+    stages.finetune(run, **QUICK)
+    stages.finetune(run, **QUICK | {"num_max_bpe_tokens": 20})
+    assert "from scratch, because num_max_bpe_tokens 16 (now 20)" in capsys.readouterr().out
+    stages.finetune(run, resume=True, **QUICK | {"num_max_bpe_tokens": 20})
     with (run / "coco_captioning.train.jsonl").open("a") as file:
         file.write("\n")
-    assert not configs[0].auto_resume and "num_max_bpe_tokens 16 (now 20)" in capsys.readouterr().out
+    shutil.rmtree(run / "records")
+    stages.finetune(run, **QUICK)
+    assert [config.auto_resume for config in configs] == [True, False, True, False]
 
 
-def test_resume_true_resumes_even_a_finished_training(started):
-    run, configs = started
-    stages.finetune(run, resume=True, subject="vehicle", **QUICK)
-    assert configs[0].auto_resume
+@pytest.mark.parametrize("stopped", ["out of time", "finished"], ids=["max_minutes", "max_steps"])
+def test_a_training_run_that_stopped_early_is_unfinished_and_reported_before_captioning(
+    started, capsys, stopped
+):
+    run, _, results = started
+    results |= {"stopped": stopped, "steps": 2}
+    stages.finetune(run, **QUICK)
+    assert stale(run, "finetune") == "it stopped early, after 2 of 5 steps"
+    stages.caption(run, max_images=1, num_beams=1)
+    assert "outputs are used anyway: it stopped early, after 2 of 5 steps" in capsys.readouterr().out
+    results |= {"stopped": "no better score"}
+    stages.finetune(run, **QUICK)
+    assert stale(run, "finetune") == ""
 
 
-def test_a_quick_look_leaves_the_predictions(trained):
-    before = (trained / "predictions.json").read_bytes()
-    table = stages.caption(trained, max_images=1, num_beams=1)
-    assert len(table) == 2 * 5 and (trained / "predictions.quick.json").is_file()  # two splits, five aspects
-    assert (trained / "predictions.json").read_bytes() == before and not stale(trained, "caption")
+def test_gpus_that_do_not_exist_are_mentioned(started, capsys, monkeypatch):
+    run, configs, _ = started
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    stages.finetune(run, num_gpus=2, **QUICK)
+    assert len(configs) == 1 and "num_gpus: expected 2 GPUs, found none" in capsys.readouterr().out
+    processes = []
+    monkeypatch.setattr(train, "launch", lambda config, count: processes.append(count) or started[2])
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    stages.finetune(run, num_gpus=0, **QUICK)
+    assert processes == [2] and len(configs) == 1
 
 
 def test_a_checkpoint_of_another_index_is_reported(trained, tmp_path, capsys):
-    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    run = copy(trained, tmp_path / "run")
     index = run / "coco_captioning.train.jsonl"
-    lines = index.read_text().splitlines(keepends=True)
-    index.write_text("".join(lines[:-1]))
+    index.write_text("".join(index.read_text().splitlines(keepends=True)[:-1]))
     shutil.rmtree(run / "records")
     stages.caption(run, max_images=1, num_beams=1)
-    assert f"{run / 'best'}: trained on another index than that of the run" in capsys.readouterr().out
+    assert f"{run / 'best'}: trained on another index than the run's" in capsys.readouterr().out
 
 
 def test_missing_captions_are_an_error_unless_fill_missing_is_set(trained):
     with pytest.raises(SubmissionError, match="no pedestrian caption.*set fill_missing"):
-        stages.score(trained)
-    scored = stages.score(trained, fill_missing=True)
+        scoring.score(trained)
+    scored = scoring.score(trained, fill_missing=True)
     assert set(scored.scores) == {"model", "shuffled", "nearest", "most frequent"} and scored.split == "val"
     assert json.loads((trained / "scores.json").read_text())["model"]["final"] == scored.scores["model"].final
     assert (trained / "submission.val.json").is_file()
-    with pytest.raises(SubmissionError, match="fill_missing=True"):
-        stages.submit(trained, scored.options)
+    with pytest.raises(SubmissionError, match="fill_missing"):
+        scoring.submit(trained)
     assert not (trained / "submission.json").exists()
-    written = stages.submit(trained, scored.options, fill_missing=True)
-    segments = read_table(trained / "segments.csv")
-    expected = {
-        str(name): part["label"].tolist()
-        for name, part in segments[segments["split"] == "test"].groupby("scenario")
-    }
+    written, table = scoring.submit(trained, fill_missing=True).captions, read_table(trained / "segments.csv")
+    segments = table[table["split"] == "test"]
+    expected = {str(name): part["label"].tolist() for name, part in segments.groupby("scenario")}
     assert check_submission(written.submission, expected) == []
-    assert (
-        len(written.filled)
-        == len(segments[segments["split"] == "test"])
-        == read_summary(trained)["submit"]["filled_count"]
+    assert len(written.filled) == len(segments) == read_summary(trained)["submit"]["filled"]
+
+
+def change_predictions(run, change):
+    """Replace each record of predictions.json by `change(record)`."""
+    content = json.loads((run / "predictions.json").read_text())
+    write_json(
+        run / "predictions.json", content | {"predictions": [change(row) for row in content["predictions"]]}
     )
 
 
+def test_empty_captions_of_the_model_are_distinguished_from_missing_ones(trained, tmp_path):
+    run = copy(trained, tmp_path / "run")
+    change_predictions(run, lambda row: row | {"caption": ""})
+    table = read_table(run / "segments.csv")
+    count = len(table[table["split"] == "val"])
+    message = f"found {2 * count} missing: .* For {count} of them the model generated no text"
+    with pytest.raises(SubmissionError, match=message):
+        scoring.score(run)
+
+
 def test_runs_of_other_caption_types_are_joined_to_one_submission(trained, tmp_path):
-    run, other = (Path(shutil.copytree(trained, tmp_path / name)) for name in ("run", "other"))
-    predictions = json.loads((other / "predictions.json").read_text())
-    rows = [{**row, "subject": "pedestrian"} for row in predictions["predictions"]]
-    write_json(other / "predictions.json", {**predictions, "predictions": rows})
-    scored = stages.score(run, other_runs=["other"])
+    run, other = (copy(trained, tmp_path / name) for name in ("run", "other"))
+    for folder in (run, other):
+        change_predictions(folder, lambda row: row | {"caption": "It moves."})
+    change_predictions(other, lambda row: row | {"subject": "pedestrian"})
+    scored = scoring.score(run, combine_with=" other,")
     assert scored.split == "val" and scored.scores["model"].missing == []
-    assert stages.submit(run, scored.options, other_runs=["other"]).filled == []
-    with pytest.raises(FileNotFoundError, match="typo/predictions.json: expected a file here"):
-        stages.score(run, other_runs=["typo"])
+    assert scoring.submit(run, combine_with="other").captions.filled == []
+    with pytest.raises(
+        FileNotFoundError, match="combine_with: expected an existing file, got .*typo/predictions.json"
+    ):
+        scoring.score(run, combine_with="typo")
 
 
 def test_data_without_a_val_split_are_scored_on_train_or_not_at_all(trained, tmp_path, capsys):
-    run = Path(shutil.copytree(trained, tmp_path / "run"))
-    predictions = json.loads((run / "predictions.json").read_text())
-    for keep in ("train", "test"):
-        some = [{**row, "split": keep, "reference": row["reference"] if keep == "train" else None}
-                for row in predictions["predictions"] if row["split"] == "val"]  # fmt: skip
-        write_json(run / "predictions.json", {**predictions, "predictions": some})
-        scored = stages.score(run, fill_missing=True)
-        assert scored.split == ("train" if keep == "train" else None) and bool(scored.scores) == (
-            keep == "train"
-        )
-        assert stages.submit(run, scored.options, fill_missing=True).path.is_file()
-    assert "no captions of split val with references; train is scored instead" in capsys.readouterr().out
-
-
-def test_the_command_shows_the_summary_of_a_run(trained, capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["steps", str(trained)])
-    stages.main()
+    run = copy(trained, tmp_path / "run")
+    for split, reference in (("train", "It moves."), ("test", None)):
+        change_predictions(run, lambda row, s=split, r=reference: row | {"split": s, "reference": r})
+        scored = scoring.score(run, fill_missing=True)
+        assert scored.split == ("train" if reference else None) and bool(scored.scores) == bool(reference)
+        assert scoring.submit(run, fill_missing=True).captions.path.is_file()
     printed = capsys.readouterr().out
-    assert "prepare: " in printed and printed.strip().endswith("gallery.html")
-    monkeypatch.setattr("sys.argv", ["steps", str(trained / "none")])
-    with pytest.raises(SystemExit, match="expected the summary of a run, found none"):
-        stages.main()
+    assert "no captions of split val with references; scored instead: train" in printed
+    assert "scored instead: nothing" in printed
+
+
+def test_the_command_prints_the_score_and_the_gallery(tmp_path, capsys, monkeypatch):
+    write_json(tmp_path / "summary.json", {"score": {"model": 62.3, "nearest": 53.2}})
+    monkeypatch.setattr("sys.argv", ["stages", str(tmp_path)])
+    scoring.main()
+    assert capsys.readouterr().out == f"score 62.3 (nearest image 53.2); open {tmp_path / 'gallery.html'}\n"

@@ -1,4 +1,4 @@
-"""Captions of the sample are read back to attributes and compared with what was drawn."""
+"""Captions of the sample are read back as facts and compared with what was drawn."""
 
 import json
 
@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from test_draw import scenes, worded
 
+from beit3lib.data.facts import caption_kind, compare_facts, read_facts
 from beit3lib.data.schema import ASPECTS, SUBJECTS
 from beit3lib.sample import DRAWN_NAME, truth
 from beit3lib.sample.draw import VALUES, Scene, describe
@@ -54,34 +55,32 @@ def test_an_optional_attribute_may_be_left_out_but_not_stated_twice():
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
-def test_captions_of_the_sample_have_its_wording(subject):
+def test_every_wording_is_read_as_the_facts_of_its_scene(subject):
     for scene in [*scenes(50), *worded(200)]:
         for aspect, text in describe(scene, subject).items():
-            assert truth.has_sample_wording(text, subject, aspect), text
-            assert not truth.has_sample_wording(text.replace("The ", "There ", 1) + " And", subject, aspect)
+            stated, drawn = read_facts(text, subject), truth.scene_facts(scene, subject, aspect)
+            gaze = {
+                "line_of_sight",
+                "travel_direction",
+            }  # "looking at the vehicle", "walking towards the vehicle"
+            assert stated.items() - drawn.items() == {item for item in stated.items() if item[0] in gaze}, (
+                text
+            )
+            assert {s for s in drawn if s not in stated and drawn[s] not in truth.OPTIONAL} <= set(
+                truth.OPTIONAL
+            )
 
 
-def test_a_caption_with_a_missing_word_does_not_have_the_wording_of_the_sample():
-    assert truth.has_sample_wording(
-        "There is a two-way residential road with a gravel surface.", "vehicle", "road"
-    )
-    for broken in (
-        "The is a two-way residential road with a gravel surface.",
-        "The road has no sidewalk",
-        "The road has no ",
-    ):
-        assert not truth.has_sample_wording(broken, "vehicle", "road")
-    assert truth.has_sample_wording("", "vehicle", "road")
-
-
-def test_omitted_facts_are_shares_of_captions_and_references():
-    rows = [
-        ("The weather is rainy.", "It is dark with rainy weather."),
-        ("", "The weather is rainy."),
-        ("It is dark.", ""),
-    ]
-    table = pd.DataFrame(rows, columns=["caption", "reference"]).assign(subject="vehicle", aspect="weather")
-    assert truth.omitted_facts(table).to_dict("index") == {"light": {"captions": 1.0, "references": 0.5}}
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_a_caption_is_wrong_exactly_if_it_contradicts_the_scene(subject):
+    """The oracle: a caption contradicts a scene if it is not what the scene is described as in the same wording."""
+    drawn = worded(40)
+    for scene, other in zip(drawn, drawn[1:] + drawn[:1], strict=True):
+        true = describe(Scene(**{**vars(other), "wording": scene.wording}), subject)
+        for aspect, text in describe(scene, subject).items():
+            facts = truth.scene_facts(other, subject, aspect)
+            wrong = caption_kind(compare_facts(text, facts, subject)) == "wrong"
+            assert wrong == (aspect in true and text != true[aspect]), (text, facts)
 
 
 def test_attribute_shares_of_plain_and_hard_scenes_are_separate():
@@ -111,16 +110,24 @@ def test_attribute_shares_skip_scenarios_that_were_not_drawn():
     assert truth.attribute_shares(table, drawn)["captions"].max() == 2 * 9
 
 
-def test_the_attribute_table_lists_drawn_and_stated_values():
-    drawn = {("a", 0): Scene(upper="red", lower="black")}
-    table = pd.DataFrame(
-        [("a", 0, "pedestrian", "pedestrian_description", "The pedestrian wears a blue jacket.")]
+def test_the_scene_table_lists_drawn_and_predicted_values():
+    drawn = {("a", 0): Scene(upper="red", condition="distant")}
+    table = perfect_predictions(drawn).query("aspect == 'pedestrian_description' and subject == 'pedestrian'")
+    (row,) = (
+        truth.scene_table(table.assign(caption="A blue jacket."), drawn).query("slot == 'upper_color'").values
     )
-    table.columns = ["scenario", "phase", "subject", "aspect", "caption"]
-    rows = truth.attribute_table(table, drawn)
-    assert rows[["attribute", "drawn", "stated"]].values.tolist() == [["upper", "red", "blue"]]
-    perfect = truth.attribute_table(perfect_predictions(drawn), drawn)
-    assert (perfect["drawn"] == perfect["stated"]).all() and set(perfect["attribute"]) == set(VALUES)
+    assert row.tolist() == [
+        "pedestrian",
+        "pedestrian_description",
+        "upper_color",
+        "blue",
+        "red",
+        "wrong",
+        "distant",
+    ]
+    perfect = truth.scene_table(perfect_predictions(drawn), drawn)
+    assert set(perfect["outcome"]) == {"equal", "added"} and set(perfect["aspect"]) == set(ASPECTS)
+    assert set(perfect.loc[perfect["outcome"] == "added", "slot"]) == {"line_of_sight"}
 
 
 def test_the_drawn_values_are_read_from_the_sample(tmp_path):

@@ -1,25 +1,21 @@
-"""Captions are composed of aspects and views, and a wrong submission is refused with a list of all its problems."""
+"""Captions are composed of aspects and views, and a wrong submission is refused with all its problems."""
 
 import json
-import re
 
 import pandas as pd
 import pytest
 from PIL import Image
 
+from beit3lib.data.schema import SUBJECTS
 from beit3lib.track2.submission import (
     SubmissionError,
     build_submission,
     check_submission,
-    choose_by_validation,
-    choose_view,
     compose,
     expected_segments,
-    fit_length,
     most_frequent_captions,
-    nearest_captions,
-    usual_captions,
-    usual_lengths,
+    most_frequent_submission,
+    nearest_submission,
     write_submission,
 )
 
@@ -27,7 +23,7 @@ EXPECTED = {"2023_a": ["0", "4"], "video7": ["avoidance"]}
 
 
 def entry(label, **changes):
-    return {"labels": [label], "caption_pedestrian": "He walks.", "caption_vehicle": "It turns.", **changes}
+    return {"labels": [label], "caption_vehicle": "It turns.", "caption_pedestrian": "He walks.", **changes}
 
 
 def correct():
@@ -35,280 +31,142 @@ def correct():
 
 
 def test_aspects_are_in_reading_order_without_repeated_sentences():
-    parts = {
-        "road": "It is wet. The road is narrow.",
-        "weather": "It is wet.",
-        "position": "It is behind.",
-        "moving": "It turns.",
-    }
-    assert compose(parts, "vehicle") == "It is behind. It turns. It is wet. The road is narrow."
-    assert compose({"moving": "He walks.", "road": "Dry."}, "pedestrian") == "Dry. He walks."
-
-
-def test_absent_and_empty_aspects_add_nothing():
-    assert compose({"moving": "He walks.", "road": "", "weather": None}, "pedestrian") == "He walks."
-
-
-def test_a_whole_caption_replaces_those_of_aspects():
+    parts = {"road": "It is wet. The road is narrow.", "weather": "It is wet.", "moving": "It turns."}
+    assert compose(parts, "vehicle") == "It turns. It is wet. The road is narrow."
+    assert compose({"moving": "He walks.", "road": "Dry.", "weather": None}, "pedestrian") == "Dry. He walks."
     assert compose({"full": "One. Two.", "moving": "Three."}, "vehicle") == "One. Two."
 
 
-def test_only_captions_above_the_limit_lose_sentences_and_repeated_ones_first():
-    sentences = ["The road is wet and narrow.", "A man in red walks.", "The road is narrow."]
-    assert fit_length(sentences, None) == fit_length(sentences, 15) == " ".join(sentences)
-    assert fit_length(sentences, 12) == "The road is wet and narrow. A man in red walks."
-    assert (
-        fit_length(["One long sentence is never cut to nothing."], 2)
-        == "One long sentence is never cut to nothing."
-    )
+def rows(scenario, phase, label, *captions):
+    """Captions of both subjects for several views of a segment, each with its log probability."""
+    about = {"scenario": scenario, "phase": phase, "label": label, "aspect": "moving"}
+    return [{**about, "subject": s, "caption": c, "log_prob": p} for s in SUBJECTS for c, p in captions]
 
 
-def test_a_caption_is_never_cut_further_below_the_limit_than_it_was_above():
-    assert (
-        fit_length(["one two three four five six", "seven eight nine ten"], 9)
-        == "one two three four five six seven eight nine ten"
-    )
+def test_a_submission_has_the_most_probable_caption_of_each_segment_in_the_order_of_phases():
+    views = [("It stops.", -2.0), ("It turns.", -1.0), ("It waits.", None)]
+    table = [*rows("video7", 3, "action", *views), *rows("video7", 0, "0", *views[::-1])]
+    captions = {"caption_vehicle": "It turns.", "caption_pedestrian": "It turns."}
+    built = build_submission(pd.DataFrame(table))
+    assert built == {"video7": [{"labels": ["0"], **captions}, {"labels": ["action"], **captions}]}
 
 
-def test_the_usual_length_is_the_90th_percentile():
-    table = pd.DataFrame(
-        {f"caption_{s}": [" ".join(["word"] * n) for n in range(1, 12)] for s in ("vehicle", "pedestrian")}
-    )
-    assert usual_lengths(table) == {"vehicle": 10.0, "pedestrian": 10.0}
+def test_a_subject_without_predictions_has_an_empty_caption():
+    table = pd.DataFrame(rows("2023_a", 4, "4", ("It turns.", -1.0)))
+    built = build_submission(table[table["subject"] == "vehicle"])
+    assert built == {"2023_a": [entry("4", caption_pedestrian="")]}
 
 
-def test_a_view_is_chosen_by_log_prob_or_by_consensus():
-    captions, log_probs = ["a b c d", "a b c e", "x y z w"], [-3.0, -2.0, -1.0]
-    assert choose_view(captions, log_probs) == "x y z w"
-    assert choose_view(captions, log_probs, "consensus") == "a b c e"
-    with pytest.raises(ValueError, match="choose: expected one of log_prob, consensus, got 'luck'"):
-        choose_view(captions, log_probs, "luck")
-
-
-def rows(
-    *,
-    views=("a_1.mp4", "a_2.mp4"),
-    label="4",
-    scenario="2023_a",
-    phase=4,
-    captions=("It turns.", "It stops."),
-):
-    found = []
-    for view, caption in zip(views, captions, strict=True):
-        for subject in ("vehicle", "pedestrian"):
-            about = {"scenario": scenario, "video": view, "label": label, "phase": phase, "subject": subject}
-            found.append({**about, "aspect": "moving", "caption": caption, "log_prob": -float(len(caption))})
-    return found
-
-
-def test_a_submission_has_phases_in_order_and_original_labels():
-    later, first = (
-        rows(label="action", phase=3, scenario="video7"),
-        rows(label="0", phase=0, scenario="video7"),
-    )
-    built = build_submission(pd.DataFrame([*later, *first, *rows()]))
-    assert [e["labels"] for e in built["video7"]] == [["0"], ["action"]]
-    assert built["2023_a"] == [
-        {"labels": ["4"], "caption_vehicle": "It turns.", "caption_pedestrian": "It turns."}
-    ]
-
-
-def test_the_variant_with_the_best_validation_score_is_chosen():
-    table = pd.DataFrame(
-        rows(
-            views=("1", "2", "3"),
-            captions=("It turns right here now.", "It turns right here.", "Nothing like it at all here."),
-        )
-    )
-    table["log_prob"] = [0.0, 0.0, -1.0, -1.0, 1.0, 1.0]
-    truth = {("2023_a", "4"): {s: "It turns right here now." for s in ("vehicle", "pedestrian")}}
-    options, variants = choose_by_validation(table, truth, {"vehicle": 50.0, "pedestrian": 50.0})
-    assert options == {"choose": "consensus", "most_words": None} and len(variants) == 4
-    scores = variants.set_index(["choose", "fitted"])["score"]
-    assert scores["consensus", False] > scores["log_prob", False]
-
-
-def test_without_validation_captions_the_defaults_are_chosen():
-    empty = pd.DataFrame(rows())[:0]
-    for predictions, references in ((empty, {}), (empty, {("a", "0"): {}}), (pd.DataFrame(rows()), {})):
-        options, variants = choose_by_validation(predictions, references, {})
-        assert options == {"choose": "log_prob", "most_words": None} and variants.empty
-    assert usual_lengths(pd.DataFrame({"caption_vehicle": [None], "caption_pedestrian": ["He walks."]})) == {
-        "pedestrian": 2.0
-    }
-
-
-def test_two_spellings_of_a_label_are_one_segment():
-    table = pd.DataFrame([*rows(label="04"), *rows(label="4")])
-    assert [entry["labels"] for entry in build_submission(table)["2023_a"]] == [["4"]]
-    phases = table.assign(split="test")
-    assert expected_segments(phases, "test") == {"2023_a": ["4"]} == expected_segments(phases[::-1], "test")
-
-
-def test_predictions_with_null_captions_and_log_probs_are_composed():
-    table = pd.DataFrame(rows()).assign(log_prob=[None, None, float("nan"), -1.0])
-    table.loc[0, "caption"] = None
-    built = build_submission(table)["2023_a"][0]
-    assert built == {"labels": ["4"], "caption_vehicle": "", "caption_pedestrian": "It stops."}
+def test_expected_segments_keep_the_order_of_phases_and_their_labels():
+    columns = ["split", "scenario", "label", "phase"]
+    table = [("test", "video7", "avoidance", 4), *[("test", "video7", "0", 0)] * 2, ("train", "x", "1", 1)]
+    assert expected_segments(pd.DataFrame(table, columns=columns), "test") == {"video7": ["0", "avoidance"]}
 
 
 def test_a_correct_submission_is_written(tmp_path):
-    assert check_submission(correct(), EXPECTED) == []
     written = write_submission(tmp_path / "submission.json", correct(), EXPECTED)
-    assert written.filled == [] and written.submission == correct()
-    text = written.path.read_text()
-    assert json.loads(text) == correct() and re.match(r"\{\s+\"2023_a\"", text)
+    assert written.filled == [] and written.submission == correct() == json.loads(written.path.read_text())
 
 
-def spoil(submission, how):
-    segments = submission["2023_a"]
-    changes = {
-        "missing phase": lambda: segments.pop(),
-        "surplus phase": lambda: segments.append(entry("3")),
-        "word for number": lambda: segments[1].update(labels=["avoidance"]),
-        "empty caption": lambda: segments[0].update(caption_vehicle="  "),
-        "no caption": lambda: segments[0].pop("caption_pedestrian"),
-        "caption no text": lambda: segments[0].update(caption_vehicle=3),
-        "foreign key": lambda: segments[0].update(mood="fine"),
-        "foreign scenario": lambda: submission.update({"2023_b": []}),
-        "missing scenario": lambda: submission.pop("video7"),
-        "twice": lambda: segments.append(entry("4")),
-        "label no list": lambda: segments[0].update(labels="0"),
-        "no list": lambda: submission.update({"video7": {}}),
-    }
-    changes[how]()
-    return submission
-
-
-PROBLEMS = {
-    "missing phase": "2023_a: no segment with label 4",
-    "surplus phase": "2023_a label 3: not expected",
-    "word for number": '2023_a label "avoidance": expected as "4"',
-    "empty caption": "2023_a label 0: caption_vehicle: expected text, found an empty caption",
-    "no caption": "2023_a label 0: caption_pedestrian: expected text, found none",
-    "caption no text": "2023_a label 0: caption_vehicle: expected text, found int",
-    "foreign key": "2023_a label 0: unknown key mood",
-    "foreign scenario": "2023_b: not expected",
-    "missing scenario": "video7: no segment with label avoidance",
-    "twice": "2023_a label 4: expected once, found 2 times",
-    "label no list": '2023_a: expected {"labels": ["0"], …}',
-    "no list": "video7: expected a list of segments, found dict",
+SPOILED = {  # what is done to a correct submission, and the problem that it causes
+    "missing phase": (lambda s: s["2023_a"].pop(), "2023_a label 4: expected a segment, found none"),
+    "surplus phase": (lambda s: s["2023_a"].append(entry("3")), "2023_a label 3: not expected"),
+    "other label": (
+        lambda s: s["2023_a"][1].update(labels=["04"]),
+        '2023_a label 4: expected ["4"] in labels',
+    ),
+    "empty": (
+        lambda s: s["2023_a"][0].update(caption_vehicle=" "),
+        "2023_a label 0: expected text in caption_v",
+    ),
+    "no text": (
+        lambda s: s["2023_a"][0].update(caption_vehicle=3),
+        "2023_a label 0: expected text in caption_v",
+    ),
+    "no caption": (
+        lambda s: s["2023_a"][0].pop("caption_pedestrian"),
+        "2023_a label 0: expected text in caption_p",
+    ),
+    "foreign key": (lambda s: s["2023_a"][0].update(mood="fine"), "2023_a label 0: unknown key mood"),
+    "foreign scenario": (lambda s: s.update({"2023_b": []}), "2023_b: not expected"),
+    "missing scenario": (lambda s: s.pop("video7"), "video7 label avoidance: expected a segment, found none"),
+    "twice": (lambda s: s["2023_a"].append(entry("4")), "2023_a label 4: expected once, found again"),
+    "labels no list": (lambda s: s["2023_a"][0].update(labels="0"), "2023_a: expected a list of"),
+    "no list": (lambda s: s.update(video7=entry("avoidance")), "video7: expected a list of"),
 }
 
 
-@pytest.mark.parametrize("how", PROBLEMS)
+@pytest.mark.parametrize("how", SPOILED)
 def test_each_kind_of_error_is_reported(how):
-    problems = check_submission(spoil(correct(), how), EXPECTED)
-    assert any(problem.startswith(PROBLEMS[how]) for problem in problems), problems
+    submission, (spoil, problem) = correct(), SPOILED[how]
+    spoil(submission)
+    problems = check_submission(submission, EXPECTED)
+    assert any(found.startswith(problem) for found in problems), problems
 
 
 def test_all_errors_are_reported_together_and_nothing_is_written(tmp_path):
-    submission = correct()
-    together = [
-        "word for number",
-        "empty caption",
-        "foreign key",
-        "surplus phase",
-        "foreign scenario",
-        "missing scenario",
-    ]
+    submission, together = correct(), ("missing phase", "empty", "foreign scenario", "missing scenario")
     for how in together:
-        spoil(submission, how)
-    with pytest.raises(SubmissionError, match="found 6 problems, wrote nothing") as error:
+        SPOILED[how][0](submission)
+    with pytest.raises(SubmissionError, match="found 4 problems, wrote nothing") as error:
         write_submission(tmp_path / "submission.json", submission, EXPECTED)
-    assert all(PROBLEMS[how] in str(error.value) for how in together)
+    assert all(SPOILED[how][1] in str(error.value) for how in together)
     assert not (tmp_path / "submission.json").exists()
-
-
-def test_a_submission_that_is_no_object_is_reported():
-    assert check_submission([], EXPECTED) == ["expected {scenario: [segments]}, found list"]
-
-
-def test_expected_segments_keep_order_and_spelling():
-    table = pd.DataFrame(
-        [
-            ("test", "video7", "avoidance", 4),
-            ("test", "video7", "0", 0),
-            ("test", "video7", "0", 0),
-            ("train", "x", "1", 1),
-        ],
-        columns=["split", "scenario", "label", "phase"],
-    )
-    assert expected_segments(table, "test") == {"video7": ["0", "avoidance"]}
+    assert check_submission([], EXPECTED) == ["expected {scenario: [segments]}, got list"]
 
 
 def test_missing_captions_are_an_error_unless_fill_missing_is_set(tmp_path):
     path, holes = tmp_path / "submission.json", correct()
     del holes["video7"]
     holes["2023_a"][0]["caption_vehicle"] = ""
-    usual = {"caption_vehicle": "It stops.", "caption_pedestrian": "He stops."}
-    with pytest.raises(SubmissionError, match="pass fill_missing=True"):
-        write_submission(path, holes, EXPECTED, usual=usual)
-    assert not path.exists()
-    written = write_submission(path, holes, EXPECTED, fill_missing=True, usual=usual)
-    assert written.filled == [
-        "2023_a label 0: caption_vehicle",
-        "video7 label avoidance: caption_vehicle, caption_pedestrian",
-    ]
-    assert check_submission(json.loads(path.read_text()), EXPECTED) == []
-    assert written.submission["2023_a"][0] == entry("0", caption_vehicle="It stops.")
-    assert written.submission["video7"] == [{"labels": ["avoidance"], **usual}]
+    frequent = {"caption_vehicle": "It stops.", "caption_pedestrian": "He stops."}
+    with pytest.raises(SubmissionError, match="set fill_missing"):
+        write_submission(path, holes, EXPECTED, most_frequent=frequent)
+    written = write_submission(path, holes, EXPECTED, fill_missing=True, most_frequent=frequent)
+    filled = "2023_a label 0: caption_vehicle", "video7 label avoidance: caption_vehicle, caption_pedestrian"
+    assert written.filled == list(filled) and check_submission(json.loads(path.read_text()), EXPECTED) == []
+    assert written.submission["2023_a"] == [entry("0", caption_vehicle="It stops."), entry("4")]
+    assert written.submission["video7"] == [{"labels": ["avoidance"], **frequent}]
 
 
 def test_a_subject_without_training_captions_cannot_be_filled(tmp_path):
     train = pd.DataFrame({"caption_vehicle": [None, None], "caption_pedestrian": ["He walks.", None]})
-    assert usual_captions(train) == {"caption_pedestrian": "He walks."}
-    with pytest.raises(SubmissionError, match="caption_vehicle: expected text, found none"):
-        write_submission(tmp_path / "s.json", {}, EXPECTED, fill_missing=True, usual=usual_captions(train))
+    frequent = most_frequent_captions(train)
+    assert frequent == {"caption_pedestrian": "He walks."}
+    with pytest.raises(SubmissionError, match="expected text in caption_vehicle, got ''"):
+        write_submission(tmp_path / "s.json", {}, EXPECTED, fill_missing=True, most_frequent=frequent)
 
 
 @pytest.fixture
 def images(tmp_path):
+    """A folder with a dark and a light image, and the training table of three scenarios that show them."""
     for name, gray in (("dark.png", 10), ("light.png", 240), ("query.png", 230)):
         Image.new("RGB", (20, 20), (gray,) * 3).save(tmp_path / name)
-    rows = [
-        ("a", "dark.png", "Dark.", "Dark."),
-        ("b", "light.png", "Light.", "Light."),
-        ("c", "dark.png", "Dark.", "Dark."),
-    ]
-    train = pd.DataFrame(rows, columns=["scenario", "image", "caption_vehicle", "caption_pedestrian"])
-    segments = pd.DataFrame(
-        [("2023_a", "4", "query.png"), ("2023_a", "04", "dark.png")], columns=["scenario", "label", "image"]
-    )
-    return tmp_path, train, segments
+    shown = {"a": "dark", "b": "light", "c": "dark"}
+    train = [{"scenario": n, "label": "0", "image": f"{x}.png", **entry_of(x)} for n, x in shown.items()]
+    return tmp_path, pd.DataFrame(train)
 
 
-def test_the_nearest_image_gives_its_captions(images):
-    folder, train, segments = images
-    assert nearest_captions(train, segments, folder) == {
-        "2023_a": [{"labels": ["4"], "caption_vehicle": "Light.", "caption_pedestrian": "Light."}]
-    }
+def entry_of(caption):
+    return {"caption_vehicle": caption, "caption_pedestrian": caption}
+
+
+def test_the_nearest_image_gives_its_captions_and_the_most_frequent_one_is_the_same_for_all(images):
+    folder, train = images
+    segments = pd.DataFrame({"scenario": "d", "label": "4", "image": ["query.png", "dark.png"]})
+    assert nearest_submission(train, segments, folder) == {"d": [{"labels": ["4"], **entry_of("light")}]}
+    assert most_frequent_submission(train, segments) == {"d": [{"labels": ["4"], **entry_of("dark")}]}
+    (folder / "light.png").write_text("no image")
+    segments.loc[1, "image"] = "absent.png"
+    assert nearest_submission(train, segments, folder) == {"d": [{"labels": ["4"], **entry_of("dark")}]}
 
 
 def test_the_nearest_image_is_never_of_the_same_scenario(images):
-    folder, train, _ = images
-    segments = train.assign(label="0")
-    built = nearest_captions(train, segments, folder)
-    assert {name: entries[0]["caption_vehicle"] for name, entries in built.items()} == {
-        "a": "Dark.",
-        "b": "Dark.",
-        "c": "Dark.",
-    }
-    assert (
-        nearest_captions(train[:1], segments[:1], folder)
-        == nearest_captions(train[:0], segments, folder)
-        == {}
+    folder, train = images
+    built = nearest_submission(train, train, folder)
+    assert {name: found["caption_vehicle"] for name, (found,) in built.items()} == dict.fromkeys(
+        "abc", "dark"
     )
-
-
-def test_images_that_cannot_be_opened_are_skipped(images):
-    folder, train, segments = images
-    (folder / "light.png").write_text("no image")
-    segments.loc[1, "image"] = "absent.png"
-    assert nearest_captions(train, segments, folder)["2023_a"][0]["caption_vehicle"] == "Dark."
-
-
-def test_the_most_frequent_captions_fill_every_segment(images):
-    _, train, segments = images
-    built = most_frequent_captions(train, segments)
-    assert built == {"2023_a": [{"labels": ["4"], "caption_vehicle": "Dark.", "caption_pedestrian": "Dark."}]}
+    assert (
+        nearest_submission(train[:1], train[:1], folder) == nearest_submission(train[:0], train, folder) == {}
+    )

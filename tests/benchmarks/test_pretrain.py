@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from benchmarks.pretrain import patch_labels, pretrain
 
 from beit3lib.checkpoint import load_pretrained
 from beit3lib.model import CaptionModel, model_config
 from beit3lib.sample import CHECKPOINT_PATH, MODEL, SPM_PATH
 from beit3lib.sample.draw import Camera, Scene
 from beit3lib.tokenizer import load_tokenizer
+from benchmarks.pretrain import patch_labels, pretrain
 
 
 def test_patch_labels_follow_the_scene():

@@ -1,0 +1,111 @@
+"""Caption files: the original repository's structure, written and read without loss."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from beit3lib.data.caption_files import (
+    caption_file_name,
+    caption_type_of,
+    read_caption_files,
+    write_caption_files,
+)
+from beit3lib.data.schema import ASPECTS, SUBJECTS
+from beit3lib.data.wts import parse_phase
+
+CAPTIONS = {
+    "caption_vehicle": "It turns left. A man in a coat. He is near. The road is wet. It is dark.",
+    "caption_pedestrian": "He walks. A man in his 30s. He is behind the car. The road is dry. It is bright.",
+}
+
+
+@pytest.fixture
+def table():
+    rows = [
+        ("s1", "s1_1.mp4", "0"),
+        ("s1", "s1_2.mp4", "0"),
+        ("s1", "s1_1.mp4", "1"),
+        ("s1", "s1_2.mp4", "1"),
+    ]
+    rows.append(("video7", "video7.mp4", "action"))
+    table = pd.DataFrame(rows, columns=["scenario", "video", "label"])
+    return table.assign(phase=table["label"].map(parse_phase), **CAPTIONS)
+
+
+def read(folder, name="vehicle_caption_moving_datasets.json"):
+    return json.loads((folder / name).read_text())
+
+
+def test_the_ten_files_have_the_original_names_and_structure(tmp_path, table):
+    paths = write_caption_files(table, tmp_path)
+    assert sorted(p.name for p in paths) == sorted(caption_file_name(s, a) for s in SUBJECTS for a in ASPECTS)
+    content = read(tmp_path)
+    two = [{"label": "0", "caption": "It turns left."}, {"label": "1", "caption": "It turns left."}]
+    assert content["s1"] == {"videos": ["s1_1.mp4", "s1_2.mp4"], "caption": two}
+    assert content["video7"]["caption"] == [{"label": "action", "caption": "It turns left."}]
+
+
+def test_every_view_keeps_its_own_captions(tmp_path, table):
+    table.loc[table["video"] == "s1_2.mp4", "caption_vehicle"] = "It has stopped. The road is wet."
+    write_caption_files(table, tmp_path)
+    content = read(tmp_path)
+    # The original repository pairs each caption of an entry with each of its videos, and ignores its name.
+    pairs = {
+        (v, c["label"]): c["caption"] for e in content.values() for v in e["videos"] for c in e["caption"]
+    }
+    assert pairs == {
+        ("s1_1.mp4", "0"): "It turns left.",
+        ("s1_1.mp4", "1"): "It turns left.",
+        ("s1_2.mp4", "0"): "It has stopped.",
+        ("s1_2.mp4", "1"): "It has stopped.",
+        ("video7.mp4", "action"): "It turns left.",
+    }
+    assert read(tmp_path, "vehicle_caption_road_datasets.json")["s1"]["videos"] == ["s1_1.mp4", "s1_2.mp4"]
+    back, problems = read_caption_files(tmp_path)
+    assert problems == [] and set(back["scenario"]) == {"s1", "video7"}
+    moving = back[(back["subject"] == "vehicle") & (back["aspect"] == "moving")]
+    assert (
+        dict(zip(zip(moving["video"], moving["label"], strict=True), moving["caption"], strict=True)) == pairs
+    )
+
+
+def test_unusable_files_and_entries_are_listed_and_all_others_are_read(tmp_path):
+    good = {"label": "0", "caption": "It turns."}
+    odd = [{"label": "9", "caption": "x"}, {"label": "1", "caption": " "}, "odd"]
+    content = {
+        "s1": {"videos": ["a.mp4"], "caption": [good, *odd]},
+        "s2": {"videos": [], "caption": [good]},
+        "s3": {"videos": ["a.mp4", ["b.mp4"]], "caption": [good]},
+        "s4": {"videos": 5, "caption": {}},
+        "s5": None,
+    }
+    (tmp_path / "vehicle_caption_moving_datasets.json").write_text(json.dumps(content))
+    (tmp_path / "vehicle_caption_road_datasets.json").write_text("{")
+    (tmp_path / "notes.json").write_text("{}")
+    captions, problems = read_caption_files(tmp_path)
+    assert captions["caption"].tolist() == ["It turns."]
+    listed = "\n".join(map(str, problems))
+    assert len(problems) == 9
+    for part in (
+        "notes.json: expected a name",
+        "road_datasets.json: expected JSON",
+        "found '9'",
+        "s2: expected",
+    ):
+        assert part in listed, listed
+
+
+@pytest.mark.parametrize("name", ["Vehicle-Caption-%s-datasets.json", "vehicle_caption_%s_datasets.json"])
+def test_the_caption_type_is_read_from_the_file_name(name):
+    for aspect in ("pedestrian_description", "pedestrian-description"):
+        assert caption_type_of(Path(name % aspect)) == ("vehicle", "pedestrian_description")
+    assert caption_type_of(Path("vehicle_caption_mood_datasets.json")) is None
+
+
+def test_a_folder_without_caption_files_is_an_error(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match="expected caption files such as vehicle_caption_moving_datasets"
+    ):
+        read_caption_files(tmp_path)

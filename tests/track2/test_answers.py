@@ -1,0 +1,260 @@
+"""Answers are scored as by the official scorer, made consistent by counts, and written together with captions or not at all."""
+
+import json
+from collections import Counter
+from itertools import pairwise, product
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from question_tree import quirky_tree
+
+from beit3lib.data.questions import COLUMNS, question_key, read_questions
+from beit3lib.track2 import answers
+from beit3lib.track2.answers import AnswerCounts, AnswerGraph, Weights, accuracy
+from beit3lib.track2.submission import SubmissionError
+
+LETTERS = ["a", "A", "b", "ab", " a"]
+ENTRIES = st.lists(st.tuples(st.sampled_from("pqrst"), st.sampled_from(LETTERS)), max_size=8)
+
+
+def asked(scenario, phase, question, options, correct=None, **more):
+    """A row of a table of questions, with options a, b, … and the text of the correct one."""
+    letters = dict(zip("abcd", options, strict=False))
+    right = next((letter for letter, text in letters.items() if text == correct), None)
+    about = {"source": "wts", "scenario": scenario, "phase": phase, "id": f"{scenario}/{phase}/{question}"}
+    about |= {"scope": "scenario" if phase is None else "phase", "question": question, "options": letters}
+    return dict.fromkeys(COLUMNS, "") | about | {"correct": right} | more
+
+
+def frame(rows):
+    return pd.DataFrame(rows, columns=[*COLUMNS, "log_probs"], dtype=object)
+
+
+@settings(max_examples=200, database=None)
+@given(ENTRIES.filter(bool), ENTRIES)
+def test_accuracy_is_that_of_the_official_scorer(truth, given):
+    """Right answers / ids of the ground truth; the last entry of an id counts; letters are compared whole, without case."""
+    expected, found = ({name: letter.lower() for name, letter in entries} for entries in (truth, given))
+    right = sum(found.get(name) == letter for name, letter in expected.items())
+    score = accuracy(dict(given), pd.DataFrame(truth, columns=["id", "correct"]))
+    assert (score.right, score.questions, score.accuracy) == (right, len(expected), right / len(expected))
+    assert set(score.missing) == expected.keys() - found.keys()
+
+
+def test_accuracy_is_divided_by_scope_source_and_question_whatever_its_spelling():
+    rows = [
+        asked("s", 0, "Is it dry?", ["Yes", "No"], "Yes"),
+        asked("s", 1, "is it  dry", ["No", "Yes"], "Yes"),
+    ]
+    truth = frame([*rows, asked("video1", None, "How?", ["So"], "So", source="bdd")])
+    parts = accuracy(dict.fromkeys(truth["id"], "A"), truth).parts
+    assert parts["question"]["accuracy"].to_dict() == {"Is it dry?": 0.5, "How?": 1.0}
+    assert parts["scope"]["right"].to_dict() == {"phase": 1, "scenario": 1}
+    assert parts["source"]["questions"].to_dict() == {"wts": 2, "bdd": 1}
+
+
+def test_s2_of_2026_counts_wts_only():
+    assert answers.s2(33.08, 0.8709) == pytest.approx(60.085)
+    captions = SimpleNamespace(final=25.0, internal={"score": 30.0})
+    score = accuracy(
+        {"1": "a"}, pd.DataFrame({"id": ["1", "2"], "correct": ["a", "b"], "source": ["wts", "bdd"]})
+    )
+    assert answers.s2_of_editions(captions, score) == {"2025": 37.5, "2026": 65.0}
+    assert answers.s2_of_editions(SimpleNamespace(final=25.0, internal=None), score) == {"2025": 37.5}
+
+
+PATHS = {
+    "a list": ["truth.json"],
+    "an index": ["truth.jsonl"],
+    "folders": ["wts/annotations/vqa/train", "wts/external"],
+}
+
+
+@pytest.mark.parametrize("kind", PATHS)
+def test_the_command_scores_anybodys_files(tmp_path, monkeypatch, capsys, kind):
+    table = read_questions(quirky_tree(tmp_path / "wts")).table
+    rows = table[table["split"] == "train"].to_dict("records")
+    right = [{"id": row["id"], "correct": row["correct"].upper()} for row in rows]
+    (tmp_path / "truth.json").write_text(json.dumps(right))
+    (tmp_path / "truth.jsonl").write_text("".join(json.dumps(row | {"images": []}) + "\n" for row in rows))
+    (tmp_path / "mine.json").write_text(json.dumps([right[0] | {"correct": None}, *right[1:], *right[1:]]))
+    command = ["answers", "--predictions_file", str(tmp_path / "mine.json"), "--ground_truth"]
+    monkeypatch.setattr("sys.argv", command + [str(tmp_path / path) for path in PATHS[kind]])
+    answers.main()
+    assert "Accuracy: 80.00% (4 of 5 questions)\n1 have no answer" in capsys.readouterr().out
+    (tmp_path / "mine.json").write_text("[5]")
+    with pytest.raises(SystemExit, match=r"mine.json: expected .* got 5"):
+        answers.main()
+
+
+def test_the_most_frequent_answer_is_that_of_the_phase_then_of_the_question_then_of_all():
+    train = frame(
+        [
+            asked(f"s{n}", n % 2, "Action?", ["Stop", "Turn", "Go"], "Turn" if n % 2 else "Stop")
+            for n in range(5)
+        ]
+        + [asked("s9", 3, "Other?", ["Yes", "Go"], "Go")]
+    )
+    counts = AnswerCounts(train)
+    questions = [asked("x", phase, "action", ["go", "turn", "stop"]) for phase in (0, 1, 4)]
+    questions = frame(
+        [*questions, asked("x", 1, "New?", ["Never", "Go"]), asked("x", 1, "New one?", ["This", "That"])]
+    )
+    assert list(answers.most_frequent_answers(counts, questions).values()) == ["c", "b", "c", "b", "a"]
+    assert list(answers.most_frequent_answers(counts, questions, by_phase=False).values()) == [
+        "c",
+        "c",
+        "c",
+        "b",
+        "a",
+    ]
+
+
+def test_shuffled_answers_are_those_of_another_scenario():
+    texts = ["Red", "Blue", "Green"]
+    rows = [
+        asked(f"s{n}", 0, "Color?", texts[n:] + texts[:n]) for n in range(3)
+    ]  # option a is another color in each
+    rows.append(asked("s4", 0, "Size?", ["Small"]))
+    shuffled = answers.shuffled_answers(frame(rows), {row["id"]: "a" for row in rows})
+    assert all(shuffled[row["id"]] in "bc" for row in rows[:3]) and shuffled["s4/0/Size?"] == "a"
+
+
+@settings(max_examples=100, database=None)
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=5), st.integers(0, 2**32 - 1))
+def test_viterbi_finds_the_best_of_all_paths(sizes, seed):
+    rng = np.random.default_rng(seed)
+    scores, steps = [rng.normal(size=n) for n in sizes], [rng.normal(size=pair) for pair in pairwise(sizes)]
+
+    def value(path):
+        return sum(s[i] for s, i in zip(scores, path, strict=True)) + sum(
+            step[pair] for step, pair in zip(steps, pairwise(path), strict=True)
+        )
+
+    best = max(product(*map(range, sizes)), key=value)
+    assert value(answers.viterbi(scores, steps)) == pytest.approx(value(best))
+
+
+def world(rng, scenarios, phases=3, names=("A?", "B?", "C?"), options=("x", "y", "z")):
+    """Questions whose answers depend on each other and on the phase before, and log-probabilities of a noisy model."""
+    rows = []
+    for scenario in range(scenarios):
+        answer = {}
+        for phase in range(phases):
+            for name in names:
+                likely = answer.get("A?") if name == "B?" else answer.get(name)
+                answer[name] = likely if likely and rng.random() < 0.8 else rng.choice(options)
+                shown = list(rng.permutation(options))[rng.integers(2) :]
+                shown += [] if answer[name] in shown else [answer[name]]
+                noisy = rng.normal(size=len(shown)) + np.equal(shown, answer[name])
+                log_probs = dict(zip("abcd", noisy - np.log(np.exp(noisy).sum()), strict=False))
+                rows.append(asked(f"s{scenario}", phase, name, shown, answer[name], log_probs=log_probs))
+    return frame(rows)
+
+
+def total(chosen, questions, counts, weights):
+    """The weighted sum of log-probabilities, worked out from the counts."""
+    texts = {
+        (r.scenario, r.phase, question_key(r.question)): (r.options, r.options[chosen[r.id]])
+        for r in questions.itertuples()
+    }
+
+    def log_share(counter, key, others):
+        return np.log(
+            (counter[key] + answers.ALPHA) / sum(counter[other] + answers.ALPHA for other in others)
+        )
+
+    value = sum(row.log_probs[chosen[row.id]] for row in questions.itertuples())
+    for (scenario, phase, name), (options, text) in texts.items():
+        value += weights.single * log_share(counts.single[name, phase], text, options.values())
+        if (after := texts.get((scenario, phase + 1, name))) is not None:
+            pairs = [(text, other) for other in after[0].values()]
+            value += weights.steps * log_share(counts.steps[name], (text, after[1]), pairs)
+        for other in [b for a, b in counts.pairs if a == name and (scenario, phase, b) in texts]:
+            second, found = texts[scenario, phase, other], counts.pairs[name, other]
+            both = (text, second[1])
+            value += weights.pairs / 2 * log_share(found, both, [(text, b) for b in second[0].values()])
+            value += weights.pairs / 2 * log_share(found, both, [(a, second[1]) for a in options.values()])
+    return value
+
+
+@settings(max_examples=25, database=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.0, 0.7]),
+    st.sampled_from([0.0, 0.3]),
+    st.sampled_from([0.0, 1.0]),
+)
+def test_chosen_answers_have_the_largest_sum_or_one_that_no_chain_can_raise(seed, single, pairs, steps):
+    rng, weights = np.random.default_rng(seed), Weights(single, pairs, steps)
+    counts, questions = AnswerCounts(world(rng, 20)), world(rng, 1, phases=2)
+    chosen = AnswerGraph(questions, counts).choose(weights)
+    best = total(chosen, questions, counts, weights)
+    for letters in product(*questions["options"]):
+        other = dict(zip(questions["id"], letters, strict=True))
+        chains = {identity.split("/")[2] for identity in other if other[identity] != chosen[identity]}
+        if not pairs or len(chains) < 2:
+            assert total(other, questions, counts, weights) <= best + 1e-9
+
+
+def test_counts_make_answers_consistent_and_each_term_can_be_switched_off():
+    rng = np.random.default_rng(0)
+    counts, validation, test = AnswerCounts(world(rng, 300)), world(rng, 60), world(rng, 200)
+    assert next(iter(counts.pairs)) == ("a", "b")
+    weights, tried = answers.choose_weights(validation, counts)
+    assert 10 < len(tried) <= 64
+    assert tried.set_index(list(Weights._fields))["accuracy"][weights] == tried["accuracy"].max()
+    alone, joint = (answers.consistent_answers(test, counts, w) for w in (Weights(), weights))
+    assert joint["changed"].tolist() == (alone["answer"] != joint["answer"]).tolist()
+    assert not alone["changed"].any()
+    right = [(table["answer"] == table["correct"]).mean() for table in (alone, joint)]
+    assert right[1] > right[0] + 0.05
+    without = answers.consistent_answers(
+        test.assign(log_probs=[None, *test["log_probs"][1:]]), counts, weights
+    )
+    assert without.loc[0, "answer"] is None and not without.loc[0, "changed"]
+
+
+def test_independent_answers_have_no_mutual_information():
+    rng = np.random.default_rng(1)
+    tables = [Counter(zip(*rng.integers(6, size=(2, 600)).tolist(), strict=True)) for _ in range(200)]
+    assert abs(np.mean([answers.mutual_information(table) for table in tables])) < 0.005
+    equal = Counter({("a", "a"): 500, ("b", "b"): 500})
+    assert answers.mutual_information(equal) == pytest.approx(np.log(2), abs=1e-3)
+
+
+CAPTIONS = {"2023_a": [{"labels": ["0"], "caption_pedestrian": "He walks.", "caption_vehicle": "It turns."}]}
+QUESTIONS = frame([asked("2023_a", 0, "Dry?", ["Yes", "No"]), asked("2023_a", None, "Hat?", ["Yes", "No"])])
+GIVEN = {"2023_a/0/Dry?": "B", "2023_a/None/Hat?": "a"}
+
+
+def test_answers_are_compared_with_every_question_of_the_test_file():
+    assert answers.check_answers(GIVEN, QUESTIONS) == []
+    assert answers.check_answers({"2023_a/0/Dry?": "c", "x": "a"}, QUESTIONS) == [
+        "x: not a question of the test file",
+        "2023_a/0/Dry?: expected one of a, b, got 'c'",
+        "2023_a/None/Hat?: no answer to 'Hat?' (2023_a, scenario None)",
+    ]
+
+
+def test_both_files_are_written_or_none(tmp_path):
+    paths = tmp_path / "captions.json", tmp_path / "answers.json"
+
+    def write(captions, found, **options):
+        expected = {"2023_a": ["0"]}
+        return answers.write_submissions(paths[0], captions, expected, paths[1], found, QUESTIONS, **options)
+
+    few = {"2023_a/0/Dry?": "b"}
+    for captions, found in (({}, GIVEN), (CAPTIONS, few), (CAPTIONS, {**GIVEN, "2023_a/0/Dry?": "e"})):
+        with pytest.raises(SubmissionError, match="wrote nothing"):
+            write(captions, found)
+        assert not list(tmp_path.iterdir())
+    most_frequent = ({}, {"2023_a/0/Dry?": "a", "2023_a/None/Hat?": "b"})
+    _, written = write(CAPTIONS, few, fill_missing=True, most_frequent=most_frequent)
+    assert written.filled == ["2023_a/None/Hat?"]
+    expected = [{"id": "2023_a/0/Dry?", "correct": "b"}, {"id": "2023_a/None/Hat?", "correct": "b"}]
+    assert json.loads(paths[1].read_text()) == expected and json.loads(paths[0].read_text()) == CAPTIONS
