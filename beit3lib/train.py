@@ -477,10 +477,7 @@ def end_epoch(run: Training, signals: list[int]) -> bool:
         except Interrupted:
             return False
         run.print(f"epoch {epoch + 1}: {summary(result)}")
-        facts, timing = result["facts"] or {}, {"seconds": result.pop("seconds")}
-        score = {"score": result["score"], "facts": facts.get("f1"), "accuracy": result["accuracy"]}[
-            config.best_by
-        ]
+        score, timing = result["best_by"], {"seconds": result.pop("seconds")}
         event = {"event": "validation", "step": state.step, "epoch": epoch, "timing": timing, **result}
     if state.add_validation(state.step, score):
         save_checkpoint(run, "best")

@@ -13,7 +13,7 @@ import torch
 
 from beit3lib.config import TrainConfig
 from beit3lib.data.index import read_index
-from beit3lib.dataset import CaptionDataset, collate, mask_caption, num_workers, pack
+from beit3lib.dataset import CaptionDataset, Item, collate, mask_caption, num_workers, pack
 from beit3lib.sample import SPM_PATH
 from beit3lib.tokenizer import load_tokenizer
 from beit3lib.transforms import swap_left_right
@@ -100,7 +100,9 @@ def test_packed_captions_restart_positions_and_a_batch_is_padded_to_its_longest_
     assert two.positions.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4]
     assert two.doc_ids.tolist() == [0] * 4 + [1] * 5
     one = pack([([0, 10, 11, 2], 0)], 0.5, MASK, rng())
-    batch = collate([(torch.zeros(3, 8, 8), one, "a"), (torch.zeros(3, 8, 8), two, "b")], pad_id=1)
+    batch = collate(
+        [Item(torch.zeros(3, 8, 8), one, [], "a"), Item(torch.zeros(3, 8, 8), two, [], "b")], pad_id=1
+    )
     assert batch.input_ids.shape == (2, 9) and batch.names == ["a", "b"] and batch.num_tokens == 4 + 9
     assert batch.doc_ids[0].tolist() == [0] * 4 + [-1] * 5 and batch.input_ids[0, 4:].tolist() == [1] * 5
     expected = [*np.flatnonzero(one.masked), *(9 + np.flatnonzero(two.masked))]
@@ -112,7 +114,7 @@ def test_an_example_packs_every_caption_of_an_image_after_its_prompt(make, token
     table = table[(table["aspect"] != "weather") | (table["subject"] != "vehicle")]
     captions = make(table=table)
     assert len(captions) == 8 and len(captions.caption_types) == 10
-    _, packed, name = captions[0]
+    packed, name = captions[0].sequence, captions[0].image
     assert captions.reference(0)["vehicle", "weather"] == "" and name.startswith("images/avg")
     for number, (subject, aspect) in enumerate(captions.caption_types):
         text = tokenizer.decode(packed.labels[packed.doc_ids == number], skip_special_tokens=True)
@@ -160,7 +162,7 @@ def test_each_kind_of_flip_changes_image_and_caption_as_documented(make, tokeniz
     for index in range(8):
         original = still.reference(index)["vehicle", "position"]
         for epoch in range(4):
-            pixels, packed, _ = captions.at_epoch(epoch)[index]
+            pixels, packed, *_ = captions.at_epoch(epoch)[index]
             flipped = torch.equal(pixels, still[index][0].flip(-1))
             assert flipped or torch.equal(pixels, still[index][0])
             text = tokenizer.decode(packed.labels, skip_special_tokens=True)

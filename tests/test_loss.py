@@ -67,7 +67,7 @@ def test_loss_model_takes_the_loss_at_masked_tokens_only():
     images, text = make_inputs(TINY)
     labels = torch.randint(3, TINY.vocab_size, text.shape)
     batch = SimpleNamespace(images=images, input_ids=text, labels=labels, mask_positions=masked)
-    batch.positions = batch.doc_ids = None
+    batch.positions = batch.doc_ids = batch.bidirectional = None
     logits = model(images, text).flatten(0, 1)[masked]
     expected = label_smoothed_loss(logits, labels.flatten()[masked], 0.1)
-    assert torch.allclose(LossModel(model, 0.1)(batch), expected, atol=1e-5)
+    assert torch.allclose(LossModel(model, 0.1)(batch).captions, expected, atol=1e-5)

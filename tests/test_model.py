@@ -127,15 +127,6 @@ def test_attention_in_bf16_equals_fused_attention_in_fp32(masked):
         assert (a.float() - b).norm() < 0.01 * b.norm()
 
 
-def test_mask_positions_select_logits():
-    model = make_model().eval()
-    images, text = make_inputs(TINY)
-    selected = torch.tensor([3, 9 + 5])
-    expected = torch.stack([model(images, text)[0, 3], model(images, text)[1, 5]])
-    assert (model(images, text, mask_positions=selected) - expected).abs().max() < 1e-6
-    assert model(images, text, mask_positions=selected, head=False).shape == (2, TINY.width)
-
-
 def test_activation_checkpointing_does_not_change_gradients():
     images, text = make_inputs(TINY)
     gradients = []

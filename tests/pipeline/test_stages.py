@@ -78,7 +78,9 @@ def made(monkeypatch):
 
 def test_preparing_other_data_removes_earlier_images_but_no_other_files(run, tmp_path, monkeypatch):
     other = download(tmp_path / "other", train=(1, 0, 1))
-    shutil.move(other / "external" / "BDD_PC_5K", tmp_path / "BDD_PC_5K")  # is read from beside the download, too
+    shutil.move(
+        other / "external" / "BDD_PC_5K", tmp_path / "BDD_PC_5K"
+    )  # is read from beside the download, too
     monkeypatch.setenv("BEIT3LIB_BDD", str(tmp_path / "BDD_PC_5K"))
     kept = {"folder", "notes.txt", "pipe"}
     (run / "images" / "folder").mkdir()
@@ -279,7 +281,10 @@ def test_missing_captions_are_an_error_unless_fill_missing_is_set(trained):
         scoring.score(trained)
     scored = scoring.score(trained, fill_missing=True)
     assert set(scored.scores) == {"model", "shuffled", "nearest", "most frequent"} and scored.split == "val"
-    assert json.loads((trained / "scores.json").read_text())["model"]["final"] == scored.scores["model"].final
+    assert (
+        json.loads((trained / "scores.json").read_text())["captions"]["model"]["final"]
+        == scored.scores["model"].final
+    )
     assert (trained / "submission.val.json").is_file()
     with pytest.raises(SubmissionError, match="fill_missing"):
         scoring.submit(trained)
@@ -288,7 +293,7 @@ def test_missing_captions_are_an_error_unless_fill_missing_is_set(trained):
     segments = table[table["split"] == "test"]
     expected = {str(name): part["label"].tolist() for name, part in segments.groupby("scenario")}
     assert check_submission(written.submission, expected) == []
-    assert len(written.filled) == len(segments) == read_summary(trained)["submit"]["filled"]
+    assert len(written.filled) == len(segments) == read_summary(trained)["submit"]["captions_filled"]
 
 
 def change_predictions(run, change):
@@ -304,7 +309,7 @@ def test_empty_captions_of_the_model_are_distinguished_from_missing_ones(trained
     change_predictions(run, lambda row: row | {"caption": ""})
     table = read_table(run / "segments.csv")
     count = len(table[table["split"] == "val"])
-    message = f"found {2 * count} missing: .* For {count} of them the model generated no text"
+    message = f"got {2 * count} missing: .* For {count} of them the model generated no text"
     with pytest.raises(SubmissionError, match=message):
         scoring.score(run)
 

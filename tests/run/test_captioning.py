@@ -83,11 +83,11 @@ def sizes(monkeypatch):
 
     sizes, generate = Sizes(), Captioner.generate
 
-    def counted(self, pixels, *arguments, **options):
+    def counted(self, memory, *arguments, **options):
         if len(sizes) == sizes.limit:
             raise KeyboardInterrupt
-        sizes.append(len(pixels))
-        return generate(self, pixels, *arguments, **options)
+        sizes.append(len(memory.keys[0]))
+        return generate(self, memory, *arguments, **options)
 
     monkeypatch.setattr(Captioner, "generate", counted)
     return sizes
@@ -124,10 +124,10 @@ def test_running_out_of_memory_halves_the_batch(run, captioner, monkeypatch, siz
     (run / "predictions.json").unlink()
     generate = Captioner.generate
 
-    def limited(self, pixels, *args, **options):
-        if len(pixels) > 1:
+    def limited(self, memory, *args, **options):
+        if len(memory.keys[0]) > 1:
             raise torch.OutOfMemoryError("no room")
-        return generate(self, pixels, *args, **options)
+        return generate(self, memory, *args, **options)
 
     monkeypatch.setattr(Captioner, "generate", limited)
     sizes.clear()

@@ -41,7 +41,7 @@ def test_scores_equal_those_of_captioning(run, captioner, monkeypatch):  # noqa:
     assert {entry["image"] for entry in found["samples"]} == set(table["image"].unique()[[0, 3]])
     first = found["samples"][0]
     assert first["caption"] == table["caption"][0] and first["reference"] == table["reference"][0]
-    assert 0 < found["distinct"] <= 1 and 0 <= found["references"]["copied"] <= 1 and found["seconds"] >= 0
+    assert 0 < found["distinct"] <= 1 and 0 <= found["references"]["memorized"] <= 1 and found["seconds"] >= 0
 
 
 def test_a_model_that_repeats_a_training_caption_is_recognized(run, captioner, monkeypatch):  # noqa: F811
@@ -51,13 +51,13 @@ def test_a_model_that_repeats_a_training_caption_is_recognized(run, captioner, m
     same = lambda self, x, **options: [c._replace(text=text) for c in generate(self, x, **options)]  # noqa: E731
     monkeypatch.setattr(Captioner, "generate", same)
     found = validated(captioner, run)
-    assert found["distinct"] == pytest.approx(10 / 40) and 1 / 10 <= found["copied"] < 1
+    assert found["distinct"] == pytest.approx(10 / 40) and 1 / 10 <= found["memorized"] < 1
 
 
 def test_without_references_there_are_captions_and_no_score(run, captioner, drawn, capsys):  # noqa: F811
     index_without_names(drawn, run, "val", null=lambda number: True)
     found = validated(tiny_captioner([("", "")]), run, train=False)
-    assert found["score"] is None and found["captions"] == 4 and found["copied"] == 0
+    assert found["score"] is None and found["captions"] == 4 and found["memorized"] == 0
     assert "4 of 4 captions have no reference" in capsys.readouterr().out and len(found["samples"]) == 2
     json.dumps(found, allow_nan=False)
 
