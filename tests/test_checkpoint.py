@@ -281,7 +281,7 @@ def test_an_export_replaces_nothing_but_an_export(saved, tmp_path):
 
 
 def change(name, edit):
-    """Change one file of a checkpoint folder: meta.json as a dict, weights as a state dict, others as bytes."""
+    """Change one file of a checkpoint folder: weights as a state dict, others as bytes."""
 
     def change(folder):
         path = folder / name
