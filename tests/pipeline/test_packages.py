@@ -14,7 +14,8 @@ from beit3lib.pipeline import packages
 
 ROOT = Path(__file__).parents[2]
 STANDARD = set(sys.stdlib_module_names) | {"beit3lib"}
-MODULES = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml", "rouge_score": "rouge-score"}
+MODULES = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
+MODULES |= {"rouge_score": "rouge-score", "huggingface_hub": "huggingface-hub"}
 WITH_JUPYTER = {"papermill", "IPython"}
 
 
