@@ -78,7 +78,7 @@ oldest: $(READY)
 	printf '%s\n' $(OLDEST_TORCH) >>$(OLDEST)/requirements.in
 	.venv/bin/uv pip compile --quiet --resolution lowest-direct --python $(OLDEST)/bin/python \
 		$(OLDEST)/requirements.in --output-file $(OLDEST)/requirements.txt
-	$(OLDEST)/bin/python -m pip install --requirement $(OLDEST)/requirements.txt pytest hypothesis ruff nbstripout
+	$(OLDEST)/bin/python -m pip install -r $(OLDEST)/requirements.txt pytest hypothesis ruff nbstripout
 	$(OLDEST)/bin/python -m pip install --quiet --no-deps $(ORACLE)
 	$(OLDEST)/bin/python -m beit3lib.pipeline.packages
 	PYTHONPATH=$(CURDIR) PYTHONWARNINGS='ignore:`torch.jit.interface`:FutureWarning' \
