@@ -9,7 +9,7 @@ Two careful readers and these rules agree on 319 of 320 real sentences (tests/da
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from beit3lib.data.facts import Fact, find_facts, split_sentences
+from beit3lib.data.facts import SLOT_ASPECT, Fact, find_facts, split_sentences
 from beit3lib.data.schema import ASPECTS, SUBJECTS
 
 READING_ORDER = {  # by the mean position of an aspect's sentences in real captions
@@ -29,10 +29,8 @@ class Decision(NamedTuple):
 def classify_sentence(sentence: str, subject: str) -> Decision:
     """Return the aspect of which a sentence states most facts, on a tie the one stated first; None if it states no fact."""
     found: dict[str, list[Fact]] = {}
-    for fact in find_facts(
-        sentence
-    ):  # in reading order; of two that overlap, the earlier or else the longer one counts
-        kept = found.setdefault(fact.aspect, [])
+    for fact in find_facts(sentence):  # of two that overlap, the earlier or else the longer one counts
+        kept = found.setdefault(SLOT_ASPECT[fact.slot], [])
         if not kept or fact.start >= kept[-1].end:
             kept.append(fact)
     if not found:
