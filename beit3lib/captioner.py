@@ -125,8 +125,8 @@ class Captioner:
             kind for kind in self.caption_types if subject in (None, kind[0]) and aspect in (None, kind[1])
         ]
         if not selected:
-            known = ", ".join(" ".join(kind) for kind in self.caption_types).strip() or "one without a name"
-            raise ValueError(f"caption type: expected one of {known}; got {subject or 'any'} {aspect or ''}")
+            known = " or ".join(" ".join(kind) for kind in self.caption_types).strip() or "none"
+            raise ValueError(f"caption type: expected {known}; got {subject or 'any'} {aspect or 'aspect'}")
         with inference_precision(self.device):
             found = self.generate(self._pixels(image), selected, num_beams)
         texts = [caption.text for caption in found]
