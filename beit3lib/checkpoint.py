@@ -187,7 +187,7 @@ def save_captioner(captioner: Captioner, folder: str | Path, spm_path: str | Pat
 
 
 def captioner_meta(captioner: Captioner) -> dict[str, Any]:
-    """Return the content of meta.json: the size of the model, how to caption with it, and `captioner.meta`."""
+    """Return the content of meta.json: size of the model, how to caption with it, and `captioner.meta`."""
     return {
         **captioner.meta,
         "model": asdict(captioner.model.config),

@@ -1,4 +1,4 @@
-"""Index lines to training batches: per example one image, and its masked captions and questions in a sequence.
+"""Index lines to training batches: an image, and one sequence of its masked captions and questions.
 
 A packed sequence holds the captions and questions of an image end to end. Positions restart at each of them,
 and `doc_ids` keep attention inside it. A single caption is the special case of one document, and equals the
@@ -114,7 +114,7 @@ def pack(
     rng: np.random.Generator,
     questions: Sequence[Question] = (),
 ) -> PackedSequence:
-    """Mask captions, each (ids with special tokens, length of its prompt); join them and questions end to end."""
+    """Mask captions, (ids with special tokens, length of the prompt), and join them and questions end to end."""
     documents = [
         mask_caption(ids, prompt_length, probability, mask_id, rng) for ids, prompt_length in captions
     ]
@@ -245,8 +245,8 @@ class CaptionDataset(torch.utils.data.Dataset):
         self.examples = [example for example in examples if example.captions or not train]
         if not self.examples:
             raise ValueError(
-                f"{root}: expected captions of type {config.subject} {config.aspect} in the index, found none. "
-                "Choose another subject or aspect, or see which captions the stage index skipped."
+                f"{root}: expected captions of type {config.subject} {config.aspect} in the index, found none."
+                " Choose another subject or aspect, or see which captions the stage index skipped."
             )
         _check_tokenizer(self.examples, tokenizer, self.root)
         limit = config.num_max_bpe_tokens
@@ -269,7 +269,7 @@ class CaptionDataset(torch.utils.data.Dataset):
     def epoch_batches(self, epoch: int, batch_size: int) -> list[list[int]]:
         """Batches of indices for one epoch: shuffled, and grouped by text length within `POOL` batches."""
         rng = np.random.default_rng((self.config.seed, epoch))
-        # Drop the incomplete batch before sorting by length, so that long captions are not dropped more often.
+        # Drop the incomplete batch before sorting by length, so that long captions are dropped no more often.
         shuffled = rng.permutation(len(self))[: len(self) // batch_size * batch_size]
         pools = [shuffled[i : i + POOL * batch_size] for i in range(0, len(shuffled), POOL * batch_size)]
         by_length = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])

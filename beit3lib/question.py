@@ -18,7 +18,7 @@ MAX_QUESTION_TOKENS = 128  # with `<s>` and `</s>`; questions of WTS have 10 to 
 
 
 class Question(NamedTuple):
-    """Token ids of a question, with `<s>` and `</s>`, and of each option; the index of the correct one, or -1."""
+    """Token ids of a question, with `<s>` and `</s>`, and of its options; index of the correct one, or -1."""
 
     ids: list[int]
     options: list[list[int]]
@@ -54,7 +54,7 @@ def collate_options(questions: Sequence[Question]) -> Options:
         for i, option in enumerate(question.options):
             share = np.full(len(option), 1 / len(option))
             if any(option != other and sorted(option) == sorted(other) for other in question.options):
-                # "red hat, black coat" and "black hat, red coat" have the same mean: earlier tokens weigh more.
+                # "red hat, black coat", "black hat, red coat": the same mean, if earlier tokens weighed no more.
                 share *= np.linspace(1.5, 0.5, len(option))
             starts.append(len(ids))
             ids += option

@@ -51,7 +51,7 @@ from beit3lib.files import exit_on_error, lock_folder, read_json, write_json
 from beit3lib.loss import LossModel, drop_worst
 from beit3lib.model import CaptionModel, model_config
 from beit3lib.run.launch import SIGNALS, on_signals, outlive_signals, run_processes
-from beit3lib.run.log import LOG_NAME, append_event, read_log, track_event, write_log
+from beit3lib.run.log import LOG_NAME, append_event, track_event, write_log
 from beit3lib.run.memory import keep_freed_memory, largest_batch, peak_mb
 from beit3lib.run.state import (
     LAST_NAME,
@@ -79,7 +79,7 @@ class Interrupted(BaseException):
 
 
 def parameter_groups(model: CaptionModel, config: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW's parameter groups, one per combination of weight decay and `lr_scale` = layer_decay^(top - layer).
+    """AdamW's parameter groups: one per pair of weight decay and `lr_scale` = layer_decay^(top - layer).
 
     Layer i has depth i + 1, embeddings have 0, and everything else is the top. Vectors, biases, the class
     token and image positions have no weight decay. Source: the reference implementation's `optim_factory`.
@@ -175,7 +175,7 @@ def train_step(
 
 @dataclass
 class Training:
-    """A run in this process: options, data, plan, and the `state` that training changes; `setup` builds it."""
+    """A run in this process, built by `setup`: options, data, plan, and the `state` that training changes."""
 
     config: TrainConfig
     output: Path
@@ -199,6 +199,11 @@ class Training:
     def global_batch(self) -> int:
         """Images per step in all processes."""
         return self.micro_batch * self.update_freq * self.accelerator.num_processes
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch, from 0, of the last step."""
+        return (self.state.step - 1) // self.steps_per_epoch
 
     @property
     def caption_types(self) -> list[CaptionType]:
@@ -255,7 +260,7 @@ def setup(config: TrainConfig) -> Training:
 
 
 def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
-    """Return accelerate's object for device, precision, processes and TensorBoard; the reason for the precision."""
+    """Return accelerate's object for device, precision and processes, and the reason for the precision."""
     device = choose_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -360,7 +365,7 @@ def fit(run: Training, signals: list[int]) -> str:
                 state.ema.update(state.model)
             state.step += 1
             state.skipped_steps += result.skipped
-            log_step(run, result, epoch, lr, batches, time.monotonic() - clock)
+            log_step(run, result, lr, batches, time.monotonic() - clock)
 
             # A signal during a step or a save is only noted in `signals`; the run stops here, after the step.
             now = time.monotonic()
@@ -412,9 +417,8 @@ def agree(accelerator: Accelerator, wishes: dict[str, bool]) -> list[str]:
 
 
 def end_epoch(run: Training, signals: list[int]) -> bool:
-    """Validate, and keep the best captioner; False if a signal interrupted the validation, which is dropped."""
-    config, state, epoch = run.config, run.state, (run.state.step - 1) // run.steps_per_epoch
-    event, score = None, None
+    """Validate, and keep the best captioner; False if a signal interrupted the validation: it is dropped."""
+    config, state, result = run.config, run.state, None
 
     def interrupt(number: int) -> None:
         signals.append(number)
@@ -428,21 +432,13 @@ def end_epoch(run: Training, signals: list[int]) -> bool:
                 result = validate(captioner(run), run.val_set, run.train_set, config, run.accelerator)
         except Interrupted:
             return False
-        run.print(f"epoch {epoch + 1}: {summary(result)}")
-        score, seconds = result["best_by"], result.pop("seconds")
-        event = {
-            "event": "validation",
-            "step": state.step,
-            "epoch": epoch,
-            "timing": {"seconds": seconds},
-            **result,
-        }
-    if state.add_validation(state.step, score):
+        run.print(f"epoch {run.epoch + 1}: {summary(result)}")
+    if state.add_validation(state.step, result and result["best_by"]):
         save_checkpoint(run, "best")
     if state.step % (run.steps_per_epoch * config.save_ckpt_freq) == 0 and state.step < run.total_steps:
-        save_checkpoint(run, f"checkpoint-{epoch + 1}")
-    if event is not None:  # after best/ is saved: a run that is killed before this line validates again
-        log_event(run, event)
+        save_checkpoint(run, f"checkpoint-{run.epoch + 1}")
+    if result:  # after best/ is saved: a run that is killed before this line validates again
+        log_event(run, "validation", result, {"seconds": result.pop("seconds")})
     run.accelerator.wait_for_everyone()
     return True
 
@@ -481,7 +477,7 @@ def save(run: Training) -> None:
 
 
 def resume(run: Training) -> None:
-    """Load last.pt if there is one. Without one, --resume names that of another run, which is copied first."""
+    """Load last.pt if there is one. Without one, --resume names that of another run, to be copied first."""
     config, path, is_main = run.config, run.output / LAST_NAME, run.accelerator.is_main_process
     if config.resume and is_main and not (config.auto_resume and path.exists()):
         copy_run(Path(config.resume).parent, run.output)
@@ -527,28 +523,26 @@ def start_log(run: Training) -> None:
     run.accelerator.init_trackers("beit3lib", options, {"tensorboard": {"purge_step": run.state.step + 1}})
 
 
-def log_step(
-    run: Training, result: Step, epoch: int, lr: float, batches: list[Batch], seconds: float
-) -> None:
+def log_step(run: Training, result: Step, lr: float, batches: list[Batch], seconds: float) -> None:
     """Add a line to log.jsonl at every step, and print one every `PRINT_EVERY` steps."""
     state, questions = run.state, run.state.model.config.answers
     rate = sum(batch.num_tokens for batch in batches) * run.accelerator.num_processes / max(seconds, 1e-6)
-    event = {"event": "step", "step": state.step, "epoch": epoch, "loss": result.loss}
-    event |= {"question_loss": result.question_loss} if questions else {}
-    event |= {"grad_norm": result.grad_norm if math.isfinite(result.grad_norm) else None, "lr": lr}
+    values = {"loss": result.loss} | ({"question_loss": result.question_loss} if questions else {})
+    values |= {"grad_norm": result.grad_norm if math.isfinite(result.grad_norm) else None, "lr": lr}
     timing = {"seconds_per_step": round(seconds, 3), "tokens_per_s": round(rate), "peak_mb": peak_mb()}
-    log_event(run, {**event, "skipped": state.skipped_steps, "timing": timing})
+    log_event(run, "step", {**values, "skipped": state.skipped_steps}, timing)
     if state.step % PRINT_EVERY == 0 or state.step in (1, run.last_step):
         losses = f"loss {result.loss:.3f}" + (f"  questions {result.question_loss:.3f}" if questions else "")
         left = f"{(run.last_step - state.step) * seconds / 60:.1f} min left"
         skipped = f"  {state.skipped_steps} steps skipped" if state.skipped_steps else ""
-        step = f"step {state.step}/{run.total_steps}  epoch {epoch + 1}"
+        step = f"step {state.step}/{run.total_steps}  epoch {run.epoch + 1}"
         run.print(f"{step}  {losses}  {rate:.0f} tokens/s  {left}{skipped}")
 
 
-def log_event(run: Training, event: dict[str, Any]) -> None:
-    """Append an event to log.jsonl and send it to the tracker."""
+def log_event(run: Training, kind: str, values: dict[str, Any], timing: dict[str, float]) -> None:
+    """Append an event, a "step" or a "validation", to log.jsonl and send it to TensorBoard."""
     if run.accelerator.is_main_process:
+        event = {"event": kind, "step": run.state.step, "epoch": run.epoch, **values, "timing": timing}
         with disk_errors(run.output / LOG_NAME):
             append_event(run.output / LOG_NAME, event)
         track_event(run.accelerator, event, run.train_set.root, run.state.model.config.image_size)
@@ -570,13 +564,10 @@ def finish(run: Training, stopped: str) -> dict[str, Any]:
         run.print(f"stopped: {stopped} for {state.epochs_without_improvement} epochs")
     if not run.accelerator.is_main_process:
         return {}
-    losses = [event["loss"] for event in read_log(run.output / LOG_NAME) if event["event"] == "step"]
     results = {
         "steps": state.step,
         "total_steps": run.total_steps,
         "stopped": stopped,
-        "first_loss": losses[0] if losses else None,
-        "last_loss": losses[-1] if losses else None,
         "best_score": state.best_score,
         "train_seconds": round(time.monotonic() - run.started, 1),
         "precision": run.accelerator.mixed_precision,
@@ -621,7 +612,7 @@ def finetune(config: TrainConfig) -> dict[str, Any]:
 
 
 def launch(config: TrainConfig, num_gpus: int) -> dict[str, Any]:
-    """Fine-tune, or with --eval validate, in `num_gpus` processes with `run_processes`; return the results."""
+    """Fine-tune, or with --eval validate, in `num_gpus` processes (`run_processes`); return the results."""
     run_processes("beit3lib.train", config.arguments(), num_gpus, config.device)
     name = VALIDATION_NAME if config.eval else RESULTS_NAME
     return read_json(Path(config.output_dir).expanduser() / name, dict)

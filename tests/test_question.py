@@ -1,4 +1,4 @@
-"""Questions as documents of a packed sequence: as single questions, invisible to captions, blind to letters."""
+"""Packed questions equal single ones, are invisible to captions, and do not depend on letters."""
 
 import shutil
 

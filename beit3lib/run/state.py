@@ -34,9 +34,9 @@ LAST_NAME, RESULTS_NAME, VALIDATION_NAME = "last.pt", "results.json", "validatio
 # Options that do not change the result of a run, so that a resumed run may have others. Of the last two only
 # their product with the number of processes matters, the global batch, which is compared.
 SESSION_OPTIONS = set(
-    """output_dir data_path log_dir sentencepiece_model finetune resume auto_resume eval dist_eval device precision
-    checkpoint_activations num_workers pin_mem eval_batch_size samples max_minutes max_steps save_every_minutes
-    save_ckpt_freq patience batch_size update_freq""".split()
+    """output_dir data_path log_dir sentencepiece_model finetune resume auto_resume eval dist_eval device
+    precision checkpoint_activations num_workers pin_mem eval_batch_size samples max_minutes max_steps
+    save_every_minutes save_ckpt_freq patience batch_size update_freq""".split()
 )
 
 
@@ -70,7 +70,7 @@ class TrainState:
         return {name: part for name, part in parts.items() if part is not None}
 
     def add_validation(self, step: int, score: float | None) -> bool:
-        """Record a validation; return whether it is the best so far. Without scores the latest is the best."""
+        """Record a validation; return whether it is the best so far: without scores, the latest is."""
         is_best = score is None or self.best_score is None or score > self.best_score
         self.last_validated_step = step
         self.best_score = score if is_best else self.best_score
@@ -152,8 +152,8 @@ def load_last(
         different.append(f"a global batch of {saved['global_batch']} (now {global_batch})")
     if different:
         raise ResumeError(
-            f"{path}: expected a run with the same options and data, got {', '.join(different)}. Use the same, "
-            f"or start from scratch with --no_auto_resume (from these weights with --finetune {path})."
+            f"{path}: expected a run with the same options and data, got {', '.join(different)}. Use the same,"
+            f" or start from scratch with --no_auto_resume (from these weights with --finetune {path})."
         )
     for name, part in state.parts().items():
         if name in saved or name != "scaler":  # a run that was saved in another precision has no scaler
@@ -170,7 +170,7 @@ def drop_later_events(output: Path, step: int) -> None:
 
 
 def copy_run(source: Path, output: Path) -> None:
-    """Copy last.pt, best/ and the log of another run, for example from a read-only mount, to resume it here."""
+    """Copy last.pt, best/ and the log of a run, for example from a read-only mount, to resume it here."""
     check_regular_file(source / LAST_NAME)
     write_log(output / LOG_NAME, read_log(source / LOG_NAME))
     if (source / "best").is_dir():

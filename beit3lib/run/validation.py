@@ -115,7 +115,7 @@ def _validation_result(
 
 
 def _facts(table: pd.DataFrame) -> dict[str, float] | None:
-    """Precision, recall and F1 of the facts of captions, in percent; None if captions and references have none."""
+    """Precision, recall and F1 of the facts of captions, in percent; None if no text has any."""
     counts = fact_scores(table).loc["all"].fillna(0) if len(table) else None
     if counts is None or not counts[["equal", "wrong", "omitted", "added"]].any():
         return None

@@ -77,8 +77,7 @@ def uninterrupted(drawn, captioner, tmp_path_factory):
 
 @pytest.fixture
 def sizes(monkeypatch):
-    """The sizes of the batches that are decoded. `limit`: number of them before the process "dies"; `largest`:
-    size that fits in memory."""
+    """Sizes of the batches that are decoded; `limit` of them end the process, `largest` fits in memory."""
 
     class Sizes(list):
         limit, largest = None, 100
