@@ -279,7 +279,7 @@ def _video_rows(
     for row in phases.to_dict("records"):
         references = {}
         for subject in SUBJECTS:
-            if (caption := row[f"caption_{subject}"]) is not None:
+            if isinstance(caption := row[f"caption_{subject}"], str):
                 parts = split_caption(caption, subject)
                 own = [kind for kind in captioner.caption_types if kind[0] == subject]
                 references |= {kind: parts.get(kind[1], "") for kind in own}
