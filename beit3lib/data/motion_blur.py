@@ -112,6 +112,22 @@ def motion_blur(
     return blur
 
 
+def video_length(video_path: str | Path) -> float:
+    """Return the time from a video's first frame to the end of its last one, in seconds.
+
+    It is read from the packets, because some containers, such as those that browsers record, do not state it.
+    Raises ValueError or PyAV's error for a file that is not a video.
+    """
+    path = check_regular_file(video_path)
+    with av.open(str(path)) as container:
+        stream = container.streams.best("video")
+        packets = container.demux(stream) if stream else ()
+        spans = [(packet.pts, packet.pts + (packet.duration or 0)) for packet in packets if packet.pts is not None]
+        if not spans:
+            raise ValueError(f"{path}: expected a video, found a file without frames")
+        return float((max(end for _, end in spans) - min(start for start, _ in spans)) * stream.time_base)
+
+
 def _resize(frame: av.VideoFrame, size: int) -> np.ndarray:
     return cv2.resize(frame.to_ndarray(format="rgb24"), (size, size))  # (size, size, 3) uint8, bilinear
 

@@ -73,16 +73,19 @@ def caption_images(
     batch_size: int | None = None,
     max_minutes: float = 0.0,
     num_workers: int = 10,
+    quiet: bool = False,
 ) -> pd.DataFrame:
     """Caption images with every caption type of the model, resumably, and write `output`; returns its table.
 
-    `images`: one row per image as `images_to_caption` returns, paths relative to `root`. `meta` identifies
-    the checkpoint and is written to `output`. After `max_minutes` (0: no limit) the captions so far are
-    returned without scores; `output` is not written, and `partial_path(output)` exists.
+    `images`: one row per image as `images_to_caption` returns, paths relative to `root`; with a column
+    `path`, that file is read instead. `meta` identifies the checkpoint and is written to `output`. After
+    `max_minutes` (0: no limit) the captions so far are returned without scores; `output` is not written, and
+    `partial_path(output)` exists. `quiet` shows no progress.
     """
     deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
     output, names = Path(output), images["image"].tolist()
-    paths = [Path(root, name) for name in names]
+    paths = [Path(root, path) for path in images.get("path", images["image"])]
+    images = images.drop(columns="path", errors="ignore")
     size = batch_size or choose_batch_size(captioner, num_beams)
     options = {**meta, "num_beams": num_beams, "batch_size": size, **_identity(captioner, images, paths)}
     # A model that was trained without questions only captions.
@@ -92,7 +95,8 @@ def caption_images(
     questions = [[encode(row["question"], row["options"]) for row in rows] for rows in asked]
     rank, processes, wait = _processes(captioner)
     if output.is_file() and not partial_path(output).exists() and not _changes(read_meta(output), options):
-        print(f"{output}: complete. Delete it to caption these images again.")
+        if not quiet:
+            print(f"{output}: complete. Delete it to caption these images again.")
         return read_predictions(output)
     with lock_folder(output.parent, "captioning", output.name) if rank == 0 else nullcontext():
         if rank == 0:
@@ -101,7 +105,7 @@ def caption_images(
         finished = _read_finished(output)
         batches = [range(len(names))[i : i + size] for i in range(0, len(names), size)][rank::processes]
         batches = [batch for batch in batches if any(names[i] not in finished for i in batch)]
-        style = {"unit": "image", "mininterval": 1, "ncols": 100, "file": sys.stdout, "disable": rank > 0}
+        style = {"unit": "image", "mininterval": 1, "ncols": 100, "file": sys.stdout, "disable": quiet or rank > 0}
         bar = tqdm(total=sum(map(len, batches)), desc=output.name, **style)
         with bar, inference_precision(captioner.device), inference_weights(captioner.model):
             stream = caption_batches(captioner, paths, batches, num_beams, num_workers, questions)
@@ -227,8 +231,9 @@ def _finish(output: Path, images: pd.DataFrame, options: dict[str, Any]) -> pd.D
         print(f"{output}: {len(done)} of {len(images)} images captioned. Rerun the same command to resume.")
         return table
     skipped = [finished[name] for name in done["image"] if "problem" in finished[name]]
-    table = score_predictions(table).round({"official_score": 2})
-    meta = {**options, "comparable": meteor_is_comparable(), "skipped": skipped}
+    scored = table["reference"].notna().any()  # without references, WordNet is not loaded
+    table = score_predictions(table).round({"official_score": 2}) if scored else table
+    meta = {**options, "comparable": not scored or meteor_is_comparable(), "skipped": skipped}
     answers = {name: finished[name]["answers"] for name in done["image"] if finished[name].get("answers")}
     if answers:
         write_image_answers(answers_path(output), answers, meta)
