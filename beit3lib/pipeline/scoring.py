@@ -4,6 +4,7 @@ python -m beit3lib.pipeline.scoring runs/demo      print the score of a run and 
 """
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +13,7 @@ import pandas as pd
 from beit3lib.data.facts import fact_scores
 from beit3lib.data.predictions import PREDICTIONS_NAME, read_predictions
 from beit3lib.data.questions import (
+    COLUMNS,
     QUESTION_INDEX_NAME,
     answers_path,
     combine_images,
@@ -64,14 +66,14 @@ def read_captions(run: Path, combine_with: str = "") -> pd.DataFrame:
     return table.drop_duplicates(["image", "subject", "aspect"])
 
 
-def read_answers(run: Path, split: str) -> pd.DataFrame:
+def read_answers(run: Path, split: str, predictions_name: str = PREDICTIONS_NAME) -> pd.DataFrame:
     """Return the questions of a split with `log_probs`, the mean of all images of a question, None without an answer.
 
     The table is empty if the split has no questions.
     """
-    index, path = run / QUESTION_INDEX_NAME.format(split=split), answers_path(run / PREDICTIONS_NAME)
+    index, path = run / QUESTION_INDEX_NAME.format(split=split), answers_path(run / predictions_name)
     if not index.is_file():
-        return pd.DataFrame(columns=["id"])
+        return pd.DataFrame(columns=[*COLUMNS, "images", "log_probs"])
     found = read_image_answers(path) if path.is_file() else pd.DataFrame(columns=["image", "id", "log_probs"])
     return combine_images(read_question_index(index), found)
 
@@ -81,6 +83,23 @@ def _train_answers(run: Path) -> answers.AnswerCounts:
     path = run / QUESTION_INDEX_NAME.format(split="train")
     questions = read_question_index(path)
     return answers.AnswerCounts(questions[questions["correct"].notna()])
+
+
+def answer_questions(
+    run: Path, splits: Iterable[str], predictions_name: str = PREDICTIONS_NAME
+) -> pd.DataFrame:
+    """Return the questions that the model answered, with `answer` and `changed` of `answers.consistent_answers`.
+
+    The weights of its terms are those with the best accuracy on the val split.
+    """
+    tables = [read_answers(run, split, predictions_name) for split in splits]
+    questions = pd.concat(tables).dropna(subset=["log_probs"]).reset_index(drop=True)
+    if questions.empty:
+        return questions.assign(answer=None, changed=False)
+    counts, validation = _train_answers(run), read_answers(run, "val", predictions_name)
+    validation = validation.dropna(subset=["correct", "log_probs"])
+    weights = answers.choose_weights(validation, counts)[0] if len(validation) else answers.Weights()
+    return answers.consistent_answers(questions, counts, weights)
 
 
 @checked
@@ -244,12 +263,8 @@ def submit(run: Path, fill_missing: bool = False, combine_with: str = "") -> Sub
             captions, given = run / SUBMISSION_NAME, None
             captions = submission.write_submission(captions, built, expected, fill_missing, frequent)
         else:
-            counts, validation = _train_answers(run), read_answers(run, "val")
-            validation = validation[validation["correct"].notna()] if len(validation) else validation
-            weights = answers.choose_weights(validation, counts)[0] if len(validation) else answers.Weights()
-            chosen = answers.consistent_answers(questions, counts, weights)
-            letters = {row.id: row.answer for row in chosen.itertuples() if row.answer}
-            fillers = (frequent, answers.most_frequent_answers(counts, questions))
+            letters = {row.id: row.answer for row in answer_questions(run, [split]).itertuples()}
+            fillers = (frequent, answers.most_frequent_answers(_train_answers(run), questions))
             captions, given = answers.write_submissions(
                 run / SUBMISSION_NAME, built, expected,
                 run / ANSWERS_SUBMISSION_NAME, letters, questions, fill_missing, fillers,
