@@ -122,7 +122,9 @@ def video_length(video_path: str | Path) -> float:
     with av.open(str(path)) as container:
         stream = container.streams.best("video")
         packets = container.demux(stream) if stream else ()
-        spans = [(packet.pts, packet.pts + (packet.duration or 0)) for packet in packets if packet.pts is not None]
+        spans = [
+            (packet.pts, packet.pts + (packet.duration or 0)) for packet in packets if packet.pts is not None
+        ]
         if not spans:
             raise ValueError(f"{path}: expected a video, found a file without frames")
         return float((max(end for _, end in spans) - min(start for start, _ in spans)) * stream.time_base)

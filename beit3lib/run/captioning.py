@@ -105,7 +105,13 @@ def caption_images(
         finished = _read_finished(output)
         batches = [range(len(names))[i : i + size] for i in range(0, len(names), size)][rank::processes]
         batches = [batch for batch in batches if any(names[i] not in finished for i in batch)]
-        style = {"unit": "image", "mininterval": 1, "ncols": 100, "file": sys.stdout, "disable": quiet or rank > 0}
+        style = {
+            "unit": "image",
+            "mininterval": 1,
+            "ncols": 100,
+            "file": sys.stdout,
+            "disable": quiet or rank > 0,
+        }
         bar = tqdm(total=sum(map(len, batches)), desc=output.name, **style)
         with bar, inference_precision(captioner.device), inference_weights(captioner.model):
             stream = caption_batches(captioner, paths, batches, num_beams, num_workers, questions)
