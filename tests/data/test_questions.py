@@ -16,9 +16,9 @@ from beit3lib.data.questions import (
     question_key,
     read_question_index,
     read_questions,
-    scenario_of,
     write_questions,
 )
+from beit3lib.data.wts import scenario_of
 from beit3lib.files import FileError
 
 
@@ -222,5 +222,5 @@ def test_the_index_lists_the_images_of_all_cameras_and_keeps_questions_without_a
 
 def test_an_index_of_another_kind_is_an_error_with_its_line(tmp_path):
     (tmp_path / "i.jsonl").write_text('{"image_path": "a.jpg"}\n')
-    with pytest.raises(FileError, match=r'i\.jsonl: expected split.*Rerun the stage index'):
+    with pytest.raises(FileError, match=r"i\.jsonl: expected split.*Rerun the stage index"):
         read_question_index(tmp_path / "i.jsonl")
