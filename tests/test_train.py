@@ -116,9 +116,7 @@ def equals(folder, whole):
 
 
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])
-def test_parameter_groups_equal_the_reference_implementation(layer_decay):
-    import reference
-
+def test_parameter_groups_equal_the_reference_implementation(reference, layer_decay):
     optim, model, top = reference.recipe("optim_factory"), make_model(TINY), TINY.layers + 2
     values = optim.LayerDecayValueAssigner([layer_decay ** (top - 1 - i) for i in range(top)])
     skipped = reference.captioning_model(deepcopy(model)).no_weight_decay()
@@ -132,9 +130,7 @@ def test_parameter_groups_equal_the_reference_implementation(layer_decay):
 
 
 @pytest.mark.parametrize("warmup_epochs, warmup_steps", [(1, -1), (1, 0), (2, 4), (1, 1), (0, -1)])
-def test_the_schedule_equals_the_reference_implementation(warmup_epochs, warmup_steps):
-    import reference
-
+def test_the_schedule_equals_the_reference_implementation(reference, warmup_epochs, warmup_steps):
     schedule = reference.recipe("utils").cosine_scheduler
     theirs = schedule(1.0, 0.1, 3, 10, warmup_epochs, warmup_steps=warmup_steps)
     config = TrainConfig(lr=1.0, min_lr=0.1, warmup_lr=0.5)
@@ -143,10 +139,8 @@ def test_the_schedule_equals_the_reference_implementation(warmup_epochs, warmup_
     np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
-def test_three_training_steps_equal_the_reference_implementation(drawn, tmp_path):
+def test_three_training_steps_equal_the_reference_implementation(reference, drawn, tmp_path):
     """Loss, ignored worst tokens after `drop_worst_after` steps, schedule, parameter groups, AdamW."""
-    import reference
-
     options = {
         "drop_worst_after": 1,
         "drop_worst_ratio": 0.3,
