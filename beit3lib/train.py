@@ -445,7 +445,7 @@ def end_epoch(run: Training, signals: list[int]) -> bool:
 
 def captioner(run: Training) -> Captioner:
     """Return a captioner with the model or its moving average; its `meta` says how it was trained."""
-    model = (run.state.model if run.state.ema is None else run.state.ema.module).eval()
+    model = run.state.model if run.state.ema is None else run.state.ema.module
     meta = {
         "options": dataclasses.asdict(run.config),
         "index": run.index,

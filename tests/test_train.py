@@ -192,17 +192,6 @@ def test_accumulated_batches_equal_one_large_batch(drawn, tmp_path, monkeypatch)
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
 
 
-def test_clipping_limits_the_gradient_norm(drawn, tmp_path):
-    run, norms = train.setup(quick(drawn, tmp_path, clip_grad=0.25)), []
-    parameters, optimizer = list(run.state.model.parameters()), run.state.optimizer
-    optimizer.step = lambda: norms.append(
-        torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm().item()
-    )
-    window = next(train.load_batches(run, 0, 0))
-    result = train.train_step(run.loss_model, window, optimizer, run.accelerator, run.config, 0)
-    assert result.grad_norm > 0.25 and norms == [pytest.approx(0.25, rel=1e-3)]
-
-
 NOT_FINITE = {
     "loss": lambda losses: losses * math.nan,
     "gradient": lambda losses: losses + (losses - losses.detach()).sqrt(),  # of √x at 0
@@ -298,34 +287,30 @@ def copy_index(drawn, folder, change=lambda split, line: line, splits=("train", 
     return folder
 
 
-@pytest.mark.parametrize(
-    "splits, scores, message",
-    [
-        (["train"], [], "no validation split: best/ is the latest state"),
-        (["train", "val"], [None, None], "no score on 2 captions"),  # the reference implementation has null
-    ],
-)
-def test_without_references_best_is_the_latest_state(drawn, tmp_path, capsys, splits, scores, message):
-    def change(split, line):
-        return line if split == "train" else line | {"text_segment": None}
-
-    results = train.finetune(quick(copy_index(drawn, tmp_path / "data", change, splits), tmp_path))
+def test_without_a_validation_split_best_is_the_latest_state(drawn, tmp_path, capsys):
+    data = copy_index(drawn, tmp_path / "data", splits=["train"])
+    results = train.finetune(quick(data, tmp_path))
     assert results["best_score"] is None and read_json(tmp_path / "best" / "meta.json")["best_score"] is None
-    assert same(best(tmp_path), last(tmp_path)["model"]) and message in capsys.readouterr().out
-    assert [event["score"] for event in events(tmp_path, "validation")] == scores
+    assert same(best(tmp_path), last(tmp_path)["model"])
+    assert capsys.readouterr().out.count("no validation split: best/ is the latest state") == 1
 
 
 KEYS = ("image_path", "text_segment", "image_id")
 
 
-def test_an_index_of_the_reference_implementation_is_one_caption_type(drawn, tmp_path):
+def test_an_index_of_the_reference_implementation_is_one_caption_type_and_not_scored(drawn, tmp_path, capsys):
+    """It has no subjects and aspects, and null instead of the token ids of validation images."""
+
     def change(split, line):
-        return line["aspect"] == "road" and {key: line[key] for key in KEYS}
+        ids = {} if split == "train" else {"text_segment": None}
+        return line["aspect"] == "road" and {key: line[key] for key in KEYS} | ids
 
     data = copy_index(drawn, tmp_path / "data", change)
     results = train.finetune(quick(data, tmp_path, subject="all", aspect="all"))
+    assert results["best_score"] is None and "no score on 2 captions" in capsys.readouterr().out
+    assert [event["score"] for event in events(tmp_path, "validation")] == [None, None]
     captioner = load_captioner(tmp_path / "best", "cpu")
-    assert 0 <= results["best_score"] <= 100 and captioner.prompts == [[]] and captioner.max_tokens == 12
+    assert captioner.prompts == [[]] and captioner.max_tokens == 12
     assert isinstance(captioner.caption(next((drawn / "images").iterdir())), str)
 
 
@@ -397,11 +382,11 @@ def test_a_run_out_of_time_after_every_step_ends_as_an_uninterrupted_one(drawn, 
     assert results["stopped"] == "finished" and equals(tmp_path, whole)
 
 
-def test_last_is_saved_within_an_epoch_every_few_minutes(drawn, tmp_path, monkeypatch):
+def test_saving_within_an_epoch_changes_nothing(drawn, whole, tmp_path, monkeypatch):
     steps, save = [], train.save
     monkeypatch.setattr(train, "save", lambda run: (steps.append(run.state.step), save(run)))
-    train.finetune(quick(drawn, tmp_path, save_every_minutes=1e-9))
-    assert steps == [1, 2, 3, 4]
+    train.finetune(quick(drawn, tmp_path, save_every_minutes=1e-9, **WHOLE))
+    assert steps == [1, 2, 3, 4] and equals(tmp_path, whole)
 
 
 def interrupt(monkeypatch, where, number, at):
