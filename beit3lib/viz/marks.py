@@ -10,7 +10,8 @@ from typing import Any
 
 from beit3lib.data.facts import agree, find_facts, read_facts, split_sentences
 
-SAME, MOVED, OTHER, FACT = "s", "m", "o", "f"
+SAME, MOVED, OTHER = "s", "m", "o"
+FACTS = {"wrong": "w", "omitted": "d"}
 CONFIDENT = 0.75  # words below this probability are grey
 
 # Slots that cannot change within a scenario, which lasts seconds.
@@ -55,8 +56,8 @@ def mark_words(caption: str, reference: str) -> tuple[str, str]:
 
 
 def mark_facts(texts: tuple[str, str], marks: tuple[str, str], facts: Iterable[dict]) -> tuple[str, str]:
-    """Mark the words of wrong and omitted facts as FACT, so that they differ visibly from other wording."""
-    slots = {fact["slot"] for fact in facts if fact["outcome"] in ("wrong", "omitted")}
+    """Mark the words of wrong and omitted facts by FACTS, so that they differ visibly from other wording."""
+    slots = {fact["slot"]: FACTS[fact["outcome"]] for fact in facts if fact["outcome"] in FACTS}
     marks = [list(own) for own in marks]
     for text, own in zip(texts, marks, strict=True):
         text, start = " ".join(text.split()), 0
@@ -66,7 +67,7 @@ def mark_facts(texts: tuple[str, str], marks: tuple[str, str], facts: Iterable[d
                 if fact.slot in slots and fact.value:  # the words that it covers, also in part
                     first = text.count(" ", 0, start + fact.start + 1)
                     last = text.count(" ", 0, start + fact.end - 1)
-                    own[first : last + 1] = FACT * (last + 1 - first)
+                    own[first : last + 1] = slots[fact.slot] * (last + 1 - first)
     return "".join(marks[0]), "".join(marks[1])
 
 
