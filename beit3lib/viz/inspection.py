@@ -20,7 +20,14 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from beit3lib.data.facts import OUTCOMES, caption_kind, fact_table, read_facts
+from beit3lib.data.facts import (
+    OUTCOMES,
+    caption_kind,
+    fact_table,
+    find_facts,
+    read_facts,
+    split_sentences,
+)
 from beit3lib.data.questions import question_key, read_image_answers
 from beit3lib.data.schema import SUBJECTS
 from beit3lib.dataset import Item
@@ -106,15 +113,22 @@ def words_to_show(predictions: pd.DataFrame, look_for: Iterable[str] = (), count
         found = [(i, word, None) for i, own in texts.items() for word in look_for if word in own]
     else:
         wrong = fact_table(predictions).query("outcome == 'wrong'")
-        wrong = wrong.assign(errors=wrong.groupby(level=0).size()).sort_values(
-            "errors", ascending=False, kind="stable"
-        )
+        wrong["errors"] = wrong.groupby(level=0).size()
+        wrong = wrong.sort_values("errors", ascending=False, kind="stable")
         found = []
-        for i, value, reference in wrong[["predicted", "reference"]].itertuples():
-            own = predictions.at[i, "caption"].lower()
-            found += [(i, word, reference) for word in str(value).split() if word in own][:1]
+        for i, slot, value, reference in wrong[["slot", "predicted", "reference"]].itertuples():
+            words = fact_words(predictions.at[i, "caption"], slot)
+            named = [word for word in words if any(part in word.lower() for part in str(value).split())]
+            found += [(i, word, reference) for word in (named or words)[:1]]
     rows = [(*predictions.loc[i, columns[:4]], word, reference) for i, word, reference in found]
     return pd.DataFrame(rows, columns=columns).drop_duplicates("scenario").head(count)
+
+
+def fact_words(caption: str, slot: str) -> list[str]:
+    """Return the words of a caption that state the value of a slot, such as "going slowly"."""
+    found = [(text, fact) for text in split_sentences(caption) for fact in find_facts(text)]
+    spans = [text[fact.start : fact.end] for text, fact in found if fact.slot == slot and fact.value]
+    return spans[0].split() if spans else []
 
 
 def decoded_sequence(item: Item, tokenizer) -> pd.DataFrame:

@@ -68,6 +68,8 @@ def test_maps_are_drawn_for_wrong_words_or_for_those_that_are_looked_for():
     words = inspection.words_to_show(TABLE)
     assert words[["scenario", "word", "reference"]].to_numpy().tolist()[0] == ["b", "red", "blue"]
     assert words["scenario"].tolist() == ["b", "c"]
+    ways = captions(("w", "The road is a one-way road.", "The road is a two-way road."))
+    assert inspection.words_to_show(ways)["word"].tolist() == ["one-way"]
     words = inspection.words_to_show(TABLE, ["jacket", "blue"], count=2)
     assert words[["scenario", "word"]].to_numpy().tolist() == [["a", "jacket"], ["b", "jacket"]]
 
