@@ -27,8 +27,7 @@ class TokenizerError(ValueError):
 
 
 def load_tokenizer(spm_path: str | Path, vocab_size: int | None = None) -> PreTrainedTokenizerBase:
-    """Read a sentencepiece unigram model; with `vocab_size`, check that it belongs to a model of that
-    vocabulary.
+    """Read a sentencepiece unigram model; with `vocab_size`, check that it fits a model of that vocabulary.
 
     `model_max_length` is unbounded: captions are cut at `num_max_bpe_tokens` instead.
     """

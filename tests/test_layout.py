@@ -23,7 +23,7 @@ CORE = (  # each may import those before it
         "checkpoint",
     ),
 )
-ORDER = ("files", "data", "track2", *CORE, "run", "train", "caption", "viz", "sample", "pipeline")
+ORDER = ("files", "data", "track2", *CORE, "run", "train", "viz", "media", "caption", "sample", "pipeline")
 
 
 def modules():

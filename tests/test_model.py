@@ -97,7 +97,7 @@ def test_stochastic_depth_keeps_the_mean():
     assert model.eval().encode_image(make_inputs(TINY)[0]).drop_path_mask is None
 
 
-@pytest.mark.parametrize("lengths", [[4, 5, 2], [1, 1, 9], [11], [2, 7], [3, 3, 3, 3]], ids=str)
+@pytest.mark.parametrize("lengths", [[4, 5, 2], [1, 1, 9], [11]], ids=str)
 def test_packed_captions_equal_separate_captions(lengths):
     model = make_model().eval()
     images, text = make_inputs(TINY, batch=1, length=sum(lengths))

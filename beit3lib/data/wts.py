@@ -229,7 +229,7 @@ def _read_caption_file(
         return []
     phases: dict[int, tuple] = {}  # scenarios have one to five phases, in any order (quirks 4 and 5)
     for entry in content["event_phase"]:
-        phase = _read_phase(entry, file.split == "test", report)
+        phase = read_phase(entry, file.split == "test", report)
         if phase and phase[1] in phases:
             report(f"phase {phase[0]} is in this file twice; the second is skipped")
         elif phase:
@@ -260,7 +260,7 @@ def _read_caption_file(
     return rows
 
 
-def _read_phase(entry: Any, is_test: bool, report: Callable[[str], None]) -> tuple | None:
+def read_phase(entry: Any, is_test: bool, report: Callable[[str], None]) -> tuple | None:
     """Return (label, phase, start_s, end_s, caption_vehicle, caption_pedestrian) of an event_phase entry."""
     values = entry if isinstance(entry, dict) else {}
     labels = values.get("labels")

@@ -40,8 +40,8 @@ CLOTHES = {
 UPPER, LOWER = ("red", "yellow", "blue", "white"), ("black", "green", "beige")
 SURFACE = {"asphalt": (92, 94, 100), "gravel": (176, 148, 112)}
 VEHICLES = ((188, 104, 200), (96, 200, 205), (240, 140, 60))  # paint that no caption mentions
-TRAIL_UNITS = {"stopped": 0.0, "slow": 1.1, "fast": 3.2}
-WALK_UNITS = {"standing": 0.0, "walking": 0.9, "rushing": 2.4}
+TRAIL_UNITS = {"stopped": 0.0, "slow": 1.3, "fast": 3.2}
+WALK_UNITS = {"standing": 0.0, "walking": 1.3, "rushing": 2.6}
 
 
 @dataclass(frozen=True)

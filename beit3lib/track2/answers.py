@@ -241,7 +241,7 @@ class AnswerGraph:
     """
 
     def __init__(self, questions: pd.DataFrame, counts: AnswerCounts) -> None:
-        questions = questions[[bool(log_probs) for log_probs in questions["log_probs"]]]
+        questions = questions[questions["log_probs"].notna()]
         self.asked = _asked(questions)
         texts = [list(q.options.values()) for q in self.asked]
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
-from beit3lib.data.facts import agree, read_facts
+from beit3lib.data.facts import agree, find_facts, read_facts, split_sentences
 
 SAME, MOVED, OTHER, FACT = "s", "m", "o", "f"
 CONFIDENT = 0.75  # words below this probability are grey
@@ -55,19 +55,18 @@ def mark_words(caption: str, reference: str) -> tuple[str, str]:
 
 
 def mark_facts(texts: tuple[str, str], marks: tuple[str, str], facts: Iterable[dict]) -> tuple[str, str]:
-    """Mark the words of wrong and omitted facts as FACT, so that they differ visibly from other wording.
-
-    `words` of a fact are those in the caption and those in the reference; without them its values are
-    searched for.
-    """
+    """Mark the words of wrong and omitted facts as FACT, so that they differ visibly from other wording."""
+    slots = {fact["slot"] for fact in facts if fact["outcome"] in ("wrong", "omitted")}
     marks = [list(own) for own in marks]
-    for fact in facts:
-        phrases = fact.get("words") or (fact["predicted"], fact["reference"])
-        for text, own, phrase in zip(texts, marks, phrases, strict=True):
-            words, wanted = _plain(text), _plain(str(phrase or ""))
-            for i in range(len(words)) if wanted and fact["outcome"] in ("wrong", "omitted") else ():
-                if words[i : i + len(wanted)] == wanted:
-                    own[i : i + len(wanted)] = FACT * len(wanted)
+    for text, own in zip(texts, marks, strict=True):
+        text, start = " ".join(text.split()), 0
+        for sentence in split_sentences(text):
+            start = text.index(sentence, start)
+            for fact in find_facts(sentence):
+                if fact.slot in slots and fact.value:  # the words that it covers, also in part
+                    first = text.count(" ", 0, start + fact.start + 1)
+                    last = text.count(" ", 0, start + fact.end - 1)
+                    own[first : last + 1] = FACT * (last + 1 - first)
     return "".join(marks[0]), "".join(marks[1])
 
 

@@ -12,11 +12,12 @@ from wts_tree import SCENE, overhead, vehicle
 
 from beit3lib.data.questions import (
     COLUMNS,
+    add_images,
     question_key,
     read_question_index,
     read_questions,
     scenario_of,
-    write_question_index,
+    write_questions,
 )
 from beit3lib.files import FileError
 
@@ -188,9 +189,8 @@ def test_any_content_is_read_or_named_and_counts_add_up(tmp_path, train, test):
     assert all(
         letter in options for letter, options in zip(trained["correct"], trained["options"], strict=True)
     )
-    write_question_index(
-        table, pd.DataFrame(columns=["split", "scenario", "phase", "image"]), tmp_path, tmp_path / "i.jsonl"
-    )
+    phases = pd.DataFrame(columns=["split", "scenario", "phase", "image"])
+    write_questions(tmp_path / "i.jsonl", add_images(table, phases, tmp_path, tmp_path)[0])
     assert read_question_index(tmp_path / "i.jsonl")[COLUMNS].equals(table)
 
 
@@ -205,22 +205,22 @@ def test_the_index_lists_the_images_of_all_cameras_and_keeps_questions_without_a
     phases = images_of(
         tmp_path, *[("train", SCENE, phase, f"{phase}{camera}.jpg") for phase in (3, 4) for camera in "xy"]
     )
-    path = tmp_path / "run" / "questions.train.jsonl"
-    problems = write_question_index(one(quirky, split="train"), phases, tmp_path / "images", path)
-    index = read_question_index(path)
-    assert index[COLUMNS].values.tolist() == one(quirky, split="train").values.tolist()
+    run, train = tmp_path / "run", one(quirky, split="train")
+    shown, problems = add_images(train, phases, tmp_path / "images", run)
+    index = read_question_index(write_questions(run / "questions.train.jsonl", shown))
+    assert index[COLUMNS].values.tolist() == train.values.tolist()
     assert index["images"].map(lambda found: [Path(image).name for image in found]).tolist() == [
         ["3x.jpg", "3y.jpg", "4x.jpg", "4y.jpg"],
         *[["4x.jpg", "4y.jpg"]] * 3,
         [],
     ]
-    assert all((path.parent / image).is_file() for images in index["images"] for image in images)
+    assert all((run / image).is_file() for images in index["images"] for image in images)
     assert [str(problem) for problem in problems] == [
-        f'video5, phase: 1 questions, but no image in {tmp_path / "images"} (rerun the stage "prepare")'
+        f"train/video5: 1 questions without an image in {tmp_path / 'images'} (rerun the stage prepare)"
     ]
 
 
 def test_an_index_of_another_kind_is_an_error_with_its_line(tmp_path):
     (tmp_path / "i.jsonl").write_text('{"image_path": "a.jpg"}\n')
-    with pytest.raises(FileError, match=r'i\.jsonl: expected split.*Rerun the stage "index"'):
+    with pytest.raises(FileError, match=r"i\.jsonl: expected split.*Rerun the stage index"):
         read_question_index(tmp_path / "i.jsonl")

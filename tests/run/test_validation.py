@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
-from test_captioning import TYPES, caption, captioner, run, saved, tiny_captioner  # noqa: F401  (fixtures)
+from test_captioning import TYPES, caption, captioner, run, saved, tiny_captioner  # noqa: F401
 from test_dataset import index_without_names
 
 from beit3lib.captioner import Captioner
