@@ -11,10 +11,12 @@
 """
 
 import html
+import os
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -22,34 +24,15 @@ from IPython.display import HTML
 
 from beit3lib.data.facts import (
     OUTCOMES,
-    caption_kind,
     fact_table,
     find_facts,
-    read_facts,
     split_sentences,
 )
 from beit3lib.data.questions import question_key, read_image_answers
-from beit3lib.data.schema import SUBJECTS
 from beit3lib.dataset import Item
-from beit3lib.track2.answers import mutual_information
 from beit3lib.viz.gallery import write_gallery
 
-MIN_COUNT, MAX_SHARE = 10, 0.01  # training captions of a fact; the share with an answer that contradicts it
 BAR = 20  # characters of a probability of 100 %
-
-
-def with_facts(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return the captions with `facts`, a list of dicts, and the `kind` of each; None without a reference."""
-    facts: dict[int, list[dict]] = defaultdict(list)
-    for index, *fact in fact_table(predictions)[["slot", "predicted", "reference", "outcome"]].itertuples():
-        facts[index].append(dict(zip(("slot", "predicted", "reference", "outcome"), fact, strict=True)))
-    outcomes = [{fact["slot"]: fact["outcome"] for fact in facts[index]} for index in predictions.index]
-    kinds = [
-        caption_kind(found) if isinstance(reference, str) else None
-        for found, reference in zip(outcomes, predictions["reference"], strict=True)
-    ]
-    kinds = pd.Series(kinds, predictions.index, dtype=object)  # text would have nan instead of None
-    return predictions.assign(facts=[facts[index] for index in predictions.index], kind=kinds)
 
 
 def with_media(predictions: pd.DataFrame, phases: pd.DataFrame) -> pd.DataFrame:
@@ -87,7 +70,9 @@ def error_examples(predictions: pd.DataFrame, most: int = 12) -> pd.DataFrame:
                 | {"slot": slot, "outcome": outcome, "count": count, "facts": [fact.to_dict()]}
                 | {"aspect": f"{predictions.at[index, 'aspect']} ({kind})", "kind": OUTCOMES[outcome]}
             )
-    return pd.DataFrame(examples)
+    return pd.DataFrame(
+        examples, columns=[*predictions.columns.union(["slot", "outcome", "count", "facts", "kind"])]
+    )
 
 
 def slot_table(scores: pd.DataFrame) -> pd.DataFrame:
@@ -196,6 +181,16 @@ def answers_of_images(path: Path, answered: pd.DataFrame) -> pd.DataFrame:
     return found.merge(answered.drop(columns="log_probs"), on="id")
 
 
+def page_link(page: Path) -> HTML:
+    """Return a link to a page of the run, where a notebook is saved in its working folder, or else the path.
+
+    Jupyter and Kaggle save it there; papermill saves its copy anywhere.
+    """
+    if {"JPY_SESSION_NAME", "KAGGLE_KERNEL_RUN_TYPE"} & os.environ.keys():
+        return HTML(f'<p><a href="{quote(os.path.relpath(page))}" target="_blank">Open {page.name}</a></p>')
+    return HTML(f"<p>Open <code>{html.escape(str(page))}</code> in a browser.</p>")
+
+
 def gallery_frame(
     predictions: pd.DataFrame, answers: pd.DataFrame, run: Path, images: int = 12, **options
 ) -> HTML:
@@ -212,72 +207,3 @@ def gallery_frame(
         page = write_gallery(own, Path(folder, "page.html"), run, answers=asked, **options)
         text = html.escape(page.read_text("utf-8"))
     return HTML(f'<div><iframe srcdoc="{text}" width="100%" height="650"></iframe></div>')
-
-
-class AnswerFacts:
-    """Which answers go with which facts, counted from training data; no list of questions is needed.
-
-    `phases` has scenario, phase and captions, `questions` the training questions with correct answers.
-    A question has the slots whose values tell most about its answer.
-    """
-
-    def __init__(self, phases: pd.DataFrame, questions: pd.DataFrame) -> None:
-        facts: dict[tuple, dict] = defaultdict(dict)  # {(scenario, phase or None): {(subject, slot): value}}
-        for row in phases.drop_duplicates(["scenario", "phase"]).to_dict("records"):
-            for subject in SUBJECTS:
-                for slot, value in read_facts(row[f"caption_{subject}"] or "", subject).items():
-                    for phase in (row["phase"], None):
-                        facts[row["scenario"], phase][subject, slot] = value
-        counts: dict[str, dict[tuple, Counter]] = defaultdict(lambda: defaultdict(Counter))
-        for row in questions.dropna(subset=["correct"]).itertuples():
-            answer = question_key(row.options[row.correct])
-            for slot, value in facts.get((row.scenario, row.phase), {}).items():
-                counts[question_key(row.question)][slot][value, answer] += 1
-        self.counts = {}  # {question: {(subject, slot): {(value, answer): count}}}
-        for question, of_slots in counts.items():
-            tells = {slot: mutual_information(found) for slot, found in of_slots.items()}
-            slots = [slot for slot in of_slots if tells[slot] >= 0.5 * max(tells.values()) > 0]
-            self.counts[question] = {slot: of_slots[slot] for slot in slots}
-
-    def contradictions(self, question: str, answer: str, subject: str, facts: dict) -> list[str]:
-        """Return the slots whose value is frequent in training, but almost never with this answer."""
-        found = []
-        for (of_subject, slot), counts in self.counts.get(question, {}).items():
-            if of_subject == subject and slot in facts and answer in {other for _, other in counts}:
-                with_value = sum(n for (value, _), n in counts.items() if value == facts[slot])
-                if with_value >= MIN_COUNT and counts[facts[slot], answer] <= MAX_SHARE * with_value:
-                    found.append(slot)
-        return found
-
-
-def contradictions(predictions: pd.DataFrame, answered: pd.DataFrame, known: AnswerFacts) -> pd.DataFrame:
-    """Return a row per fact of a caption that contradicts an answer about the same phase or scenario."""
-    by_moment = {key: rows for key, rows in answered.groupby(["scenario", "phase"], dropna=False)}
-    by_moment = {(name, None if phase != phase else phase): rows for (name, phase), rows in by_moment.items()}
-    rows = []
-    for caption in predictions.itertuples():
-        facts = read_facts(caption.caption or "", caption.subject)
-        for key in ((caption.scenario, caption.phase), (caption.scenario, None)):
-            for asked in by_moment[key].itertuples() if facts and key in by_moment else ():
-                answer = asked.options.get(asked.answer, "")
-                about = (question_key(asked.question), question_key(answer), caption.subject)
-                for slot in known.contradictions(*about, facts):
-                    correct = asked.options.get(asked.correct)
-                    values = (slot.replace("_", " "), facts[slot], asked.question, answer, correct)
-                    rows.append((caption.Index, caption.image, *values))
-    columns = ["index", "image", "fact", "caption", "question", "answer", "correct"]
-    return pd.DataFrame(rows, columns=columns).set_index("index")
-
-
-def contradiction_texts(found: pd.DataFrame) -> pd.Series:
-    """Return a text for each caption with contradictions, by its index."""
-    texts = (
-        found["fact"]
-        + " "
-        + found["caption"].map(str)
-        + ", but “"
-        + found["question"]
-        + "” "
-        + found["answer"]
-    )
-    return texts.groupby(level=0).agg("; ".join) if len(texts) else pd.Series(dtype=object)
