@@ -22,12 +22,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from beit3lib.data.facts import (
-    OUTCOMES,
-    fact_table,
-    find_facts,
-    split_sentences,
-)
+from beit3lib.data.facts import OUTCOMES, fact_table, find_facts, split_sentences
 from beit3lib.data.questions import question_key, read_image_answers
 from beit3lib.dataset import Item
 from beit3lib.viz.gallery import write_gallery
@@ -52,9 +47,10 @@ def error_examples(predictions: pd.DataFrame, most: int = 12) -> pd.DataFrame:
     """Return one caption for each kind of error (wrong, omitted, added) and slot, wrong facts first.
 
     Within a kind, the slot with most errors comes first; each example is of another scenario as long as there
-    is one. `facts` has the error alone, and `aspect` also names it with the number of captions that have it.
+    is one, and the caption with the highest probability. `facts` has the error alone, and `aspect` also names
+    it with the number of captions that have it.
     """
-    table = fact_table(predictions)
+    table = fact_table(predictions.sort_values("log_prob", ascending=False))
     examples, seen = [], set()
     for outcome in ("wrong", "omitted", "added"):
         errors = table[table["outcome"] == outcome]

@@ -16,7 +16,13 @@ JACKET = "The pedestrian wears a {} jacket."
 
 def captions(*rows):
     """A table of pedestrian captions from (scenario, caption, reference)."""
-    about = {"subject": "pedestrian", "aspect": "pedestrian_description", "split": "val", "phase": 0}
+    about = {
+        "log_prob": -1.0,
+        "subject": "pedestrian",
+        "aspect": "pedestrian_description",
+        "split": "val",
+        "phase": 0,
+    }
     return pd.DataFrame(
         [
             {"image": f"images/{i}.jpg", "scenario": name, "caption": text, "reference": reference, **about}
@@ -45,6 +51,8 @@ def test_there_is_one_example_for_each_kind_of_error_and_slot_each_of_another_sc
     }
     assert examples["aspect"][0].endswith("(upper color wrong in 3 captions)")
     assert [len(facts) for facts in examples["facts"]] == [1, 1, 1]
+    confident = inspection.error_examples(TABLE.assign(log_prob=[0, -3, -2, -1, 0]))
+    assert confident["scenario"][0] == "c"  # the most confident error
     for nothing in (TABLE[:1], TABLE[4:]):  # no error, no reference
         assert inspection.error_examples(nothing)["outcome"].tolist() == []
         assert inspection.words_to_show(nothing).empty
