@@ -207,7 +207,7 @@ def _prepare_videos(run: Path, root: Path, kind: str, options: dict[str, Any], j
         # Questions of scenarios that are left out, because their recording is in val too, or by max_scenarios.
         keys = set(zip(phases["split"], phases["scenario"], strict=True))
         kept = [key in keys for key in zip(asked.table["split"], asked.table["scenario"], strict=True)]
-        questions.append(asked.table[kept])
+        questions.append(asked.table.loc[kept])
         if count := len(kept) - sum(kept):
             problems.append(Problem("questions", f"{count} of scenarios that are not used; skipped"))
         choices += chosen.choices
