@@ -1,4 +1,5 @@
 # make demo    from nothing to captions you can look at: runs/demo/gallery.html
+# make submission NAME=mine   from the WTS download and weights in data/ to runs/mine/submission.json; the same command resumes
 # make test    lint, and every test except those of make long
 # make quick   the tests that take seconds
 # make long    the tests that take many minutes
@@ -30,7 +31,7 @@ $(if $(filter cpu,$(TORCH)),,$(error TORCH: expected cpu, or nothing for the def
 INDEX := --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: demo test quick long oldest latest lint docs gpu kaggle badges
+.PHONY: demo submission test quick long oldest latest lint docs gpu kaggle badges
 
 $(READY): requirements.txt constraints.txt pyproject.toml beit3lib/pipeline/packages.py
 	$(PYTHON) -m venv .venv
@@ -49,6 +50,17 @@ demo: $(READY)
 			awk '!/Kernel is running over TCP/ { print; fflush() }'; \
 	done
 	@$(PY) -m beit3lib.pipeline.scoring $(RUN)
+
+NAME ?= mine
+SUBMISSION_01 := -p dataset wts
+SUBMISSION_03 := -p num_gpus 0
+SUBMISSION_04 := -p num_gpus 0
+submission: $(READY)
+	@mkdir -p runs/$(NAME)
+	@set -e; $(foreach name,$(NOTEBOOKS),echo "== $(name)"; $(PY) -m papermill --no-progress-bar --log-level ERROR \
+		--stdout-file /dev/stdout --kernel python3 notebooks/$(name).ipynb runs/$(NAME)/$(name).ipynb -r run $(NAME) \
+		$(SUBMISSION_$(firstword $(subst _, ,$(name))));)
+	@$(PY) -m beit3lib.pipeline.scoring runs/$(NAME)
 
 # Two processes; the tests of a file share one, because they share fixtures. Files start in their order: the demo is early.
 test: $(READY) lint

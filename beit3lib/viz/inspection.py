@@ -11,38 +11,23 @@
 """
 
 import html
+import os
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from beit3lib.data.facts import OUTCOMES, caption_kind, fact_table, read_facts
+from beit3lib.data.facts import OUTCOMES, fact_table, find_facts, split_sentences
 from beit3lib.data.questions import question_key, read_image_answers
-from beit3lib.data.schema import SUBJECTS
 from beit3lib.dataset import Item
-from beit3lib.track2.answers import mutual_information
 from beit3lib.viz.gallery import write_gallery
 
-MIN_COUNT, MAX_SHARE = 10, 0.01  # training captions of a fact; the share with an answer that contradicts it
 BAR = 20  # characters of a probability of 100 %
-
-
-def with_facts(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return the captions with `facts`, a list of dicts, and the `kind` of each; None without a reference."""
-    facts: dict[int, list[dict]] = defaultdict(list)
-    for index, *fact in fact_table(predictions)[["slot", "predicted", "reference", "outcome"]].itertuples():
-        facts[index].append(dict(zip(("slot", "predicted", "reference", "outcome"), fact, strict=True)))
-    outcomes = [{fact["slot"]: fact["outcome"] for fact in facts[index]} for index in predictions.index]
-    kinds = [
-        caption_kind(found) if isinstance(reference, str) else None
-        for found, reference in zip(outcomes, predictions["reference"], strict=True)
-    ]
-    kinds = pd.Series(kinds, predictions.index, dtype=object)  # text would have nan instead of None
-    return predictions.assign(facts=[facts[index] for index in predictions.index], kind=kinds)
 
 
 def with_media(predictions: pd.DataFrame, phases: pd.DataFrame) -> pd.DataFrame:
@@ -62,9 +47,10 @@ def error_examples(predictions: pd.DataFrame, most: int = 12) -> pd.DataFrame:
     """Return one caption for each kind of error (wrong, omitted, added) and slot, wrong facts first.
 
     Within a kind, the slot with most errors comes first; each example is of another scenario as long as there
-    is one. `facts` has the error alone, and `aspect` also names it with the number of captions that have it.
+    is one, and the caption with the highest probability. `facts` has the error alone, and `aspect` also names
+    it with the number of captions that have it.
     """
-    table = fact_table(predictions)
+    table = fact_table(predictions.sort_values("log_prob", ascending=False))
     examples, seen = [], set()
     for outcome in ("wrong", "omitted", "added"):
         errors = table[table["outcome"] == outcome]
@@ -80,7 +66,9 @@ def error_examples(predictions: pd.DataFrame, most: int = 12) -> pd.DataFrame:
                 | {"slot": slot, "outcome": outcome, "count": count, "facts": [fact.to_dict()]}
                 | {"aspect": f"{predictions.at[index, 'aspect']} ({kind})", "kind": OUTCOMES[outcome]}
             )
-    return pd.DataFrame(examples)
+    return pd.DataFrame(
+        examples, columns=[*predictions.columns.union(["slot", "outcome", "count", "facts", "kind"])]
+    )
 
 
 def slot_table(scores: pd.DataFrame) -> pd.DataFrame:
@@ -106,15 +94,22 @@ def words_to_show(predictions: pd.DataFrame, look_for: Iterable[str] = (), count
         found = [(i, word, None) for i, own in texts.items() for word in look_for if word in own]
     else:
         wrong = fact_table(predictions).query("outcome == 'wrong'")
-        wrong = wrong.assign(errors=wrong.groupby(level=0).size()).sort_values(
-            "errors", ascending=False, kind="stable"
-        )
+        wrong["errors"] = wrong.groupby(level=0).size()
+        wrong = wrong.sort_values("errors", ascending=False, kind="stable")
         found = []
-        for i, value, reference in wrong[["predicted", "reference"]].itertuples():
-            own = predictions.at[i, "caption"].lower()
-            found += [(i, word, reference) for word in str(value).split() if word in own][:1]
+        for i, slot, value, reference in wrong[["slot", "predicted", "reference"]].itertuples():
+            words = fact_words(predictions.at[i, "caption"], slot)
+            named = [word for word in words if any(part in word.lower() for part in str(value).split())]
+            found += [(i, word, reference) for word in (named or words)[:1]]
     rows = [(*predictions.loc[i, columns[:4]], word, reference) for i, word, reference in found]
     return pd.DataFrame(rows, columns=columns).drop_duplicates("scenario").head(count)
+
+
+def fact_words(caption: str, slot: str) -> list[str]:
+    """Return the words of a caption that state the value of a slot, such as "going slowly"."""
+    found = [(text, fact) for text in split_sentences(caption) for fact in find_facts(text)]
+    spans = [text[fact.start : fact.end] for text, fact in found if fact.slot == slot and fact.value]
+    return spans[0].split() if spans else []
 
 
 def decoded_sequence(item: Item, tokenizer) -> pd.DataFrame:
@@ -182,6 +177,16 @@ def answers_of_images(path: Path, answered: pd.DataFrame) -> pd.DataFrame:
     return found.merge(answered.drop(columns="log_probs"), on="id")
 
 
+def page_link(page: Path) -> HTML:
+    """Return a link to a page of the run, where a notebook is saved in its working folder, or else the path.
+
+    Jupyter and Kaggle save it there; papermill saves its copy anywhere.
+    """
+    if {"JPY_SESSION_NAME", "KAGGLE_KERNEL_RUN_TYPE"} & os.environ.keys():
+        return HTML(f'<p><a href="{quote(os.path.relpath(page))}" target="_blank">Open {page.name}</a></p>')
+    return HTML(f"<p>Open <code>{html.escape(str(page))}</code> in a browser.</p>")
+
+
 def gallery_frame(
     predictions: pd.DataFrame, answers: pd.DataFrame, run: Path, images: int = 12, **options
 ) -> HTML:
@@ -198,72 +203,3 @@ def gallery_frame(
         page = write_gallery(own, Path(folder, "page.html"), run, answers=asked, **options)
         text = html.escape(page.read_text("utf-8"))
     return HTML(f'<div><iframe srcdoc="{text}" width="100%" height="650"></iframe></div>')
-
-
-class AnswerFacts:
-    """Which answers go with which facts, counted from training data; no list of questions is needed.
-
-    `phases` has scenario, phase and captions, `questions` the training questions with correct answers.
-    A question has the slots whose values tell most about its answer.
-    """
-
-    def __init__(self, phases: pd.DataFrame, questions: pd.DataFrame) -> None:
-        facts: dict[tuple, dict] = defaultdict(dict)  # {(scenario, phase or None): {(subject, slot): value}}
-        for row in phases.drop_duplicates(["scenario", "phase"]).to_dict("records"):
-            for subject in SUBJECTS:
-                for slot, value in read_facts(row[f"caption_{subject}"] or "", subject).items():
-                    for phase in (row["phase"], None):
-                        facts[row["scenario"], phase][subject, slot] = value
-        counts: dict[str, dict[tuple, Counter]] = defaultdict(lambda: defaultdict(Counter))
-        for row in questions.dropna(subset=["correct"]).itertuples():
-            answer = question_key(row.options[row.correct])
-            for slot, value in facts.get((row.scenario, row.phase), {}).items():
-                counts[question_key(row.question)][slot][value, answer] += 1
-        self.counts = {}  # {question: {(subject, slot): {(value, answer): count}}}
-        for question, of_slots in counts.items():
-            tells = {slot: mutual_information(found) for slot, found in of_slots.items()}
-            slots = [slot for slot in of_slots if tells[slot] >= 0.5 * max(tells.values()) > 0]
-            self.counts[question] = {slot: of_slots[slot] for slot in slots}
-
-    def contradictions(self, question: str, answer: str, subject: str, facts: dict) -> list[str]:
-        """Return the slots whose value is frequent in training, but almost never with this answer."""
-        found = []
-        for (of_subject, slot), counts in self.counts.get(question, {}).items():
-            if of_subject == subject and slot in facts and answer in {other for _, other in counts}:
-                with_value = sum(n for (value, _), n in counts.items() if value == facts[slot])
-                if with_value >= MIN_COUNT and counts[facts[slot], answer] <= MAX_SHARE * with_value:
-                    found.append(slot)
-        return found
-
-
-def contradictions(predictions: pd.DataFrame, answered: pd.DataFrame, known: AnswerFacts) -> pd.DataFrame:
-    """Return a row per fact of a caption that contradicts an answer about the same phase or scenario."""
-    by_moment = {key: rows for key, rows in answered.groupby(["scenario", "phase"], dropna=False)}
-    by_moment = {(name, None if phase != phase else phase): rows for (name, phase), rows in by_moment.items()}
-    rows = []
-    for caption in predictions.itertuples():
-        facts = read_facts(caption.caption or "", caption.subject)
-        for key in ((caption.scenario, caption.phase), (caption.scenario, None)):
-            for asked in by_moment[key].itertuples() if facts and key in by_moment else ():
-                answer = asked.options.get(asked.answer, "")
-                about = (question_key(asked.question), question_key(answer), caption.subject)
-                for slot in known.contradictions(*about, facts):
-                    correct = asked.options.get(asked.correct)
-                    values = (slot.replace("_", " "), facts[slot], asked.question, answer, correct)
-                    rows.append((caption.Index, caption.image, *values))
-    columns = ["index", "image", "fact", "caption", "question", "answer", "correct"]
-    return pd.DataFrame(rows, columns=columns).set_index("index")
-
-
-def contradiction_texts(found: pd.DataFrame) -> pd.Series:
-    """Return a text for each caption with contradictions, by its index."""
-    texts = (
-        found["fact"]
-        + " "
-        + found["caption"].map(str)
-        + ", but “"
-        + found["question"]
-        + "” "
-        + found["answer"]
-    )
-    return texts.groupby(level=0).agg("; ".join) if len(texts) else pd.Series(dtype=object)

@@ -1,5 +1,4 @@
-"""The form that all five notebooks share, and a notebook alone. `test_chain.py` runs them one after the
-other."""
+"""The form of all five notebooks, and a notebook alone. `test_chain.py` runs one after the other."""
 
 import ast
 import inspect
@@ -54,10 +53,8 @@ def test_ruff_and_nbstripout_find_nothing_to_change(tmp_path):
     for name in NAMES:
         copy = shutil.copy(FOLDER / f"{name}.ipynb", tmp_path)
         subprocess.run([sys.executable, "-m", "nbstripout", *NBSTRIPOUT, copy], check=True)
-        assert (
-            nbformat.read(copy, as_version=4) == read(name)
-            and read(name).metadata.kernelspec.name == "python3"
-        )
+        assert nbformat.read(copy, as_version=4) == read(name)
+        assert read(name).metadata.kernelspec.name == "python3"
 
 
 @every_notebook
@@ -150,9 +147,8 @@ def repository(tmp_path_factory):
     folder = tmp_path_factory.mktemp("repository")
 
     def git(*arguments, cwd=folder):
-        return subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True).stdout.strip(
-            "\0\n"
-        )
+        done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True)
+        return done.stdout.strip("\0\n")
 
     for name in git("ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=PROJECT).split("\0"):
         if (PROJECT / name).is_file():
@@ -172,18 +168,8 @@ def run_lone(python, folder, source):
     )
     folder.mkdir()
     notebook = shutil.copy(FOLDER / "01_prepare_data.ipynb", folder)
-    command = [
-        python,
-        "-m",
-        "papermill",
-        "--kernel",
-        "python3",
-        notebook,
-        folder / "out.ipynb",
-        "-p",
-        "max_scenarios",
-        "1",
-    ]
+    command = [python, *"-m papermill --kernel python3 -p max_scenarios 1".split()]
+    command += [notebook, folder / "out.ipynb"]
     environment = clean(BEIT3LIB_SOURCE=source, PIP_NO_BUILD_ISOLATION="0")
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
@@ -194,18 +180,8 @@ def test_a_lone_notebook_in_an_empty_folder_installs_the_package(kind, lone_pyth
     folder, revision = repository
     source = f"git+{folder.as_uri()}@{revision}"
     if kind != "git repository":
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "--no-deps",
-            "--no-build-isolation",
-            "--wheel-dir",
-            tmp_path,
-            folder,
-        ]
-        subprocess.run(command, check=True, capture_output=True)
+        options = "-m pip wheel --no-deps --no-build-isolation --wheel-dir".split()
+        subprocess.run([sys.executable, *options, tmp_path, folder], check=True, capture_output=True)
         source = str(next(tmp_path.glob("beit3lib-*.whl")) if kind == "wheel" else tmp_path)
     done = run_lone(lone_python, tmp_path / "empty", source)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -213,12 +189,9 @@ def test_a_lone_notebook_in_an_empty_folder_installs_the_package(kind, lone_pyth
     found = subprocess.run(
         [lone_python, "-c", "import beit3lib; print(beit3lib.__path__[0])"], capture_output=True, text=True
     )
-    files = [
-        path.relative_to(PROJECT / "beit3lib")
-        for path in (PROJECT / "beit3lib").rglob("*.[!p]*")
-        if path.is_file()
-    ]
-    assert [str(name) for name in files if not (Path(found.stdout.strip()) / name).is_file()] == []
+    package, installed = PROJECT / "beit3lib", Path(found.stdout.strip())
+    files = [path.relative_to(package) for path in package.rglob("*.[!p]*") if path.is_file()]
+    assert [name for name in files if not (installed / name).is_file()] == []
 
 
 @pytest.mark.slow

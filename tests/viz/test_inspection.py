@@ -8,14 +8,21 @@ import pytest
 from PIL import Image
 
 from beit3lib.data.facts import fact_scores
-from beit3lib.viz import inspection
+from beit3lib.viz import inspection, marks
+from beit3lib.viz.gallery import with_facts
 
 JACKET = "The pedestrian wears a {} jacket."
 
 
 def captions(*rows):
     """A table of pedestrian captions from (scenario, caption, reference)."""
-    about = {"subject": "pedestrian", "aspect": "pedestrian_description", "split": "val", "phase": 0}
+    about = {
+        "log_prob": -1.0,
+        "subject": "pedestrian",
+        "aspect": "pedestrian_description",
+        "split": "val",
+        "phase": 0,
+    }
     return pd.DataFrame(
         [
             {"image": f"images/{i}.jpg", "scenario": name, "caption": text, "reference": reference, **about}
@@ -34,15 +41,6 @@ TABLE = captions(
 )
 
 
-def test_captions_get_their_facts_and_kind():
-    table = inspection.with_facts(TABLE)
-    assert table["kind"].tolist() == ["equal in fact", "wrong", "wrong", "wrong", None]
-    assert {"slot": "upper_color", "predicted": "red", "reference": "blue", "outcome": "wrong"} in table[
-        "facts"
-    ][1]
-    assert table["facts"][4] == []
-
-
 def test_there_is_one_example_for_each_kind_of_error_and_slot_each_of_another_scenario():
     examples = inspection.error_examples(TABLE)
     found = examples[["scenario", "slot", "outcome", "count"]].to_numpy().tolist()
@@ -53,7 +51,11 @@ def test_there_is_one_example_for_each_kind_of_error_and_slot_each_of_another_sc
     }
     assert examples["aspect"][0].endswith("(upper color wrong in 3 captions)")
     assert [len(facts) for facts in examples["facts"]] == [1, 1, 1]
-    assert inspection.error_examples(TABLE[:1]).empty
+    confident = inspection.error_examples(TABLE.assign(log_prob=[0, -3, -2, -1, 0]))
+    assert confident["scenario"][0] == "c"  # the most confident error
+    for nothing in (TABLE[:1], TABLE[4:]):  # no error, no reference
+        assert inspection.error_examples(nothing)["outcome"].tolist() == []
+        assert inspection.words_to_show(nothing).empty
 
 
 def test_facts_with_most_wrong_values_come_first_with_precision_and_recall():
@@ -68,6 +70,8 @@ def test_maps_are_drawn_for_wrong_words_or_for_those_that_are_looked_for():
     words = inspection.words_to_show(TABLE)
     assert words[["scenario", "word", "reference"]].to_numpy().tolist()[0] == ["b", "red", "blue"]
     assert words["scenario"].tolist() == ["b", "c"]
+    ways = captions(("w", "The road is a one-way road.", "The road is a two-way road."))
+    assert inspection.words_to_show(ways)["word"].tolist() == ["one-way"]
     words = inspection.words_to_show(TABLE, ["jacket", "blue"], count=2)
     assert words[["scenario", "word"]].to_numpy().tolist() == [["a", "jacket"], ["b", "jacket"]]
 
@@ -108,39 +112,49 @@ def known():
         ("The vehicle stops.", "The vehicle is going fast.")[i // 2 % 2] for i in range(40)
     ]
     train = questions(scenario=phases["scenario"].tolist(), correct=["ab"[i % 2] for i in range(40)])
-    return inspection.AnswerFacts(phases, train)
+    return marks.AnswerFacts(phases, train)
 
 
 def test_a_fact_that_training_never_has_with_an_answer_contradicts_it(known):
     answered = questions(scenario=["a", "b", "d"])  # the answer is blue
-    found = inspection.contradictions(TABLE, answered, known)
+    found = marks.answer_contradictions(TABLE, answered, known)
     assert (
         found.index.tolist() == [0, 1, 4]
         and set(found["caption"]) == {"red"}
         and set(found["answer"]) == {"blue"}
     )
-    texts = inspection.contradiction_texts(found)
+    texts = marks.contradiction_texts(found)
     assert texts[4] == "upper color red, but “What is the color of the jacket?” blue"
-    assert inspection.contradiction_texts(found[:0]).empty
+    assert marks.contradiction_texts(found[:0]).empty
 
 
 def test_an_answer_about_the_whole_scenario_counts_for_all_phases_and_unknown_ones_do_not(known):
     whole = questions(scenario=["a"], phase=[None])
-    assert inspection.contradictions(TABLE, whole, known).index.tolist() == [0]
+    assert marks.answer_contradictions(TABLE, whole, known).index.tolist() == [0]
     unknown = questions(scenario=["a"], options=[{"a": "red", "b": "purple"}])
-    assert inspection.contradictions(TABLE, unknown, known).empty
-    assert inspection.contradictions(TABLE, questions(scenario=["a"])[:0], known).empty
+    assert marks.answer_contradictions(TABLE, unknown, known).empty
+    assert marks.answer_contradictions(TABLE, questions(scenario=["a"])[:0], known).empty
 
 
 def test_the_frame_holds_the_page_of_the_images_with_most_wrong_captions(tmp_path):
     (tmp_path / "images").mkdir()
     for i in range(5):
         Image.new("RGB", (8, 8)).save(tmp_path / "images" / f"{i}.jpg")
-    table = inspection.with_facts(TABLE).assign(frame=None, video_path=None)
+    table = with_facts(TABLE).assign(frame=None, video_path=None)
     asked = questions(scenario=["b"]).assign(image="images/1.jpg")
     page = inspection.gallery_frame(table, asked, tmp_path, images=3, title="Captions of run 'x'").data
     assert page.startswith('<div><iframe srcdoc="&lt;!') and page.count("<") == 4
     assert set(re.findall(r"images/\d\.jpg", page)) == {"images/1.jpg", "images/2.jpg", "images/3.jpg"}
+
+
+def test_a_page_is_linked_only_where_the_notebook_is_saved_in_its_working_folder(monkeypatch, tmp_path):
+    page = tmp_path / "a & b" / "gallery.html"
+    for name in ("JPY_SESSION_NAME", "KAGGLE_KERNEL_RUN_TYPE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert "a &amp; b/gallery.html</code>" in inspection.page_link(page).data
+    monkeypatch.setenv("JPY_SESSION_NAME", "notebooks/04_inspect_captions.ipynb")
+    assert '<a href="a%20%26%20b/gallery.html"' in inspection.page_link(page).data
 
 
 def test_boxes_frames_and_videos_are_those_of_phases_csv():
