@@ -1,4 +1,6 @@
 # make demo    from nothing to captions you can look at: runs/demo/gallery.html
+# make submission  from the WTS download and weights in data/ to both files of a submission, in runs/mine or
+#              runs/NAME: make submission NAME=other; the same command resumes
 # make test    lint, and every test except those of make long
 # make quick   the tests that take seconds
 # make long    the tests that take many minutes
@@ -16,6 +18,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
 OLDEST := .venv-oldest
+PAPERMILL = $(PY) -m papermill --no-progress-bar --log-level ERROR --stdout-file /dev/stdout --kernel python3
 NOTEBOOKS := 01_prepare_data 02_build_index 03_finetune 04_inspect_captions 05_score_and_submit
 RUN := runs/demo
 # The original training code, which the tests compare with. Its dependencies have stale pins.
@@ -33,7 +36,7 @@ $(if $(filter cpu,$(TORCH)),,$(error TORCH: expected cpu, or nothing for the def
 INDEX := --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: demo test quick long oldest latest lint docs gpu kaggle badges
+.PHONY: demo submission test quick long oldest latest lint docs gpu kaggle badges
 
 $(READY): requirements.txt constraints.txt pyproject.toml beit3lib/pipeline/packages.py
 	$(PYTHON) -m venv .venv
@@ -47,11 +50,20 @@ demo: $(READY)
 	@mkdir -p $(RUN)
 	@set -eo pipefail; for name in $(NOTEBOOKS); do \
 		echo "== $$name"; \
-		$(PY) -m papermill --no-progress-bar --log-level ERROR --stdout-file /dev/stdout --kernel python3 \
-			notebooks/$$name.ipynb $(RUN)/$$name.ipynb 2>&1 | \
+		$(PAPERMILL) notebooks/$$name.ipynb $(RUN)/$$name.ipynb 2>&1 | \
 			awk '!/Kernel is running over TCP/ { print; fflush() }'; \
 	done
 	@$(PY) -m beit3lib.pipeline.scoring $(RUN)
+
+NAME ?= mine
+SUBMISSION_01 := -p dataset wts
+SUBMISSION_03 := -p num_gpus 0
+SUBMISSION_04 := -p num_gpus 0
+submission: $(READY)
+	@mkdir -p runs/$(NAME)
+	@set -e; $(foreach name,$(NOTEBOOKS),echo "== $(name)"; $(PAPERMILL) notebooks/$(name).ipynb \
+		runs/$(NAME)/$(name).ipynb -r run $(NAME) $(SUBMISSION_$(firstword $(subst _, ,$(name))));)
+	@$(PY) -m beit3lib.pipeline.scoring runs/$(NAME)
 
 # Two processes; the tests of a file share one, because they share fixtures. Files start in their order: the
 # demo is early.

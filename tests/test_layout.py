@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "beit3lib"
 CORE = "config device tokenizer transforms question dataset model loss decode captioner checkpoint"
 # Each may import those before it.
-ORDER = f"files data track2 {CORE} run train caption viz sample pipeline".split()
+ORDER = f"files data track2 {CORE} run train viz media caption sample pipeline".split()
 
 
 def modules():

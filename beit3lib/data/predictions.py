@@ -79,8 +79,8 @@ def _read(path: str | Path) -> Predictions:
 
 
 def write_predictions(path: str | Path, table: pd.DataFrame, meta: dict[str, Any]) -> Path:
-    """Write `table` (missing columns become null) and `meta`, one record per line, atomically."""
-    table = table.reindex(columns=COLUMNS).astype(object)
+    """Write `table` and `meta`, one record per line, atomically; missing columns become null, others are added."""
+    table = table.reindex(columns=list(dict.fromkeys([*COLUMNS, *table.columns]))).astype(object)
     records = table.where(table.notna(), None).to_dict("records")
     meta, *lines = (json.dumps(value, ensure_ascii=False, allow_nan=False) for value in [meta, *records])
     return write_text(path, f'{{"meta": {meta},\n"predictions": [\n' + ",\n".join(lines) + "\n]}\n")

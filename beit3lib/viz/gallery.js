@@ -20,11 +20,11 @@ const grouped = new Intl.NumberFormat("en").format;
 const counted = (n, noun) => `${grouped(n)} ${noun}${n === 1 ? "" : "s"}`;
 const inSentence = title => title[0].toLowerCase() + title.slice(1);
 
-const hasKinds = runs.some(one => one.kind.some(kind => kind >= 0)); // whether captions are tagged by kind of error
+const isScored = rows.reference.some(text => text >= 0); // whether any caption has a reference
 
 const initial = {
   view: "overview", run: 0, other: runs.length > 1 ? 1 : -1, query: "", measure: Object.keys(data.measures)[0],
-  order: hasKinds ? "kind" : "up", low: null, high: null, type: "", by: "type", slot: "",
+  order: isScored ? "kind" : "up", low: null, high: null, type: "", by: "type", slot: "",
   answered: "", question: "",
 };
 const state = { ...initial };
@@ -65,7 +65,6 @@ const tableOf = (title, hint, heads, lines, kind = "") => [el("h2", {}, title), 
 const rowsByImage = images.map(() => []);
 rows.image.forEach((image, i) => rowsByImage[image].push(i));
 
-const isScored = rows.reference.some(text => text >= 0); // whether any caption has a reference
 const isConfident = runs.some(one => one.confidence.some(Boolean));
 const run = () => runs[state.run];
 const other = () => runs[state.other];
@@ -185,13 +184,11 @@ function toggle(facet, kind, key) {
 
 function addFacets() {
   const ofImage = name => i => images[rows.image[i]][name];
-  if (hasKinds) addFacet("kind", "Facts of the caption", i => kinds[kindOf(i)], kinds);
+  if (isScored) addFacet("kind", "Facts of the caption", i => kinds[kindOf(i)], kinds);
   addFacet("subject", "Subject", i => types[rows.type[i]][0]);
   addFacet("aspect", "Aspect", i => types[rows.type[i]][1]);
   addFacet("phase", "Phase", ofImage("phase"), null, key => (data.phases[key] ? `${key} · ${data.phases[key]}` : key));
   for (const name of ["view", "split", "source"]) addFacet(name, name[0].toUpperCase() + name.slice(1), ofImage(name));
-  const result = i => (rows.reference[i] < 0 ? "no reference" : isExact(i) ? "equal to the reference" : "differs from it");
-  if (isScored) addFacet("result", "Reference", result, ["equal to the reference", "differs from it", "no reference"]);
   const outcomes = ["better", "even", "worse", "same caption", "only one run"];
   if (runs.length > 1) addFacet("outcome", "Compared with the other run", outcome, outcomes);
   const contradicts = i => contradictionOf(i) && "contradicts another";
@@ -268,16 +265,15 @@ function groupByImage() {
 }
 
 function statistics(list, measured = values()) {
-  let [sum, scored, exact, referenced] = [0, 0, 0, 0];
+  let [sum, scored, referenced] = [0, 0, 0];
   const ofKind = kinds.map(() => 0);
   for (const i of list) {
     if (kindOf(i) >= 0) ofKind[kindOf(i)]++;
     if (measured[i] != null) { sum += measured[i]; scored++; }
-    if (hasReference(i)) { referenced++; exact += isExact(i); }
+    referenced += hasReference(i);
   }
-  const all = grouped(referenced || list.length);
-  const text = hasKinds ? `${grouped(ofKind[0])} wrong, ${grouped(ofKind[1])} incomplete of ${all}`
-    : referenced ? `${grouped(exact)} of ${all} equal to the reference` : counted(list.length, "caption");
+  const text = referenced ? `${grouped(ofKind[0])} wrong, ${grouped(ofKind[1])} incomplete of ${grouped(referenced)}`
+    : counted(list.length, "caption");
   return { mean: scored ? sum / scored : null, kinds: ofKind, text };
 }
 
@@ -302,7 +298,7 @@ function imageNode(entry, large = false) {
   return img;
 }
 
-/** Words with their marks ("s" same, "m" moved, "o" other, "f" of a wrong or omitted fact). Neighbors that look the same
+/** Words with their marks ("s" same, "m" moved, "o" other, "w" of a wrong, "d" of an omitted fact). Neighbors that look the same
     share an element, unless each word has its confidence below it (`percents`). */
 function words(text, marks, confidence, changed, percents = false) {
   const parts = [];
@@ -313,8 +309,9 @@ function words(text, marks, confidence, changed, percents = false) {
     else parts.push({ text: word, mark, isUnsure, percent: confidence?.[k] });
   });
   return parts.flatMap(({ text, mark, isUnsure, percent }) => {
-    const tag = { o: changed, f: changed, m: "i" }[mark] || (isUnsure ? "span" : null);
-    const node = tag ? el(tag, { class: [isUnsure ? "unsure" : "", mark === "f" ? "fact" : ""].join(" ") }, text) : text;
+    const tag = { o: changed, w: changed, d: changed, m: "i" }[mark] || (isUnsure ? "span" : null);
+    const fact = { w: "fact", d: "fact left-out" }[mark] || "";
+    const node = tag ? el(tag, { class: `${fact}${isUnsure ? " unsure" : ""}` }, text) : text;
     return [percents && confidence ? el("span", { class: "w" }, node, el("small", {}, percent)) : node, " "];
   });
 }
@@ -420,8 +417,7 @@ function card(group) {
   const folded = group.rows.filter(isFolded);
   const list = el("div", {}, heads, ...group.rows.filter(i => !isFolded(i)).map(i => captionNode(i)));
   if (folded.length) {
-    const equal = hasKinds ? "equal in fact" : "equal to the reference";
-    const summary = `${folded.length} of ${group.rows.length} ${equal}${other() ? ", the same caption in both runs" : ""}`;
+    const summary = `${folded.length} of ${group.rows.length} equal in fact${other() ? ", the same caption in both runs" : ""}`;
     const details = el("details", {}, el("summary", {}, summary));
     details.addEventListener("toggle", () => details.append(...folded.splice(0).map(i => captionNode(i))));
     list.append(details);
@@ -482,13 +478,13 @@ function showMeans() {
 /** Table of how often each fact is wrong; a click on a name shows these captions. */
 function factTable() {
   const bySlot = new Map();
-  for (const i of hasKinds ? selected : []) for (const [slot, , , result] of factsOf(i)) {
+  for (const i of selected) for (const [slot, , , result] of factsOf(i)) {
     if (!bySlot.has(slot)) bySlot.set(slot, { wrong: 0, omitted: 0, added: 0, equal: 0 });
     bySlot.get(slot)[result]++;
   }
   if (!bySlot.size) return [];
   const share = n => (n.wrong + n.omitted) / (n.wrong + n.omitted + n.equal || 1);
-  const lines = [...bySlot].sort(([, a], [, b]) => share(b) - share(a)).map(([slot, n]) => {
+  const lines = [...bySlot].sort(([, a], [, b]) => b.wrong - a.wrong || b.omitted - a.omitted).map(([slot, n]) => {
     const show = () => { state.slot = slot; update(); };
     const name = button({ class: "link", title: "show captions with this fact wrong or omitted", onclick: show }, spaced(slot));
     return line(head(name, { scope: "row" }), ...Object.values(n).map(number => cell(grouped(number))),
@@ -610,15 +606,36 @@ function pictures(entry) {
     found.push(figure(el("div", { class: "picture", style }, img, ...boxes), `Sharp frame${of}`));
   }
   const blur = el("div", { class: "picture", id: "blur", style }, imageNode(entry, true), ...(entry.frame ? [] : boxes));
-  found.push(figure(blur, entry.frame ? "Motion-blur image" : `Motion-blur image${of}`));
+  found.push(figure(blur, (entry.video ? "Motion-blur image" : "Image") + (entry.frame ? "" : of)));
   found.at(-1).append(el("p", { id: "attention-of", class: "small" }));
   if (entry.clip) {
     const missing = el("div", { class: "blank" }, "video not found, or its format is unknown to this browser");
     const onerror = event => event.target.replaceWith(missing);
     const video = el("video", { src: entry.clip, controls: "", preload: "metadata", onerror });
-    found.push(figure(video, `The phase in ${entry.video}`));
+    const now = el("div", { class: "now" });
+    addCues(video, entry.clip.split("#")[0]).oncuechange = event =>
+      now.replaceChildren(...[...event.target.activeCues].map(cue => el("p", {}, cue.getCueAsHTML())));
+    found.push(figure(video, [entry.about, entry.video].filter(Boolean).join(" of ")), now);
   }
   return found;
+}
+
+const escaped = text => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+
+/** Add the captions of all phases of a video as a text track, which the reader can show over it. */
+function addCues(video, file) {
+  const track = video.addTextTrack("captions", run().name, "en");
+  track.mode = "hidden"; // they are below the video
+  images.forEach((entry, image) => {
+    const [address, span] = (entry.clip || "").split("#t=");
+    if (address !== file) return;
+    const [start, end] = span.split(",").map(Number);
+    const captions = byKey(rowsByImage[image].filter(i => run().caption[i] >= 0), i => types[rows.type[i]][0]);
+    const lines = captions.map(([subject, list]) => `<b>${subject}</b> ${list.map(i => escaped(texts[run().caption[i]])).join(" ")}`);
+    // A phase may have no length, a cue must have one.
+    track.addCue(new VTTCue(start, Math.max(end, start + 0.1), [escaped(entry.about), ...lines].join("\n")));
+  });
+  return track;
 }
 
 function boxNode({ label, xywh }) {
@@ -828,9 +845,8 @@ function setUp() {
   }
   options("run", runs.map((one, r) => [r, one.name]));
   options("other", [[-1, "nothing"], ...runs.map((one, r) => [r, one.name])]);
-  if (hasKinds) $("order").prepend(el("option", { value: "kind" }, "wrong facts first"));
+  if (isScored) $("order").prepend(el("option", { value: "kind" }, "wrong facts first"));
   $("answered-field").hidden = !isAnswered;
-  document.body.classList.toggle("with-facts", hasKinds);
   options("measure", Object.entries(data.measures).map(([name, m]) => [name, m.title]));
   if (runs.length > 1) options("measure", [["change", "Score difference"]]);
   options("type", typeNames.map((name, t) => [t, name]));

@@ -15,10 +15,8 @@ and so are
 - `frame` (path of a sharp frame below `image_root`), `video_path`, `start_s` and `end_s` (the phase in its
   video);
 - `attention` ({word: rows of numbers}, a grid over the image);
-- `kind` (one of KINDS) and `facts` (a list of {"slot", "predicted", "reference", "outcome"}, where the
-  outcome is one of wrong, omitted, added and equal, and optionally "words": those in the caption and those in
-  the reference);
-- `contradiction` (text: a fact of the caption against an answer).
+- `contradiction` (text: a fact of the caption against an answer);
+- `kind` and `facts` of `with_facts`, which is applied to a table without them.
 
 `answers` has one row per question about an image: image, question, options ({letter: text}), log_probs
 ({letter: number}), correct (a letter, or None), answer, changed (whether consistency with other answers
@@ -32,7 +30,7 @@ import argparse
 import base64
 import io
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -46,6 +44,7 @@ from IPython.display import HTML
 from markupsafe import Markup
 from PIL import Image
 
+from beit3lib.data.facts import OUTCOMES, caption_kind, fact_table
 from beit3lib.data.images import open_image
 from beit3lib.data.predictions import inside, read_meta, read_predictions
 from beit3lib.data.schema import PHASES, SUBJECTS
@@ -58,13 +57,7 @@ ABOUT_IMAGE = ("scenario", "split", "source", "view", "video", "label", "phase")
 FACT_KEYS = ("slot", "predicted", "reference", "outcome")
 EMBED_IMAGES = 300  # up to here the images are part of the page, about 4 MB, so that one file can be sent
 EMBED_PX = 256
-
-KINDS = (
-    "wrong",
-    "incomplete",
-    "extended",
-    "equal in fact",
-)  # of captions, in the order in which they are read
+KINDS = tuple(OUTCOMES.values())  # of captions, the worst first
 
 # The ends of a scale are taken from the data where they are None. The page opens with the first measure that
 # it has.
@@ -75,10 +68,29 @@ MEASURES = {
 }
 
 
+def with_facts(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the captions with `facts` against their references, and `kind`, one of KINDS.
+
+    `facts` is a list of {"slot", "predicted", "reference", "outcome"}. `kind` is None without a reference,
+    and for a caption that differs from it where neither has a fact, so that the two cannot be compared.
+    """
+    if "reference" not in predictions:
+        return predictions.assign(kind=None, facts=None)
+    predictions = predictions.reset_index(drop=True)
+    facts: dict[int, list[dict]] = defaultdict(list)
+    for index, *fact in fact_table(predictions)[list(FACT_KEYS)].itertuples():
+        facts[index].append(dict(zip(FACT_KEYS, fact, strict=True)))
+    kinds = []
+    for index, (caption, reference) in enumerate(predictions[["caption", "reference"]].to_numpy()):
+        outcomes = {fact["slot"]: fact["outcome"] for fact in facts[index]}
+        kinds.append(caption_kind(outcomes) if outcomes or caption == reference else None)
+    return predictions.assign(kind=kinds, facts=[facts[index] for index in predictions.index])
+
+
 def caption_records(predictions: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows as dicts: missing text is "", but a missing reference None; confidence in percent."""
     records = []
-    for row in predictions.to_dict("records"):
+    for row in (predictions if "kind" in predictions else with_facts(predictions)).to_dict("records"):
         record = {name: _text(row[name]) or "" for name in REQUIRED}
         record |= {name: _text(row.get(name)) or "" for name in ABOUT_IMAGE}
         record["phase"] = record["phase"].removesuffix(".0")  # a column with gaps has 3.0 for phase 3
@@ -133,9 +145,12 @@ def _media(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def phase_name(phase: str, label: str = "") -> str:
-    """Return "phase 3 · action", with the label where it is neither the number nor the name."""
+    """Return "phase 3 · action", with the label where it is neither the number nor the name.
+
+    Without a phase it is the label, such as "2–4 s" of a video that was divided by time.
+    """
     name = PHASES[int(phase)] if phase.isdecimal() and int(phase) < len(PHASES) else ""
-    label = f"label {label}" if label and label not in (phase, name) else ""
+    label = f"label {label}" if phase and label and label not in (phase, name) else label if not phase else ""
     return " · ".join(filter(None, (phase and f"phase {phase}", name, label)))
 
 
@@ -398,7 +413,7 @@ def storyboard(predictions: pd.DataFrame, scenario: str, image_root: str | Path 
     if not records:
         known = ", ".join(sorted(map(str, predictions["scenario"].dropna().unique()))[:12])
         raise ValueError(f"scenario: expected one of {known}, got {scenario!r}. Choose one of these.")
-    records.sort(key=lambda record: (len(record["phase"]), record["phase"], record["label"]))
+    records.sort(key=lambda record: (len(record["phase"]), record["phase"]))
     cards = _cards(records, image_root)
     heads = list(dict.fromkeys(card["image"]["about"] for card in cards))
     flags = find_contradictions(records)

@@ -1,17 +1,28 @@
-"""Mark the words of a caption that differ from its reference, and find contradictions within a scenario."""
+"""Mark the words of a caption that differ from its reference, and find contradictions.
+
+Captions of one scenario contradict each other (`find_contradictions`), or an answer about the same phase
+(`answer_contradictions`).
+"""
 
 import string
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
-from beit3lib.data.facts import agree, read_facts
+import pandas as pd
 
-SAME, MOVED, OTHER, FACT = "s", "m", "o", "f"
+from beit3lib.data.facts import agree, find_facts, read_facts, split_sentences
+from beit3lib.data.questions import question_key
+from beit3lib.data.schema import SUBJECTS
+from beit3lib.track2.answers import mutual_information
+
+SAME, MOVED, OTHER = "s", "m", "o"
+FACTS = {"wrong": "w", "omitted": "d"}
 CONFIDENT = 0.75  # words below this probability are grey
+MIN_COUNT, MAX_SHARE = 10, 0.01  # training captions of a fact; the share with an answer that contradicts it
 
 # Slots that cannot change within a scenario, which lasts seconds.
 CONSTANT_SLOTS = set(
@@ -55,19 +66,18 @@ def mark_words(caption: str, reference: str) -> tuple[str, str]:
 
 
 def mark_facts(texts: tuple[str, str], marks: tuple[str, str], facts: Iterable[dict]) -> tuple[str, str]:
-    """Mark the words of wrong and omitted facts as FACT, so that they differ visibly from other wording.
-
-    `words` of a fact are those in the caption and those in the reference; without them its values are
-    searched for.
-    """
+    """Mark the words of wrong and omitted facts by FACTS, so that they differ visibly from other wording."""
+    slots = {fact["slot"]: FACTS[fact["outcome"]] for fact in facts if fact["outcome"] in FACTS}
     marks = [list(own) for own in marks]
-    for fact in facts:
-        phrases = fact.get("words") or (fact["predicted"], fact["reference"])
-        for text, own, phrase in zip(texts, marks, phrases, strict=True):
-            words, wanted = _plain(text), _plain(str(phrase or ""))
-            for i in range(len(words)) if wanted and fact["outcome"] in ("wrong", "omitted") else ():
-                if words[i : i + len(wanted)] == wanted:
-                    own[i : i + len(wanted)] = FACT * len(wanted)
+    for text, own in zip(texts, marks, strict=True):
+        text, start = " ".join(text.split()), 0
+        for sentence in split_sentences(text):
+            start = text.index(sentence, start)
+            for fact in find_facts(sentence):
+                if fact.slot in slots and fact.value:  # the words that it covers, also in part
+                    first = text.count(" ", 0, start + fact.start + 1)
+                    last = text.count(" ", 0, start + fact.end - 1)
+                    own[first : last + 1] = slots[fact.slot] * (last + 1 - first)
     return "".join(marks[0]), "".join(marks[1])
 
 
@@ -117,3 +127,74 @@ def _phases(records: list[dict[str, Any]]) -> str:
     phases = sorted({record["phase"] for record in records} - {""})
     captions = f"{len(records)} caption{'' if len(records) == 1 else 's'}"
     return captions + (f" (phase{'' if len(phases) == 1 else 's'} {', '.join(phases)})" if phases else "")
+
+
+class AnswerFacts:
+    """Which answers go with which facts, counted from training data; no list of questions is needed.
+
+    `phases` has scenario, phase and captions, `questions` the training questions with correct answers.
+    A question has the slots whose values tell most about its answer.
+    """
+
+    def __init__(self, phases: pd.DataFrame, questions: pd.DataFrame) -> None:
+        facts: dict[tuple, dict] = defaultdict(dict)  # {(scenario, phase or None): {(subject, slot): value}}
+        for row in phases.drop_duplicates(["scenario", "phase"]).to_dict("records"):
+            for subject in SUBJECTS:
+                for slot, value in read_facts(row[f"caption_{subject}"] or "", subject).items():
+                    for phase in (row["phase"], None):
+                        facts[row["scenario"], phase][subject, slot] = value
+        counts: dict[str, dict[tuple, Counter]] = defaultdict(lambda: defaultdict(Counter))
+        for row in questions.dropna(subset=["correct"]).itertuples():
+            answer = question_key(row.options[row.correct])
+            for slot, value in facts.get((row.scenario, row.phase), {}).items():
+                counts[question_key(row.question)][slot][value, answer] += 1
+        self.counts = {}  # {question: {(subject, slot): {(value, answer): count}}}
+        for question, of_slots in counts.items():
+            tells = {slot: mutual_information(found) for slot, found in of_slots.items()}
+            slots = [slot for slot in of_slots if tells[slot] >= 0.5 * max(tells.values()) > 0]
+            self.counts[question] = {slot: of_slots[slot] for slot in slots}
+
+    def contradictions(self, question: str, answer: str, subject: str, facts: dict) -> list[str]:
+        """Return the slots whose value is frequent in training, but almost never with this answer."""
+        found = []
+        for (of_subject, slot), counts in self.counts.get(question, {}).items():
+            if of_subject == subject and slot in facts and answer in {other for _, other in counts}:
+                with_value = sum(n for (value, _), n in counts.items() if value == facts[slot])
+                if with_value >= MIN_COUNT and counts[facts[slot], answer] <= MAX_SHARE * with_value:
+                    found.append(slot)
+        return found
+
+
+def answer_contradictions(
+    predictions: pd.DataFrame, answered: pd.DataFrame, known: AnswerFacts
+) -> pd.DataFrame:
+    """Return a row per fact of a caption that contradicts an answer about the same phase or scenario."""
+    by_moment = {key: rows for key, rows in answered.groupby(["scenario", "phase"], dropna=False)}
+    by_moment = {(name, None if phase != phase else phase): rows for (name, phase), rows in by_moment.items()}
+    rows = []
+    for caption in predictions.itertuples():
+        facts = read_facts(caption.caption or "", caption.subject)
+        for key in ((caption.scenario, caption.phase), (caption.scenario, None)):
+            for asked in by_moment[key].itertuples() if facts and key in by_moment else ():
+                answer = asked.options.get(asked.answer, "")
+                about = (question_key(asked.question), question_key(answer), caption.subject)
+                for slot in known.contradictions(*about, facts):
+                    correct = asked.options.get(asked.correct)
+                    values = (slot.replace("_", " "), facts[slot], asked.question, answer, correct)
+                    rows.append((caption.Index, caption.image, *values))
+    columns = ["index", "image", "fact", "caption", "question", "answer", "correct"]
+    return pd.DataFrame(rows, columns=columns).set_index("index")
+
+
+def contradiction_texts(found: pd.DataFrame) -> pd.Series:
+    """Return a text for each caption with contradictions, by its index."""
+    texts = (
+        found["fact"]
+        + " "
+        + found["caption"].map(str)
+        + ", but “"
+        + found["question"]
+        + "” "
+        + found["answer"]
+    )
+    return texts.groupby(level=0).agg("; ".join) if len(texts) else pd.Series(dtype=object)

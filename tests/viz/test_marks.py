@@ -83,10 +83,16 @@ def test_words_that_look_the_same_are_joined():
 
 
 def test_words_of_wrong_and_omitted_facts_are_marked():
-    texts = "A Red, big car. No rain.", "A blue car. Both sidewalks."
-    facts = [
-        {"predicted": "red", "reference": "blue", "outcome": "wrong"},
-        {"predicted": None, "reference": "both", "outcome": "omitted", "words": (None, "both sidewalks")},
-        {"predicted": "no", "reference": None, "outcome": "added"},
+    texts = (
+        "A man in a big, Red jacket.  No rain.",
+        "A man in a blue jacket. There are sidewalks on both sides.",
+    )
+    slots = (("upper_color", "wrong"), ("sidewalk", "omitted"), ("upper_garment", "equal"))
+    facts = [{"slot": slot, "outcome": outcome} for slot, outcome in slots]
+    marks = mark_facts(texts, mark_words(*texts), facts)
+    words = [
+        [word for word, mark in zip(text.split(), own, strict=True) if mark in "wd"]
+        for text, own in zip(texts, marks, strict=True)
     ]
-    assert mark_facts(texts, mark_words(*texts), facts) == ("sfosoo", "sfsff")
+    assert words == [["Red", "jacket."], ["blue", "jacket.", "sidewalks"]]
+    assert marks[1].endswith("wwood" + "ooo")

@@ -1,0 +1,75 @@
+"""The command captions a run, or photos and videos; it may be killed, and says what it could not read."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from clips import write_gray
+from test_media import checkpoint  # noqa: F401, a fixture
+
+from beit3lib.caption import main
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def test_a_broken_file_is_named_and_gives_exit_status_1(checkpoint, tmp_path, capsys, monkeypatch):  # noqa: F811
+    (tmp_path / "media").mkdir()
+    write_gray(tmp_path / "media" / "clip.mp4", range(0, 200, 20))
+    (tmp_path / "media" / "broken.jpg").write_text("no image")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="1 files have no captions: broken.jpg"):
+        main([str(checkpoint), "media", "--phases", "0-0.5,0.5-1", "--device", "cpu"])
+    output = capsys.readouterr().out
+    assert "broken.jpg: expected an image" in output
+    assert "20 captions of 2 images; open captions/gallery.html" in output
+    main([str(checkpoint), "media/clip.mp4", "--device", "cpu", "--out", "clip"])  # ends without an error
+    assert (tmp_path / "clip" / "captions.vtt").is_file()
+
+
+@pytest.mark.parametrize("options", [["--every", "2"], ["photo.jpg", "--splits", "val"]])
+def test_an_option_of_the_other_use_is_an_error(options, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["runs/mine", *options])
+    assert "only for" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_it_ends_with_the_same_files(checkpoint, tmp_path):  # noqa: F811
+    for number in range(4):
+        write_gray(tmp_path / "media" / f"{number}.mp4", range(0, 250, 5)) if number else None
+        (tmp_path / "media").mkdir(exist_ok=True)
+    (tmp_path / "q.json").write_text(json.dumps([{"question": "Weather?", "a": "clear", "b": "rainy"}]))
+
+    def start(out):
+        options = [
+            "--every",
+            "1",
+            "--questions",
+            "q.json",
+            "--batch_size",
+            "1",
+            "--device",
+            "cpu",
+            "--out",
+            out,
+        ]
+        command = [sys.executable, "-m", "beit3lib.caption", str(checkpoint), "media", *options]
+        return subprocess.Popen(command, cwd=tmp_path, start_new_session=True)
+
+    assert start("whole").wait() == 0
+    for written in ("images/*.jpg", "parts/*.partial.jsonl", "parts/predictions-*.json"):
+        process = start("killed")
+        while not list((tmp_path / "killed").glob(written)) and process.poll() is None:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "killed" / "captions.json").exists()
+    assert start("killed").wait() == 0
+    for name in ("captions.json", "answers.json", "1.mp4.vtt", "gallery.html"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    shutil.rmtree(tmp_path / "killed")
