@@ -11,6 +11,7 @@ import pandas as pd
 
 from beit3lib.data.facts import fact_scores
 from beit3lib.data.predictions import PREDICTIONS_NAME, read_predictions
+from beit3lib.data.prepared import count_shared_images
 from beit3lib.data.questions import (
     QUESTION_INDEX_NAME,
     answers_path,
@@ -121,6 +122,8 @@ def score(
                 f"{'; '.join(missing[:3])}; … For {empty} of them the model generated no text: train longer. "
                 "Caption all images, add runs of other caption types (combine_with), or set fill_missing."
             )
+        if split != "train" and (both := count_shared_images(phases, run / "images", split)):
+            print(f"{run}: {both} images are in both train and {split}, so these scores are too high")
         of_split, train = phases[phases["split"] == split], phases[phases["split"] == "train"]
         baselines = {
             "shuffled": _shuffled(built),

@@ -74,7 +74,7 @@ def test_no_sentence_of_any_text_is_lost(seed):
         assert_nothing_is_lost(" ".join(rng.choices(words, k=rng.randrange(30))), rng.choice(SUBJECTS))
 
 
-def test_only_mentioned_aspects_are_present_and_a_text_without_facts_stays_whole():
+def test_only_mentioned_aspects_are_present():
     text = "Nothing to see. Really nothing."
     assert split_caption(text, "vehicle") == {"position": text}
     assert set(split_caption("The weather is clear. The road is dry.", "vehicle")) == {"weather", "road"}
@@ -120,7 +120,7 @@ def test_sentences_get_the_aspect_of_their_facts(sentence, aspect):
     assert classify_sentence(sentence).aspect == aspect, classify_sentence(sentence)
 
 
-def test_a_decision_has_the_words_that_decided_and_a_sentence_without_facts_the_aspect_before_it():
+def test_decisions_name_their_words_and_sentences_without_facts_follow_the_one_before():
     text = "Here are the details. It is wet asphalt. That is all there is. It is raining."
     decisions = [decision for _, decision in explain_caption(text, "vehicle")]
     assert [decision.aspect for decision in decisions] == ["road", "road", "road", "weather"]

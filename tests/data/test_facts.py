@@ -127,7 +127,7 @@ def test_a_sentence_is_read_as_its_facts(subject, sentence, facts):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"real WTS captions are not at {SHARED}")
-def test_real_captions_are_read_as_many_facts_that_agree_with_each_other():
+def test_facts_of_real_captions_agree_with_each_other():
     counts = []
     for item in json.loads((SHARED / "vehicle_captions.json").read_text()):
         facts = read_facts(item["caption_vehicle"], "vehicle")

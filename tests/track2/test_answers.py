@@ -45,7 +45,7 @@ def test_accuracy_is_that_of_the_official_scorer(truth, given):
     assert set(score.missing) == expected.keys() - found.keys()
 
 
-def test_accuracy_is_divided_by_scope_source_and_question_whatever_its_spelling():
+def test_accuracy_is_divided_by_scope_source_and_question():
     rows = [asked("s", n, text, ["No", "Yes"], "Yes") for n, text in enumerate(("Is it dry?", "is it  dry"))]
     rows[0]["correct"] = "a"
     truth = frame([*rows, asked("video1", None, "How?", ["So"], "So", source="bdd")])
@@ -84,7 +84,7 @@ def test_the_command_scores_anybodys_files(tmp_path, monkeypatch, capsys, paths)
         answers.main()
 
 
-def test_the_most_frequent_answer_is_that_of_the_phase_then_of_the_question_then_of_all():
+def test_the_most_frequent_answer_of_phase_then_question_then_all():
     train = [asked(f"s{n}", n % 2, "Action?", ["Stop", "Turn"], ["Stop", "Turn"][n % 2]) for n in range(5)]
     counts = AnswerCounts(frame([*train, asked("s9", 3, "Other?", ["Yes", "Go"], "Go")]))
     rows = [asked("x", phase, "action", ["go", "turn", "stop"]) for phase in (0, 1, 4)]
@@ -160,7 +160,7 @@ def total(chosen, questions, counts, weights):
 
 @settings(max_examples=25, database=None)
 @given(st.integers(0, 2**32 - 1), st.tuples(*(st.sampled_from([0.0, w]) for w in (0.7, 0.3, 1.0))))
-def test_chosen_answers_have_the_largest_sum_or_one_that_no_chain_can_raise(seed, terms):
+def test_no_chain_can_raise_the_sum_of_chosen_answers(seed, terms):
     rng, weights = np.random.default_rng(seed), Weights(*terms)
     counts, questions = AnswerCounts(world(rng, 20)), world(rng, 1, phases=2)
     chosen = AnswerGraph(questions, counts).choose(weights)
@@ -172,7 +172,7 @@ def test_chosen_answers_have_the_largest_sum_or_one_that_no_chain_can_raise(seed
             assert total(other, questions, counts, weights) <= best + 1e-9
 
 
-def test_counts_make_answers_consistent_and_each_term_can_be_switched_off():
+def test_counts_make_answers_consistent():
     rng = np.random.default_rng(0)
     counts, validation, test = AnswerCounts(world(rng, 300)), world(rng, 60), world(rng, 200)
     assert next(iter(counts.pairs)) == ("a", "b")
@@ -202,7 +202,7 @@ QUESTIONS = frame([asked("2023_a", 0, "Dry?", ["Yes", "No"]), asked("2023_a", No
 GIVEN = {"2023_a/0/Dry?": "B", "2023_a/None/Hat?": "a"}
 
 
-def test_answers_are_compared_with_every_question_of_the_test_file():
+def test_every_question_of_the_test_file_needs_an_answer():
     assert answers.check_answers(GIVEN, QUESTIONS) == []
     assert answers.check_answers({"2023_a/0/Dry?": "c", "x": "a"}, QUESTIONS) == [
         "x: not a question of the test file",

@@ -94,7 +94,7 @@ def test_the_longest_common_subsequence_equals_dynamic_programming(a, b):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_scores_of_one_in_the_order_of_pairs(monkeypatch):
+def test_two_processes_give_the_scores_of_one(monkeypatch):
     predictions, references = [*TEXTS, *TEXTS], [*reversed(TEXTS), *TEXTS]
     expected = [metrics.score_caption(*pair) for pair in zip(predictions, references, strict=True)]
     monkeypatch.setattr(metrics, "PAIRS_PER_PROCESS", 5)
@@ -179,7 +179,7 @@ def test_the_final_score_averages_only_parts_with_ground_truth(root):
 
 
 @pytest.mark.parametrize("spelling", ["04", " 4 ", 4])
-def test_spellings_of_a_number_are_one_segment_and_a_word_another_as_in_the_official_script(root, spelling):
+def test_spellings_of_a_number_are_one_segment_and_its_word_another(root, spelling):
     built = perfect(root)
     built[EVENT][0]["labels"] = [spelling]
     path = caption_file(root)
@@ -191,7 +191,7 @@ def test_spellings_of_a_number_are_one_segment_and_a_word_another_as_in_the_offi
     assert len(scores.missing) == 2 and "such as video2912 label 4" in scores.problems[0].what
 
 
-def test_unusable_files_and_captions_that_are_absent_or_differ_between_views_are_listed(root):
+def test_unusable_files_and_absent_or_differing_captions_are_listed(root):
     built, contents = perfect(root), ("{", "[]", {"event_phase": 5}, {"event_phase": [{"labels": []}]})
     for number, content in enumerate(contents):
         write(root / f"annotations/caption/val/video{number}_caption.json", content)
@@ -215,7 +215,7 @@ def test_unusable_entries_are_listed_and_the_others_scored(root):
     assert scores.external["score"] == pytest.approx(100, abs=0.1)
 
 
-def test_a_submission_of_another_split_and_captions_of_the_test_split_are_errors(root):
+def test_another_split_or_captions_of_the_test_split_are_errors(root):
     with pytest.raises(ValueError, match="got meta. Give a submission and captions of the same split"):
         score(root, {"meta": {}})
     for path in root.rglob("*_caption.json"):
@@ -224,7 +224,7 @@ def test_a_submission_of_another_split_and_captions_of_the_test_split_are_errors
         score(root, {})
 
 
-def test_the_command_takes_the_official_flags_and_names_a_broken_file(root, monkeypatch, capsys):
+def test_the_command_takes_the_official_flags(root, monkeypatch, capsys):
     built = perfect(root)
     del built[EVENT][0]
     write(root / "submission.json", built)

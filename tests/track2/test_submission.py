@@ -30,7 +30,7 @@ def correct():
     return {"2023_a": [entry("0"), entry("4")], "video7": [entry("avoidance")]}
 
 
-def test_aspects_are_in_reading_order_without_repeated_sentences():
+def test_aspects_are_composed_without_repeated_sentences():
     parts = {"road": "It is wet. The road is narrow.", "weather": "It is wet.", "moving": "It turns."}
     assert compose(parts, "vehicle") == "It turns. It is wet. The road is narrow."
     assert compose({"moving": "He walks.", "road": "Dry.", "weather": None}, "pedestrian") == "Dry. He walks."
@@ -43,7 +43,7 @@ def rows(scenario, phase, label, *captions):
     return [{**about, "subject": s, "caption": c, "log_prob": p} for s in SUBJECTS for c, p in captions]
 
 
-def test_a_submission_has_the_most_probable_caption_of_each_segment_in_the_order_of_phases():
+def test_the_most_probable_caption_of_each_segment_is_submitted():
     views = [("It stops.", -2.0), ("It turns.", -1.0), ("It waits.", None)]
     table = [*rows("video7", 3, "action", *views), *rows("video7", 0, "0", *views[::-1])]
     captions = {"caption_vehicle": "It turns.", "caption_pedestrian": "It turns."}
@@ -53,7 +53,7 @@ def test_a_submission_has_the_most_probable_caption_of_each_segment_in_the_order
     assert one == {"2023_a": [entry("4", caption_pedestrian="")]}
 
 
-def test_expected_segments_keep_the_order_of_phases_and_their_labels():
+def test_expected_segments_are_in_the_order_of_phases():
     columns = ["split", "scenario", "label", "phase"]
     table = [("test", "video7", "avoidance", 4), *[("test", "video7", "0", 0)] * 2, ("train", "x", "1", 1)]
     assert expected_segments(pd.DataFrame(table, columns=columns), "test") == {"video7": ["0", "avoidance"]}
@@ -82,7 +82,7 @@ def test_each_kind_of_error_is_reported(problem):
     assert any(found.startswith(problem) for found in problems), problems
 
 
-def test_all_errors_are_reported_together_and_nothing_is_written(tmp_path):
+def test_all_errors_are_reported_and_nothing_is_written(tmp_path):
     submission, together = correct(), [list(SPOILED)[number] for number in (0, 3, 6, 7)]
     for problem in together:
         SPOILED[problem](submission)
@@ -92,7 +92,7 @@ def test_all_errors_are_reported_together_and_nothing_is_written(tmp_path):
     assert check_submission([], EXPECTED) == ["expected {scenario: [segments]}, got list"]
 
 
-def test_missing_captions_are_an_error_unless_fill_missing_is_set(tmp_path):
+def test_missing_captions_are_an_error_or_filled(tmp_path):
     path, holes = tmp_path / "submission.json", correct()
     del holes["video7"]
     holes["2023_a"][0]["caption_vehicle"] = ""
@@ -108,7 +108,7 @@ def test_missing_captions_are_an_error_unless_fill_missing_is_set(tmp_path):
     assert written.submission["video7"] == [{"labels": ["avoidance"], **frequent}]
 
 
-def test_a_subject_without_training_captions_cannot_be_filled(tmp_path):
+def test_a_subject_without_captions_cannot_be_filled(tmp_path):
     train = pd.DataFrame({"caption_vehicle": [None, None], "caption_pedestrian": ["He walks.", None]})
     frequent = most_frequent_captions(train)
     assert frequent == {"caption_pedestrian": "He walks."}
@@ -130,7 +130,7 @@ def entry_of(caption):
     return {"caption_vehicle": caption, "caption_pedestrian": caption}
 
 
-def test_the_nearest_image_gives_its_captions_and_the_most_frequent_one_is_the_same_for_all(images):
+def test_baselines_repeat_the_nearest_or_the_most_frequent_caption(images):
     folder, train = images
     segments = pd.DataFrame({"scenario": "d", "label": "4", "image": ["query.png", "dark.png"]})
     assert nearest_submission(train, segments, folder) == {"d": [{"labels": ["4"], **entry_of("light")}]}

@@ -36,7 +36,7 @@ def wordnet():
     return root
 
 
-def test_without_wordnet_stems_match_and_one_line_names_the_command(tmp_path):
+def test_without_wordnet_one_line_names_the_command(tmp_path):
     shown, warning = run(tmp_path)
     assert shown == "[0.0, 0.5] False"
     assert warning.count("\n") == 1 and "Run `python -m nltk.downloader wordnet`" in warning
@@ -52,7 +52,7 @@ def test_wordnet_is_downloaded_if_there_is_none(tmp_path, wordnet):
 
 
 @pytest.mark.parametrize("damage", ["empty", "half unpacked", "broken archive"])
-def test_a_damaged_copy_is_named_because_nltk_does_not_look_behind_it(tmp_path, wordnet, damage):
+def test_a_damaged_copy_is_named(tmp_path, wordnet, damage):
     corpora, code = tmp_path / "nltk_data" / "corpora", ""
     damaged = corpora / ("wordnet.zip" if damage == "broken archive" else "wordnet")
     if damage == "broken archive":
