@@ -3,7 +3,6 @@
 import hashlib
 import json
 import random
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -126,15 +125,3 @@ def test_decisions_name_their_words_and_sentences_without_facts_follow_the_one_b
     assert [decision.aspect for decision in decisions] == ["road", "road", "road", "weather"]
     assert decisions[1].facts == {"road": 2}
     assert decisions[1].rule == "surface_condition: 'wet', surface: 'asphalt'"
-
-
-REPEATED = (
-    'navy blue |dark |dark, |dark- and |A. |e.g. |e.g.|."|a|1.5 m |distance is |in front of the |facing the '
-)
-
-
-@pytest.mark.parametrize("words", [*REPEATED.split("|"), "to the left ", "as for the ", "started to "])
-def test_repeated_words_are_classified_in_linear_time(words):
-    start = time.process_time()
-    parts = split_caption(words * (60_000 // len(words)), "vehicle")
-    assert parts and time.process_time() - start < 3, "a pattern has nested repetition"
