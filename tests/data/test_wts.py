@@ -1,4 +1,4 @@
-"""Read a WTS download: its thirteen quirks (that of boxes: test_views.py), layouts, damage, the train/val split."""
+"""Read a WTS download: its quirks (11, boxes, in test_views.py), layouts, damage, the train/val split."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Answers are scored as by the official scorer, made consistent by counts, and written with captions or not at all."""
+"""Answers are scored as by the official scorer, made consistent, and written with captions or not at all."""
 
 import json
 from collections import Counter
@@ -37,7 +37,7 @@ def frame(rows):
 @settings(max_examples=200, database=None)
 @given(ENTRIES.filter(bool), ENTRIES)
 def test_accuracy_is_that_of_the_official_scorer(truth, given):
-    """Right answers / ids of the truth; the last entry of an id counts; letters are compared whole, without case."""
+    """Right / ids of the truth; the last entry of an id counts; letters are compared whole, without case."""
     expected, found = ({name: letter.lower() for name, letter in entries} for entries in (truth, given))
     right = sum(found.get(name) == letter for name, letter in expected.items())
     score = accuracy(dict(given), pd.DataFrame(truth, columns=["id", "correct"]))
@@ -117,7 +117,7 @@ def test_viterbi_finds_the_best_of_all_paths(sizes, seed):
 
 
 def world(rng, scenarios, phases=3, names=("A?", "B?", "C?"), options=("x", "y", "z")):
-    """Questions whose answers depend on each other and on the phase before, and log-probabilities of a noisy model."""
+    """Questions whose answers depend on each other and on the phase before, and those of a noisy model."""
     rows = []
     for scenario in range(scenarios):
         answer = {}
