@@ -21,7 +21,7 @@ from beit3lib.decode import Caption, generate
 from beit3lib.device import inference_precision
 from beit3lib.model import CaptionModel, ImageMemory
 from beit3lib.question import Options, Question, collate_options, encode_question, option_log_probs
-from beit3lib.tokenizer import prompt_ids
+from beit3lib.tokenizer import prompts_by_type
 from beit3lib.transforms import to_tensor
 
 
@@ -54,9 +54,7 @@ class Captioner:
     @property
     def prompts(self) -> list[list[int]]:
         """One prompt per caption type; a model of one caption type has one empty prompt."""
-        if len(self.caption_types) == 1:
-            return [[]]
-        return [prompt_ids(self.tokenizer, *caption_type) for caption_type in self.caption_types]
+        return list(prompts_by_type(self.tokenizer, self.caption_types).values())
 
     def generate(
         self,
@@ -65,7 +63,7 @@ class Captioner:
         num_beams: int = 3,
     ) -> list[Caption]:
         """Caption images (B, 3, S, S) in [-1, 1] with these caption types (default: all), image-major."""
-        by_type = dict(zip(self.caption_types, self.prompts, strict=True))
+        by_type = prompts_by_type(self.tokenizer, self.caption_types)
         prompts = [by_type[caption_type] for caption_type in caption_types or by_type]
         options = (num_beams, self.max_tokens, self.length_penalty)
         return generate(self.model, images_or_memory, self.tokenizer, prompts, *options)

@@ -22,7 +22,7 @@ from torch import Tensor
 from beit3lib.data.images import open_image
 from beit3lib.data.schema import UNNAMED, CaptionType
 from beit3lib.question import Options, Question, collate_options, encode_question
-from beit3lib.tokenizer import prompt_ids
+from beit3lib.tokenizer import prompts_by_type
 from beit3lib.transforms import Augmentation, can_swap, swap_left_right, to_tensor
 
 FIRST_RANDOM_ID = (
@@ -239,8 +239,7 @@ class CaptionDataset(torch.utils.data.Dataset):
         self.caption_types: list[CaptionType] = config.caption_types()
         if len(self.caption_types) > 1 and table["subject"].isna().all():
             self.caption_types = [UNNAMED]
-        several = len(self.caption_types) > 1
-        self.prompts = {kind: prompt_ids(tokenizer, *kind) if several else [] for kind in self.caption_types}
+        self.prompts = prompts_by_type(tokenizer, self.caption_types)
         examples = group_captions(table, self.caption_types, tokenizer)
         self.examples = [example for example in examples if example.captions or not train]
         if not self.examples:

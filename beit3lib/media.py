@@ -30,15 +30,14 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from beit3lib.captioner import Captioner
 from beit3lib.checkpoint import WEIGHTS_NAME
 from beit3lib.data.aspects import merge_aspects, split_caption
 from beit3lib.data.images import FORMATS, open_image
 from beit3lib.data.motion_blur import MAX_FRAME_PX, blur_table, video_length
 from beit3lib.data.predictions import COLUMNS, write_predictions
 from beit3lib.data.questions import LETTERS, answers_path, read_image_answers, write_image_answers
-from beit3lib.data.schema import IMAGE_COLUMNS, SUBJECTS
-from beit3lib.data.wts import list_files, read_phase, video_stem
+from beit3lib.data.schema import ASPECTS, IMAGE_COLUMNS, SUBJECTS
+from beit3lib.data.wts import list_files, read_object, read_phase, video_stem
 from beit3lib.decode import inference_weights
 from beit3lib.device import choose_device, inference_precision
 from beit3lib.files import (
@@ -58,11 +57,10 @@ from beit3lib.viz.gallery import write_gallery
 
 VIDEO_SUFFIXES = set(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .3gp .wmv .flv .ogv".split())
 IMAGE_SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
-IMAGE_SUFFIXES |= {".heic", ".heif", ".hif", ".avif"}  # without their plugin they are listed with its name
+IMAGE_SUFFIXES |= {".heic", ".heif", ".hif", ".avif"}  # a file that needs a plugin is a problem with its name
 SHORTEST_S = 0.1  # a shorter rest of a video is no phase of its own
 EXTRA = "start_s end_s video_path frame frame_width_px frame_height_px".split()  # columns for the gallery
-IMAGES = ["image", "path", *IMAGE_COLUMNS, "references", *EXTRA]
-BROKEN = (OSError, ValueError, av.error.FFmpegError)
+COLUMNS_OF_IMAGES = ["image", "path", *IMAGE_COLUMNS, "references", *EXTRA]
 
 
 class MediaCaptions(NamedTuple):
@@ -98,8 +96,8 @@ def caption_media(
     """
     source, out = Path(source).expanduser(), Path(out).expanduser()
     asked = read_question_list(questions) if questions else []
-    names = _list_media(source, out)
-    folder = source if source.is_dir() else source.parent
+    names, folder = _list_media(source, out), source if source.is_dir() else source.parent
+    videos = [name for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES]
     checkpoint = Path(model_folder).expanduser()
     if not checkpoint.is_file():
         best = readable_folder(checkpoint / "best")
@@ -107,30 +105,25 @@ def caption_media(
     captioner = open_captioner(checkpoint, choose_device(device))
     if asked and not captioner.model.config.answers:
         raise FileError(f"{questions}: expected a model that was trained with questions, got {checkpoint}")
+    options = {"num_beams": num_beams, "batch_size": batch_size}
     weights = checkpoint if checkpoint.is_file() else checkpoint / WEIGHTS_NAME
-    meta = {"checkpoint_sha256": file_hash(weights), "beams": num_beams, "batch": batch_size}
+    meta = {"checkpoint_sha256": file_hash(weights), **options}
+    problems: list[Problem] = []
     with lock_folder(out, "captioning"):
-        videos = [name for name in names if _is_video(name)]
-        rows, problems = _photos(folder, [name for name in names if name not in videos], out)
-        if videos and not (phases or every or annotations):
-            print("Each video is one phase. Divide it with phases, every or annotations.")
-        spans, found = _phases(folder, videos, phases, every, annotations)
-        problems += found
-        if len(spans):
-            blurred = blur_table(spans, out / "images", frames_dir=out / "frames")
-            problems += blurred.problems
-            rows += _video_rows(blurred.phases, captioner, out, bool(annotations))
+        rows = _photos(folder, [name for name in names if name not in videos], out, problems)
+        rows += _videos(folder, videos, out, phases, every, str(annotations), problems)
         if not rows:
             raise FileError("; ".join(map(str, problems)))
-        images = pd.DataFrame(rows).reindex(columns=IMAGES).astype(object)
+        images = pd.DataFrame(rows, columns=COLUMNS_OF_IMAGES, dtype=object)
         images = images.where(images.notna(), None).assign(questions=[asked] * len(rows))
         tables, answers = [], []
         with inference_precision(captioner.device), inference_weights(captioner.model):  # once for all files
-            groups = images.groupby("scenario", sort=False)
-            for name, rows in tqdm(groups, "captions", unit=" file", mininterval=1, file=sys.stdout):
-                part = out / "parts" / f"predictions-{_key(name, rows, meta)}.json"
-                options = {"num_beams": num_beams, "batch_size": batch_size, "num_workers": 0, "quiet": True}
-                tables.append(caption_images(captioner, rows, out, part, meta, **options))
+            files = images.groupby("scenario", sort=False)
+            for name, own in tqdm(files, "captions", unit=" file", mininterval=1, file=sys.stdout):
+                part = out / "parts" / f"predictions-{_key(name, own, meta)}.json"
+                tables.append(
+                    caption_images(captioner, own, out, part, meta, **options, num_workers=0, quiet=True)
+                )
                 if asked:
                     answers.append(read_image_answers(answers_path(part)))
         table = pd.concat(tables, ignore_index=True).merge(images[["image", *EXTRA]], on="image")
@@ -141,22 +134,16 @@ def caption_media(
     return MediaCaptions(table, answers, problems, failed, page)
 
 
-def _is_video(name: str) -> bool:
-    return Path(name).suffix.lower() in VIDEO_SUFFIXES
-
-
 def _list_media(source: Path, out: Path) -> list[str]:
-    """Return the names of photos and videos, relative to a folder, without what an earlier start wrote to `out`."""
+    """Return the names of photos and videos in a folder, without what an earlier start wrote to `out`."""
     if not source.is_dir():
         return [check_regular_file(source).name]
     files = [path for path in list_files(source) if not path.resolve().is_relative_to(out.resolve())]
-    names = [path.relative_to(source).as_posix() for path in files]
-    media = [name for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES]
+    media = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES]
+    print(f"{source}: {len(media)} photos and videos, and {len(files) - len(media)} other files")
     if not media:
-        raise FileError(f"{source}: expected photos or videos, found {len(names)} other files")
-    if len(media) < len(names):
-        print(f"{source}: {len(names) - len(media)} files are neither photos nor videos by their names")
-    return media
+        raise FileError(f"{source}: expected photos or videos, found none")
+    return [path.relative_to(source).as_posix() for path in media]
 
 
 def read_question_list(path: str | Path) -> list[dict[str, Any]]:
@@ -174,120 +161,128 @@ def read_question_list(path: str | Path) -> list[dict[str, Any]]:
     return asked
 
 
-def _photos(folder: Path, names: Iterable[str], out: Path) -> tuple[list[dict[str, Any]], list[Problem]]:
-    """Return a row per photo that can be read, with a copy for the page, because browsers show few formats."""
-    rows, problems = [], []
+def _photos(folder: Path, names: Iterable[str], out: Path, problems: list[Problem]) -> list[dict[str, Any]]:
+    """Return a row per photo, and write a JPEG of it for the page, because browsers show few formats."""
+    rows = []
     for name in names:
-        suffix = "" if name.lower().endswith((".jpg", ".jpeg")) else ".jpg"
-        image = f"photos/{name}{suffix}"
+        image = f"photos/{name}" + ("" if name.lower().endswith((".jpg", ".jpeg")) else ".jpg")
         try:
             photo = open_image(folder / name)
-            photo.thumbnail((MAX_FRAME_PX, MAX_FRAME_PX))
-            with atomic_path(out / image) as temporary:
-                photo.save(temporary, quality=90)
         except (FileNotFoundError, FileError) as error:
             problems.append(Problem(name, str(error).removeprefix(f"{folder / name}: "), "no captions"))
             continue
-        path = (folder / name).resolve()
-        rows.append({"image": image, "path": str(path), "scenario": name, "references": {}})
-    return rows, problems
+        photo.thumbnail((MAX_FRAME_PX, MAX_FRAME_PX))
+        with atomic_path(out / image) as temporary:
+            photo.save(temporary, quality=90)
+        rows.append({"image": image, "path": (folder / name).resolve(), "scenario": name, "references": {}})
+    return rows
 
 
-def _phases(
-    folder: Path, videos: Sequence[str], phases: str, every: float, annotations: str | Path
-) -> tuple[pd.DataFrame, list[Problem]]:
-    """Return the phases of all videos as `blur_table` reads them, and the videos without any as problems."""
+def _videos(
+    folder: Path,
+    names: Sequence[str],
+    out: Path,
+    phases: str,
+    every: float,
+    annotations: str,
+    problems: list[Problem],
+) -> list[dict[str, Any]]:
+    """Return a row per phase of the videos, and make their images and sharp frames."""
     assert sum(map(bool, (phases, every, annotations))) < 2, "expected one of phases, every and annotations"
-    given, files = parse_phases(phases), _caption_files(annotations) if annotations else {}
-    rows, problems = [], []
-    for number, name in enumerate(videos):
+    if names and not (phases or every or annotations):
+        print("Each video is one phase. Divide it with phases, every or annotations.")
+    annotations = annotations and str(Path(annotations).expanduser())
+    given = parse_phases(phases) if phases else []
+    files = _caption_files(Path(annotations), problems) if annotations else {}
+    table = []
+    for number, name in enumerate(names):
         try:
             if annotations:
-                path = next(iter(files.values())) if len(videos) == len(files) == 1 else None
-                path = path or files.get(video_stem(Path(name).name))
-                if path is None:
-                    raise ValueError(f"{annotations}: expected a caption file that lists it, found none")
-                spans = _annotated(path, problems)
+                # One file for one video may list another name of it.
+                own = files.get(video_stem(Path(name).name)) or (len(names) == 1 and files.get(annotations))
+                spans = _annotated(own, annotations, problems)
             else:
-                times = given or _divide(video_length(folder / name), every)
+                times = given or divide(video_length(folder / name), every)
                 spans = [(f"{a:g}–{b:g} s", i, a, b, None, None) for i, (a, b) in enumerate(times)]
-        except BROKEN as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            problems.append(Problem(name, reason.removeprefix(f"{folder / name}: "), "no captions"))
+        except (OSError, ValueError, av.error.FFmpegError) as error:
+            reason = (getattr(error, "strerror", None) or str(error)).removeprefix(f"{folder / name}: ")
+            problems.append(Problem(name, reason, "no captions"))
             continue
-        # Two videos of one name, in two folders, are two scenarios.
+        # Each video is a scenario, so that two of one name in two folders get images of different names.
         about = (f"{number}", name.replace("/", "_"), name, str((folder / name).resolve()))
-        rows += [(*about, *span) for span in spans]
+        table += [(*about, *span) for span in spans]
     columns = "scenario video name video_path label phase start_s end_s caption_vehicle caption_pedestrian"
-    return pd.DataFrame(rows, columns=columns.split()), problems
+    if not table:
+        return []
+    blurred = blur_table(
+        pd.DataFrame(table, columns=columns.split()), out / "images", frames_dir=out / "frames"
+    )
+    problems += blurred.problems
+    rows = []
+    for row in blurred.phases.to_dict("records"):
+        image, frame = f"images/{row['image']}", f"frames/{row['image']}"
+        about = {"image": image, "path": (out / image).resolve(), "frame": frame, "references": {}}
+        about |= {"scenario": row["name"], "video": Path(row["name"]).name}
+        about |= {} if annotations else {"phase": None}  # only those of WTS have names
+        for subject in SUBJECTS:
+            if isinstance(caption := row[f"caption_{subject}"], str):
+                parts = split_caption(caption, subject)
+                about["references"] |= {(subject, aspect): parts.get(aspect, "") for aspect in ASPECTS}
+        rows.append(row | about)
+    return rows
 
 
 def parse_phases(text: str) -> list[tuple[float, float]]:
     """Return the phases (start, end), in seconds, of a text such as "0-1.3,1.3-2.6"."""
-    pairs = [re.fullmatch(r"\s*([\d.]+)\s*-\s*([\d.]+)\s*", part) for part in text.split(",") if text]
-    try:
-        spans = [(float(pair[1]), float(pair[2])) for pair in pairs]
-        if all(start < end for start, end in spans):
-            return spans
-    except (TypeError, ValueError):
-        pass
-    raise ValueError(f"phases: expected start-end in seconds, such as 0-1.3,1.3-2.6, got {text}")
+    pairs = [re.fullmatch(r"(\d*\.?\d+)-(\d*\.?\d+)", part.strip()) for part in text.split(",")]
+    spans = [(float(pair[1]), float(pair[2])) for pair in pairs if pair]
+    if len(spans) < len(pairs) or any(start >= end for start, end in spans):
+        raise ValueError(f"phases: expected start-end in seconds, such as 0-1.3,1.3-2.6, got {text}")
+    return spans
 
 
-def _divide(length_s: float, every: float) -> list[tuple[float, float]]:
-    """Divide a video into phases of `every` seconds; 0: it is one phase."""
-    if not every:
-        return [(0.0, round(length_s, 3))]
-    count = max(1, math.ceil((length_s - SHORTEST_S) / every))
-    ends = [round(every * number, 3) for number in range(1, count)]
-    return list(zip([0.0, *ends], [*ends, round(length_s, 3)], strict=True))
+def divide(length_s: float, every: float) -> list[tuple[float, float]]:
+    """Divide a video into phases of `every` seconds, of which the last may be shorter; 0: it is one phase."""
+    if every and every < SHORTEST_S:
+        raise ValueError(f"every: expected at least {SHORTEST_S} seconds, got {every}")
+    count = max(1, math.ceil((length_s - SHORTEST_S) / every)) if every else 1
+    ends = [*(round(every * number, 3) for number in range(1, count)), round(length_s, 3)]
+    return list(zip([0.0, *ends], ends, strict=False))
 
 
-def _caption_files(annotations: str | Path) -> dict[str, Path]:
-    """Return {video stem: the caption file that lists it}, of one file or of all below a folder."""
-    root, files = Path(annotations).expanduser(), {}
-    paths = [p for p in list_files(root) if p.name.endswith("_caption.json")] if root.is_dir() else [root]
+def _caption_files(root: Path, problems: list[Problem]) -> dict[str, dict[str, Any]]:
+    """Return {video: the caption file that lists it}, and that of a single file by its own path, too."""
+    if not root.is_dir():
+        paths = [check_regular_file(root)]
+    else:
+        paths = [path for path in list_files(root) if path.name.endswith("_caption.json")]
+    files: dict[str, dict[str, Any]] = {}
     for path in paths:
-        content = read_json(path, dict)
+        content = read_object(path.parent, Path(path.name), "event_phase", problems) or {}
         listed = [content.get(key) for key in ("overhead_videos", "vehicle_view")]
         listed = [name for value in listed for name in (value if isinstance(value, list) else [value])]
-        for name in [*listed, path.name.removesuffix("_caption.json")]:  # a file of BDD has its video's name
-            if isinstance(name, str):
-                files.setdefault(video_stem(Path(name).name), path)
+        listed.append(path.name.removesuffix("_caption.json"))  # a file of BDD has the name of its video
+        stems = [video_stem(Path(name).name) for name in listed if isinstance(name, str)]
+        for stem in stems if content else ():
+            files.setdefault(stem, content)
+        if path == root:
+            files[str(root)] = content
     return files
 
 
-def _annotated(path: Path, problems: list[Problem]) -> list[tuple]:
+def _annotated(content: dict[str, Any] | None, annotations: str, problems: list[Problem]) -> list[tuple]:
     """Return (label, phase, start_s, end_s, caption_vehicle, caption_pedestrian) of each phase, by time."""
-    entries = read_json(path, dict).get("event_phase")
+    if not content:
+        raise ValueError(f"{annotations}: expected a caption file that lists it, found none")
 
     def report(what: str) -> None:
-        problems.append(Problem(path.name, what))
+        problems.append(Problem(annotations, what))
 
-    spans = [read_phase(entry, True, report) for entry in (entries if isinstance(entries, list) else [])]
-    spans = list({span[1]: span for span in spans if span}.values())
+    spans = [read_phase(entry, True, report) for entry in content["event_phase"]]
+    spans = {span[1]: span for span in spans if span}.values()  # one image per phase
     if not spans:
-        raise ValueError(f"{path}: expected event_phase with labels, start_time and end_time, found none")
+        raise ValueError(f"{annotations}: expected phases with labels, start_time and end_time, found none")
     return sorted(spans, key=lambda span: span[2:4])
-
-
-def _video_rows(
-    phases: pd.DataFrame, captioner: Captioner, out: Path, numbered: bool
-) -> list[dict[str, Any]]:
-    """Return a row per phase; only those of a caption file have the `numbered` phases of WTS."""
-    rows = []
-    for row in phases.to_dict("records"):
-        references = {}
-        for subject in SUBJECTS:
-            if isinstance(caption := row[f"caption_{subject}"], str):
-                parts = split_caption(caption, subject)
-                own = [kind for kind in captioner.caption_types if kind[0] == subject]
-                references |= {kind: parts.get(kind[1], "") for kind in own}
-        image, phase = f"images/{row['image']}", row["phase"] if numbered else None
-        about = {"image": image, "frame": f"frames/{row['image']}", "phase": phase, "references": references}
-        about["path"] = str((out / image).resolve())
-        rows.append(row | about | {"scenario": row["name"], "video": Path(row["name"]).name})
-    return rows
 
 
 def _key(name: str, images: pd.DataFrame, meta: dict[str, Any]) -> str:

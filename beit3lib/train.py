@@ -51,7 +51,7 @@ from beit3lib.files import exit_on_error, lock_folder, read_json, write_json
 from beit3lib.loss import LossModel, drop_worst
 from beit3lib.model import CaptionModel, model_config
 from beit3lib.run.launch import SIGNALS, on_signals, outlive_signals, run_processes
-from beit3lib.run.log import LOG_NAME, append_event, track_event, write_log
+from beit3lib.run.log import LOG_NAME, append_event, read_log, track_event, write_log
 from beit3lib.run.memory import keep_freed_memory, largest_batch, peak_mb
 from beit3lib.run.state import (
     LAST_NAME,
@@ -445,7 +445,7 @@ def end_epoch(run: Training, signals: list[int]) -> bool:
 
 def captioner(run: Training) -> Captioner:
     """Return a captioner with the model or its moving average; its `meta` says how it was trained."""
-    model = (run.state.model if run.state.ema is None else run.state.ema.module).eval()
+    model = run.state.model if run.state.ema is None else run.state.ema.module
     meta = {
         "options": dataclasses.asdict(run.config),
         "index": run.index,
@@ -564,10 +564,13 @@ def finish(run: Training, stopped: str) -> dict[str, Any]:
         run.print(f"stopped: {stopped} for {state.epochs_without_improvement} epochs")
     if not run.accelerator.is_main_process:
         return {}
+    losses = [event["loss"] for event in read_log(run.output / LOG_NAME) if event["event"] == "step"]
     results = {
         "steps": state.step,
         "total_steps": run.total_steps,
         "stopped": stopped,
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
         "best_score": state.best_score,
         "train_seconds": round(time.monotonic() - run.started, 1),
         "precision": run.accelerator.mixed_precision,

@@ -66,6 +66,15 @@ def draw_run(folder, train=8, val=4, phases=1, seed=0, spm=SPM_PATH):
 
 
 @pytest.fixture(scope="session")
+def reference():
+    """The reference implementation, tests/reference.py; without beit3-gml the test is skipped."""
+    pytest.importorskip("beit3")
+    import reference
+
+    return reference
+
+
+@pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
     """A run with 8 training and 4 validation images, which tests must not change."""
     folder = tmp_path_factory.mktemp("drawn") / "run"

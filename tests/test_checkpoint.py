@@ -40,14 +40,6 @@ def target():
     return make_model(seed=2)
 
 
-@pytest.fixture
-def reference():
-    pytest.importorskip("beit3")
-    import reference
-
-    return reference
-
-
 @pytest.mark.parametrize("key", ["model", "module", None])
 @pytest.mark.parametrize("name", ["c.pth", "c.zip", "checkpoint", "unpacked"])
 def test_every_form_of_a_public_checkpoint_loads(tmp_path, source, target, key, name):

@@ -38,10 +38,8 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def theirs():
+def theirs(reference):
     """theirs(model, images, …): ids of the captions by the reference implementation."""
-    pytest.importorskip("beit3")
-    import reference
 
     def generate(model, images, *options):
         return reference.generate(reference.captioning_model(model), images, TOKENIZER, *options)

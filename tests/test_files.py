@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beit3lib.files import (
@@ -109,6 +109,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
+@settings(max_examples=30)
 @given(st.lists(st.dictionaries(st.text("ab\u2028"), JSON), max_size=5))
 def test_json_lines_are_read_back_whatever_they_contain(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("lines") / "rows.jsonl"

@@ -11,14 +11,6 @@ from beit3lib import loss
 from beit3lib.loss import LossModel, drop_worst, head_losses, label_smoothed_loss
 
 
-@pytest.fixture(scope="module")
-def reference():
-    pytest.importorskip("beit3")
-    import reference
-
-    return reference
-
-
 @pytest.mark.parametrize("smoothing, classes", [(0.0, 7), (0.1, 7), (0.5, 7), (0.1, 64010)])
 def test_loss_and_gradient_equal_the_reference_implementations(reference, smoothing, classes):
     torch.manual_seed(0)

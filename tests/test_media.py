@@ -128,6 +128,7 @@ def test_phases_of_a_video(checkpoint, media, tmp_path, given):
     folder.mkdir()
     content = {"overhead_videos": ["x.mp4", "clip.mp4"], "event_phase": phases}
     (folder / "any_caption.json").write_text(json.dumps(content))
+    (folder / "broken_caption.json").write_text("[")
     values = {"phases": "0-1,1-2.5", "every": 1.25, "annotations": folder}
     options = {given: values[given]} if given in values else {}
     found = caption_media(checkpoint, media / "sub" / "clip.mp4", tmp_path / "out", **options, device="cpu")
@@ -145,7 +146,7 @@ def test_phases_of_a_video(checkpoint, media, tmp_path, given):
     page = found.page.read_text()
     assert f'"../media/sub/clip.mp4#t=0.000,{spans[0][1]:.3f}"' in page
     if given == "annotations":
-        assert first["phase"].tolist() == [0, 3] and len(found.problems) == 2  # no length, and no label
+        assert first["phase"].tolist() == [0, 3] and len(found.problems) == 3  # no length, no label, no JSON
         known = found.predictions[found.predictions["reference"].notna()]
         assert known.loc[known["aspect"] == "moving", "reference"].tolist() == ["It turns & left."]
         assert set(known["subject"]) == {"vehicle"} and known["official_score"].notna().all()
@@ -171,9 +172,11 @@ def test_wrong_input_is_named(checkpoint, media, tmp_path):
     for source, options, message in (
         ("media/a.jpg", {"questions": tmp_path / "q.json"}, r"q.json, question 1: expected {\"question\""),
         ("media/broken.jpg", {}, "broken.jpg: expected an image"),
-        ("empty", {}, "empty: expected photos or videos, found 0 other files"),
+        ("empty", {}, "empty: expected photos or videos, found none"),
         ("media/none.jpg", {}, "none.jpg: expected a file here"),
         ("media/sub/clip.mp4", {"annotations": tmp_path / "empty"}, "expected a caption file that lists it"),
+        ("media/sub/clip.mp4", {"annotations": tmp_path / "none.json"}, "none.json: expected a file here"),
+        ("media/sub/clip.mp4", {"every": 0.01}, "every: expected at least 0.1 seconds, got 0.01"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             caption_media(checkpoint, tmp_path / source, tmp_path / "out", device="cpu", **options)

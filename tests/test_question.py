@@ -26,7 +26,7 @@ from beit3lib.dataset import pack
 from beit3lib.model import CaptionModel, model_config
 from beit3lib.question import Question, collate_options, encode_question, option_log_probs
 from beit3lib.sample import draw
-from beit3lib.sample.questions import OPTIONS, QUESTIONS
+from beit3lib.sample.questions import OPTIONS, QUESTIONS, answer_of
 from beit3lib.sample.truth import read_drawn
 from beit3lib.tokenizer import load_tokenizer
 from beit3lib.transforms import swap_left_right, to_tensor
@@ -140,7 +140,7 @@ def ask_about(folder):
             for name, (question, values) in QUESTIONS.items():
                 shown = rng.permutation(values.split()).tolist()
                 options = {letter: OPTIONS.get(v, v) for letter, v in zip("abcd", shown, strict=False)}
-                correct = "abcd"[shown.index(getattr(drawn[line.scenario, line.phase], name))]
+                correct = answer_of(drawn[line.scenario, line.phase], question, options)
                 asked = {"question": question, "options": options, "correct": correct}
                 rows.append({**about, "id": f"{line.scenario}/{line.phase}/{name}", **asked})
         write_questions(folder / QUESTION_INDEX_NAME.format(split=split), pd.DataFrame(rows, dtype=object))

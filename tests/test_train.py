@@ -116,9 +116,7 @@ def equals(folder, whole):
 
 
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])
-def test_parameter_groups_equal_the_reference_implementation(layer_decay):
-    import reference
-
+def test_parameter_groups_equal_the_reference_implementation(reference, layer_decay):
     optim, model, top = reference.recipe("optim_factory"), make_model(TINY), TINY.layers + 2
     values = optim.LayerDecayValueAssigner([layer_decay ** (top - 1 - i) for i in range(top)])
     skipped = reference.captioning_model(deepcopy(model)).no_weight_decay()
@@ -132,9 +130,7 @@ def test_parameter_groups_equal_the_reference_implementation(layer_decay):
 
 
 @pytest.mark.parametrize("warmup_epochs, warmup_steps", [(1, -1), (1, 0), (2, 4), (1, 1), (0, -1)])
-def test_the_schedule_equals_the_reference_implementation(warmup_epochs, warmup_steps):
-    import reference
-
+def test_the_schedule_equals_the_reference_implementation(reference, warmup_epochs, warmup_steps):
     schedule = reference.recipe("utils").cosine_scheduler
     theirs = schedule(1.0, 0.1, 3, 10, warmup_epochs, warmup_steps=warmup_steps)
     config = TrainConfig(lr=1.0, min_lr=0.1, warmup_lr=0.5)
@@ -143,10 +139,8 @@ def test_the_schedule_equals_the_reference_implementation(warmup_epochs, warmup_
     np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
-def test_three_training_steps_equal_the_reference_implementation(drawn, tmp_path):
+def test_three_training_steps_equal_the_reference_implementation(reference, drawn, tmp_path):
     """Loss, ignored worst tokens after `drop_worst_after` steps, schedule, parameter groups, AdamW."""
-    import reference
-
     options = {
         "drop_worst_after": 1,
         "drop_worst_ratio": 0.3,
@@ -196,17 +190,6 @@ def test_accumulated_batches_equal_one_large_batch(drawn, tmp_path, monkeypatch)
     assert close(last(tmp_path / "a")["model"], last(tmp_path / "b")["model"])
     norms = [[event["grad_norm"] for event in events(tmp_path / name, "step")] for name in "ab"]
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
-
-
-def test_clipping_limits_the_gradient_norm(drawn, tmp_path):
-    run, norms = train.setup(quick(drawn, tmp_path, clip_grad=0.25)), []
-    parameters, optimizer = list(run.state.model.parameters()), run.state.optimizer
-    optimizer.step = lambda: norms.append(
-        torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm().item()
-    )
-    window = next(train.load_batches(run, 0, 0))
-    result = train.train_step(run.loss_model, window, optimizer, run.accelerator, run.config, 0)
-    assert result.grad_norm > 0.25 and norms == [pytest.approx(0.25, rel=1e-3)]
 
 
 NOT_FINITE = {
@@ -304,34 +287,30 @@ def copy_index(drawn, folder, change=lambda split, line: line, splits=("train", 
     return folder
 
 
-@pytest.mark.parametrize(
-    "splits, scores, message",
-    [
-        (["train"], [], "no validation split: best/ is the latest state"),
-        (["train", "val"], [None, None], "no score on 2 captions"),  # the reference implementation has null
-    ],
-)
-def test_without_references_best_is_the_latest_state(drawn, tmp_path, capsys, splits, scores, message):
-    def change(split, line):
-        return line if split == "train" else line | {"text_segment": None}
-
-    results = train.finetune(quick(copy_index(drawn, tmp_path / "data", change, splits), tmp_path))
+def test_without_a_validation_split_best_is_the_latest_state(drawn, tmp_path, capsys):
+    data = copy_index(drawn, tmp_path / "data", splits=["train"])
+    results = train.finetune(quick(data, tmp_path))
     assert results["best_score"] is None and read_json(tmp_path / "best" / "meta.json")["best_score"] is None
-    assert same(best(tmp_path), last(tmp_path)["model"]) and message in capsys.readouterr().out
-    assert [event["score"] for event in events(tmp_path, "validation")] == scores
+    assert same(best(tmp_path), last(tmp_path)["model"])
+    assert capsys.readouterr().out.count("no validation split: best/ is the latest state") == 1
 
 
 KEYS = ("image_path", "text_segment", "image_id")
 
 
-def test_an_index_of_the_reference_implementation_is_one_caption_type(drawn, tmp_path):
+def test_an_index_of_the_reference_implementation_is_one_caption_type_and_not_scored(drawn, tmp_path, capsys):
+    """It has no subjects and aspects, and null instead of the token ids of validation images."""
+
     def change(split, line):
-        return line["aspect"] == "road" and {key: line[key] for key in KEYS}
+        ids = {} if split == "train" else {"text_segment": None}
+        return line["aspect"] == "road" and {key: line[key] for key in KEYS} | ids
 
     data = copy_index(drawn, tmp_path / "data", change)
     results = train.finetune(quick(data, tmp_path, subject="all", aspect="all"))
+    assert results["best_score"] is None and "no score on 2 captions" in capsys.readouterr().out
+    assert [event["score"] for event in events(tmp_path, "validation")] == [None, None]
     captioner = load_captioner(tmp_path / "best", "cpu")
-    assert 0 <= results["best_score"] <= 100 and captioner.prompts == [[]] and captioner.max_tokens == 12
+    assert captioner.prompts == [[]] and captioner.max_tokens == 12
     assert isinstance(captioner.caption(next((drawn / "images").iterdir())), str)
 
 
@@ -403,11 +382,11 @@ def test_a_run_out_of_time_after_every_step_ends_as_an_uninterrupted_one(drawn, 
     assert results["stopped"] == "finished" and equals(tmp_path, whole)
 
 
-def test_last_is_saved_within_an_epoch_every_few_minutes(drawn, tmp_path, monkeypatch):
+def test_saving_within_an_epoch_changes_nothing(drawn, whole, tmp_path, monkeypatch):
     steps, save = [], train.save
     monkeypatch.setattr(train, "save", lambda run: (steps.append(run.state.step), save(run)))
-    train.finetune(quick(drawn, tmp_path, save_every_minutes=1e-9))
-    assert steps == [1, 2, 3, 4]
+    train.finetune(quick(drawn, tmp_path, save_every_minutes=1e-9, **WHOLE))
+    assert steps == [1, 2, 3, 4] and equals(tmp_path, whole)
 
 
 def interrupt(monkeypatch, where, number, at):

@@ -31,11 +31,8 @@ def noise(width=200, height=150, seed=0):
 
 
 @pytest.fixture(scope="module")
-def theirs():
+def theirs(reference):
     """The module of the reference implementation with its data sets and transforms."""
-    pytest.importorskip("beit3")
-    import reference
-
     return reference.recipe("datasets")
 
 

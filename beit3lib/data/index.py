@@ -16,7 +16,7 @@ import pandas as pd
 import pydantic
 
 from beit3lib.data.caption_files import read_caption_files
-from beit3lib.data.images import find_image, list_images, open_image
+from beit3lib.data.images import open_image
 from beit3lib.data.schema import ASPECTS, SUBJECTS, first_error
 from beit3lib.files import FileError, Problem, read_text, write_text
 
@@ -67,22 +67,17 @@ def build_index(
     image_dir: str | Path,
     tokenizer: Any,
     out_path: str | Path,
-    phases: pd.DataFrame | None = None,
+    phases: pd.DataFrame,
     max_tokens: int = 64,
 ) -> IndexReport:
     """Write one line for every caption and every video of its entry that has an image of the phase.
 
     The images, and split, source and view of the lines, are those of `phases`, a table of `blur_table` or
-    `import_prepared`. Without it images are found by their names, as in the original repository.
+    `import_prepared`.
     """
     captions, problems = read_caption_files(caption_files)
-    if phases is None:
-        images = list_images(image_dir)
-        found = [find_image(images, row.video, row.phase, row.label) for row in captions.itertuples()]
-        pairs = captions.assign(image=[path and path.name for path in found])
-    else:
-        on = ["scenario", "video", "phase"]
-        pairs = captions.merge(phases.reindex(columns=[*on, "split", "source", "view", "image"]), "left", on)
+    on = ["scenario", "video", "phase"]
+    pairs = captions.merge(phases.reindex(columns=[*on, "split", "source", "view", "image"]), "left", on)
     lines, skipped = _lines(pairs, image_dir, out_path)
     problems += skipped
     encode = cache(lambda caption: tokenizer.encode(caption, add_special_tokens=False))

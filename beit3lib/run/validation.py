@@ -32,6 +32,7 @@ def validate(
     captions than distinct references indicate mode collapse.
     """
     started = time.monotonic()
+    captioner.model.eval()
     chosen = _spread(len(val_set), config.val_images)
     processes = accelerator.num_processes if config.dist_eval else 1
     size = config.eval_batch_size or min(config.batch_size, choose_batch_size(captioner, config.num_beams))

@@ -298,7 +298,7 @@ function imageNode(entry, large = false) {
   return img;
 }
 
-/** Words with their marks ("s" same, "m" moved, "o" other, "f" of a wrong or omitted fact). Neighbors that look the same
+/** Words with their marks ("s" same, "m" moved, "o" other, "w" of a wrong, "d" of an omitted fact). Neighbors that look the same
     share an element, unless each word has its confidence below it (`percents`). */
 function words(text, marks, confidence, changed, percents = false) {
   const parts = [];
@@ -309,8 +309,9 @@ function words(text, marks, confidence, changed, percents = false) {
     else parts.push({ text: word, mark, isUnsure, percent: confidence?.[k] });
   });
   return parts.flatMap(({ text, mark, isUnsure, percent }) => {
-    const tag = { o: changed, f: changed, m: "i" }[mark] || (isUnsure ? "span" : null);
-    const node = tag ? el(tag, { class: [isUnsure ? "unsure" : "", mark === "f" ? "fact" : ""].join(" ") }, text) : text;
+    const tag = { o: changed, w: changed, d: changed, m: "i" }[mark] || (isUnsure ? "span" : null);
+    const fact = { w: "fact", d: "fact left-out" }[mark] || "";
+    const node = tag ? el(tag, { class: `${fact}${isUnsure ? " unsure" : ""}` }, text) : text;
     return [percents && confidence ? el("span", { class: "w" }, node, el("small", {}, percent)) : node, " "];
   });
 }
@@ -483,7 +484,7 @@ function factTable() {
   }
   if (!bySlot.size) return [];
   const share = n => (n.wrong + n.omitted) / (n.wrong + n.omitted + n.equal || 1);
-  const lines = [...bySlot].sort(([, a], [, b]) => share(b) - share(a)).map(([slot, n]) => {
+  const lines = [...bySlot].sort(([, a], [, b]) => b.wrong - a.wrong || b.omitted - a.omitted).map(([slot, n]) => {
     const show = () => { state.slot = slot; update(); };
     const name = button({ class: "link", title: "show captions with this fact wrong or omitted", onclick: show }, spaced(slot));
     return line(head(name, { scope: "row" }), ...Object.values(n).map(number => cell(grouped(number))),
@@ -611,13 +612,15 @@ function pictures(entry) {
     const missing = el("div", { class: "blank" }, "video not found, or its format is unknown to this browser");
     const onerror = event => event.target.replaceWith(missing);
     const video = el("video", { src: entry.clip, controls: "", preload: "metadata", onerror });
-    const now = el("p", { class: "now" });
+    const now = el("div", { class: "now" });
     addCues(video, entry.clip.split("#")[0]).oncuechange = event =>
-      now.replaceChildren(...[...event.target.activeCues].map(cue => el("span", {}, cue.getCueAsHTML())));
+      now.replaceChildren(...[...event.target.activeCues].map(cue => el("p", {}, cue.getCueAsHTML())));
     found.push(figure(video, [entry.about, entry.video].filter(Boolean).join(" of ")), now);
   }
   return found;
 }
+
+const escaped = text => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
 
 /** Add the captions of all phases of a video as a text track, which the reader can show over it. */
 function addCues(video, file) {
@@ -628,9 +631,9 @@ function addCues(video, file) {
     if (address !== file) return;
     const [start, end] = span.split(",").map(Number);
     const captions = byKey(rowsByImage[image].filter(i => run().caption[i] >= 0), i => types[rows.type[i]][0]);
-    const lines = captions.map(([subject, list]) => [subject, ...list.map(i => texts[run().caption[i]])].filter(Boolean).join(" "));
-    const text = lines.join("\n").replaceAll("&", "&amp;").replaceAll("<", "&lt;");
-    track.addCue(new VTTCue(start, Math.max(end, start + 0.1), text)); // a phase may have no length
+    const lines = captions.map(([subject, list]) => `<b>${subject}</b> ${list.map(i => escaped(texts[run().caption[i]])).join(" ")}`);
+    // A phase may have no length, a cue must have one.
+    track.addCue(new VTTCue(start, Math.max(end, start + 0.1), [escaped(entry.about), ...lines].join("\n")));
   });
   return track;
 }

@@ -19,7 +19,8 @@ from beit3lib.data.questions import question_key
 from beit3lib.data.schema import SUBJECTS
 from beit3lib.track2.answers import mutual_information
 
-SAME, MOVED, OTHER, FACT = "s", "m", "o", "f"
+SAME, MOVED, OTHER = "s", "m", "o"
+FACTS = {"wrong": "w", "omitted": "d"}
 CONFIDENT = 0.75  # words below this probability are grey
 MIN_COUNT, MAX_SHARE = 10, 0.01  # training captions of a fact; the share with an answer that contradicts it
 
@@ -65,8 +66,8 @@ def mark_words(caption: str, reference: str) -> tuple[str, str]:
 
 
 def mark_facts(texts: tuple[str, str], marks: tuple[str, str], facts: Iterable[dict]) -> tuple[str, str]:
-    """Mark the words of wrong and omitted facts as FACT, so that they differ visibly from other wording."""
-    slots = {fact["slot"] for fact in facts if fact["outcome"] in ("wrong", "omitted")}
+    """Mark the words of wrong and omitted facts by FACTS, so that they differ visibly from other wording."""
+    slots = {fact["slot"]: FACTS[fact["outcome"]] for fact in facts if fact["outcome"] in FACTS}
     marks = [list(own) for own in marks]
     for text, own in zip(texts, marks, strict=True):
         text, start = " ".join(text.split()), 0
@@ -76,7 +77,7 @@ def mark_facts(texts: tuple[str, str], marks: tuple[str, str], facts: Iterable[d
                 if fact.slot in slots and fact.value:  # the words that it covers, also in part
                     first = text.count(" ", 0, start + fact.start + 1)
                     last = text.count(" ", 0, start + fact.end - 1)
-                    own[first : last + 1] = FACT * (last + 1 - first)
+                    own[first : last + 1] = slots[fact.slot] * (last + 1 - first)
     return "".join(marks[0]), "".join(marks[1])
 
 
