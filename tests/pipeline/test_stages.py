@@ -234,10 +234,13 @@ def test_captioning_names_a_checkpoint_that_is_unfinished_or_of_another_index(ca
     with (captioned / "coco_captioning.train.jsonl").open("a") as file:
         file.write("\n")
     (captioned / "records" / "index.json").unlink()
-    stages.caption(captioned, max_images=1, num_beams=1)
+    other = copy(captioned / "best", captioned / "checkpoint-1")
+    stages.caption(captioned, other.name, max_images=1, num_beams=1)
     printed = capsys.readouterr().out
     assert f"outputs are used anyway: {unfinished}" in printed
-    assert f"{captioned / 'best'}: trained on another index than the run's" in printed
+    assert f"{other}: trained on another index than the run's" in printed
+    with pytest.raises(ParameterError, match="checkpoint: expected .*, got 'bst'"):
+        stages.caption(captioned, "bst")
 
 
 def test_num_gpus_are_processes_and_missing_gpus_are_mentioned(run, started, capsys, monkeypatch):
