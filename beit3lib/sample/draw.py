@@ -248,10 +248,12 @@ def boxes_at(scene: Scene, time: float) -> np.ndarray:
     The shape is (2, 4): left, top, right and bottom in units.
     """
     width = VEHICLE_UNITS[0] + GAP_UNITS[scene.distance] + PEDESTRIAN_UNITS[0]
-    vehicle = np.array([4 - width / 2, 4.45])
-    pedestrian = np.array([4 + width / 2 - PEDESTRIAN_UNITS[0], 3.35])
+    # If far apart, both move in one direction, so that the edge of the image cuts off no trail.
+    center, walk = (4.6, -1) if scene.distance == "far" else (4, 1)
+    vehicle = np.array([center - width / 2, 4.45])
+    pedestrian = np.array([center + width / 2 - PEDESTRIAN_UNITS[0], 3.35])
     vehicle[0] -= (1 - time) * TRAIL_UNITS[scene.vehicle_motion]
-    pedestrian[0] += (1 - time) * WALK_UNITS[scene.pedestrian_motion]
+    pedestrian[0] += walk * (1 - time) * WALK_UNITS[scene.pedestrian_motion]
     boxes = np.array([[*vehicle, *vehicle + VEHICLE_UNITS], [*pedestrian, *pedestrian + PEDESTRIAN_UNITS]])
     if scene.side == "right":
         boxes[:, [0, 2]] = UNITS - boxes[:, [2, 0]]

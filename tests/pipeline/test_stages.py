@@ -235,6 +235,17 @@ def test_num_gpus_are_processes_and_missing_gpus_are_mentioned(run, started, cap
     assert configs[1:] == [2]
 
 
+def test_scores_are_printed_with_the_number_of_images_in_train_too(trained, tmp_path, capsys, monkeypatch):
+    run = copy(trained, tmp_path / "run")
+    scoring.score(run, fill_missing=True)
+    assert "in both train and val" not in capsys.readouterr().out
+    monkeypatch.setattr(scoring, "ensure", lambda *_: None)  # it would make the changed image again
+    images = read_table(run / "phases.csv").groupby("split")["image"].first()
+    shutil.copyfile(run / "images" / images["train"], run / "images" / images["val"])
+    scoring.score(run, fill_missing=True)
+    assert "1 images are in both train and val, so these scores are too high" in capsys.readouterr().out
+
+
 def change_predictions(run, change):
     """Replace each record of predictions.json by `change(record)`."""
     content = read_json(run / "predictions.json")
