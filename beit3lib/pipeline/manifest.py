@@ -1,8 +1,8 @@
 """Find every input that `data_manifest.yaml` describes, here and on Kaggle.
 
-    python -m beit3lib.pipeline.manifest            all inputs, found or missing
-    python -m beit3lib.pipeline.manifest wts        one input; exit code 1 if it is missing
-    python -m beit3lib.pipeline.manifest beit3_large_patch16_480        the weights for one model
+python -m beit3lib.pipeline.manifest            all inputs, found or missing
+python -m beit3lib.pipeline.manifest wts        one input; exit code 1 if it is missing
+python -m beit3lib.pipeline.manifest beit3_large_patch16_480        the weights for one model
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Stage 5 of a run: score captions, facts and answers, and write a checked submission.
 
-    python -m beit3lib.pipeline.scoring runs/demo      print the score of a run and the path of its gallery
+python -m beit3lib.pipeline.scoring runs/demo      print the score of a run and the path of its gallery
 """
 
 import argparse
