@@ -1,10 +1,10 @@
 """Split full captions into five aspects and merge them again, by readable rules.
 
-Every sentence is assigned whole to exactly one aspect, so splitting loses nothing: `merge_aspects` returns all
-sentences of the caption. A sentence gets the aspect of which it states most facts, and of two with equally many
-the one stated first; a sentence without facts gets the aspect of the sentence before it. `explain_caption` shows
-the words that decided. Two careful readers and these rules agree on 319 of 320 real sentences
-(tests/data/aspect_labels.json has 300 of them).
+Every sentence is assigned whole to exactly one aspect, so splitting loses nothing: `merge_aspects` returns
+all sentences of the caption. A sentence gets the aspect of which it states most facts, and of two with equally
+many the one stated first; a sentence without facts gets the aspect of the sentence before it.
+`explain_caption` shows the words that decided. Two careful readers and these rules agree on 319 of 320 real
+sentences (tests/data/aspect_labels.json has 300 of them).
 """
 
 from collections.abc import Mapping
@@ -62,7 +62,7 @@ def explain_caption(caption: str, subject: str) -> list[tuple[str, Decision]]:
 
 
 def split_caption(caption: str, subject: str) -> dict[str, str]:
-    """Return {aspect: its sentences, in their order}; aspects that the caption does not mention are absent."""
+    """Return {aspect: its sentences, in their order} of the aspects that the caption mentions."""
     parts: dict[str, list[str]] = {}
     for sentence, decision in explain_caption(caption, subject):
         parts.setdefault(decision.aspect, []).append(sentence)

@@ -99,7 +99,6 @@ def import_prepared(prepared: PreparedRoot, run: str | Path) -> ImageTable:
         for split in SPLITS
     }
     sources: dict[str, Path] = {}  # {name in the run: image}
-    splits = defaultdict(set)  # {hash of an image: its splits}
     rows = []
     for (split, scenario, video, phase), group in captions.groupby(KEYS, sort=True):
         source = find_image(images[split], video, phase, *group["label"].unique())
@@ -117,7 +116,6 @@ def import_prepared(prepared: PreparedRoot, run: str | Path) -> ImageTable:
             problems.append(Problem(where, f"{error}; skipped", "make the image again"))
             continue
         sources[name] = source
-        splits[file_hash(run / "images" / name)].add(split)
         rows.append(_phase_row((split, scenario, video, phase), group) | {"image": name})
     if not rows:
         raise FileNotFoundError(
@@ -126,11 +124,10 @@ def import_prepared(prepared: PreparedRoot, run: str | Path) -> ImageTable:
     unused = sum(map(len, prepared.images.values())) - len(set(sources.values()))
     if unused:
         problems.append(Problem(str(prepared.root), f"{unused} images that no caption file lists; not used"))
-    both = sum({"train", "val"} <= of_image for of_image in splits.values())
-    if both:
+    phases = pd.DataFrame(rows, columns=[*PHASE_COLUMNS, "image"])
+    if both := count_shared_images(phases, run / "images", "val"):
         what = f"{both} images are in both train and val, so validation scores are too high"
         problems.append(Problem(str(prepared.root), what, "remove them from one of the two"))
-    phases = pd.DataFrame(rows, columns=[*PHASE_COLUMNS, "image"])
     if any(file.split == "val" for file in prepared.files):
         captions = captions.merge(phases[KEYS])
     else:
@@ -141,6 +138,15 @@ def import_prepared(prepared: PreparedRoot, run: str | Path) -> ImageTable:
         for split, rows in captions[captions["split"] != "test"].groupby("split"):
             write_captions(rows, new / split)
     return ImageTable(phases, problems)
+
+
+def count_shared_images(phases: pd.DataFrame, image_dir: Path, split: str) -> int:
+    """Return how many different images of a split are also in train, by their content."""
+    contents = {}
+    for name in ("train", split):
+        paths = (image_dir / image for image in phases.loc[phases["split"] == name, "image"])
+        contents[name] = {file_hash(path) for path in paths if path.is_file()}
+    return len(contents["train"] & contents[split])
 
 
 def _phase_row(key: tuple, captions: pd.DataFrame) -> dict[str, Any]:

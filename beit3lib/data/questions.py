@@ -36,7 +36,7 @@ PLACE = re.compile(
 
 
 class Questions(NamedTuple):
-    """The questions (columns `COLUMNS`), the problems, and how many questions were found, used and skipped."""
+    """The questions (columns `COLUMNS`), the problems, and how many were found, used and skipped."""
 
     table: pd.DataFrame
     problems: list[Problem]
@@ -229,7 +229,7 @@ def read_image_answers(path: str | Path) -> pd.DataFrame:
 
 
 def combine_images(questions: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
-    """Return the questions with `log_probs`, the mean over all images (phases and cameras), None without any."""
+    """Return the questions with `log_probs`, the mean over all their images; None without any."""
     means = {}
     for identity, found in answers.groupby("id")["log_probs"]:
         means[identity] = {letter: sum(one[letter] for one in found) / len(found) for letter in found.iloc[0]}

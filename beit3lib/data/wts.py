@@ -76,7 +76,7 @@ CAMERA = re.compile(r"_(?:vehicle_view|Camera\d+_\d+|(?<!normal_)(?:\d+\.){3}\d+
 
 
 def scenario_of(video: str, known: Collection[str] = ()) -> str:
-    """Return the longest of the `known` scenarios that a video's name starts with, or its name without camera."""
+    """Return the longest `known` scenario that a video's name starts with, or its name without the camera."""
     stem = video_stem(video)
     parts = stem.split("_")
     starts = ("_".join(parts[:n]) for n in range(len(parts), 0, -1))

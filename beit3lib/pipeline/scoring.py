@@ -13,6 +13,7 @@ import pandas as pd
 
 from beit3lib.data.facts import fact_scores
 from beit3lib.data.predictions import PREDICTIONS_NAME, read_predictions
+from beit3lib.data.prepared import count_shared_images
 from beit3lib.data.questions import (
     COLUMNS,
     QUESTION_INDEX_NAME,
@@ -135,6 +136,8 @@ def score(
                 "train longer. Caption all images, add runs of other caption types (combine_with), or set "
                 "fill_missing."
             )
+        if split != "train" and (both := count_shared_images(phases, run / "images", split)):
+            print(f"{run}: {both} images are in both train and {split}, so these scores are too high")
         baselines = {
             "shuffled": _shuffled(built),
             "nearest": submission.nearest_submission(train, of_split, run / "images"),

@@ -8,9 +8,10 @@ import dataclasses
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pandas as pd
+from pydantic import Field
 
 from beit3lib import sample
 from beit3lib.config import TrainConfig
@@ -379,7 +380,7 @@ def _processes(num_gpus: int) -> int:
 @checked
 def caption(
     run: Path,
-    checkpoint: Literal["best", "last.pt"] = "best",
+    checkpoint: Annotated[str, Field(pattern=r"^(best|last\.pt|checkpoint-\d+)$")] = "best",
     num_beams: Count = 3,
     batch_size: Whole = 0,
     max_images: Whole = 0,

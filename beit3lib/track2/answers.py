@@ -39,7 +39,7 @@ class Accuracy(NamedTuple):
 
 
 def read_answers(path: str | Path) -> dict[str, str]:
-    """Read `[{"id", "correct"}, …]` as {id: letter}; the last entry of an id counts, and null is no answer."""
+    """Read `[{"id", "correct"}, …]` as {id: letter}; the last entry of an id counts, null is no answer."""
     answers = {}
     for entry in read_json(path, list):
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), (str, int)):
@@ -49,7 +49,7 @@ def read_answers(path: str | Path) -> dict[str, str]:
 
 
 def read_truth(path: str | Path) -> pd.DataFrame:
-    """Read questions with correct answers: a folder of question files, an index (.jsonl) or a list of answers."""
+    """Read correct answers from a folder of question files, an index (.jsonl) or a list of answers."""
     if Path(path).is_dir():
         table = read_questions(path).table
     elif Path(path).suffix == ".jsonl":
@@ -83,7 +83,7 @@ def accuracy(answers: dict[str, str], truth: pd.DataFrame) -> Accuracy:
 
 
 def s2(caption_score: float, accuracy: float) -> float:
-    """Return the challenge's score since 2025: the mean of the caption score (0 to 100) and 100 · accuracy."""
+    """Return the challenge's score since 2025: the mean of the caption score and 100 · accuracy."""
     return (caption_score + 100 * accuracy) / 2
 
 
@@ -201,7 +201,10 @@ def log_shares(counts: list | np.ndarray) -> np.ndarray:
 
 
 def viterbi(scores: list[np.ndarray], steps: list[np.ndarray]) -> list[int]:
-    """Return the path with the largest sum of `scores[t][i]` (state i at time t) and `steps[t][i, j]` (i, then j)."""
+    """Return the path with the largest sum.
+
+    `scores[t][i]` is for state i at time t, `steps[t][i, j]` for i at t followed by j.
+    """
     best, pointers = scores[0], []
     for step, score in zip(steps, scores[1:], strict=True):
         through = best[:, None] + step  # (states at t, states at t + 1)
@@ -214,7 +217,7 @@ def viterbi(scores: list[np.ndarray], steps: list[np.ndarray]) -> list[int]:
 
 
 class Weights(NamedTuple):
-    """Weights of the log-probabilities beside that of the model, which has weight 1; 0 switches a term off."""
+    """Weights of the terms beside the model, which has weight 1; 0 switches a term off."""
 
     single: float = 0.0
     pairs: float = 0.0

@@ -155,7 +155,10 @@ def most_frequent_captions(train: pd.DataFrame) -> dict[str, str]:
 
 
 def most_frequent_submission(train: pd.DataFrame, segments: pd.DataFrame) -> Submission:
-    """Build a submission that repeats the most frequent training captions; tables have a row per phase and view."""
+    """Build a submission that repeats the most frequent training captions.
+
+    Both tables have a row per phase and view.
+    """
     return _first_rows(segments.assign(**dict.fromkeys(CAPTIONS, "") | most_frequent_captions(train)))
 
 

@@ -603,7 +603,8 @@ function pictures(entry) {
   const found = [];
   if (entry.frame) {
     const img = el("img", { src: entry.frame, alt: "sharp frame", onerror: event => event.target.closest("figure").remove() });
-    found.push(figure(el("div", { class: "picture", style }, img, ...boxes), `Sharp frame${of}`));
+    const link = el("a", { href: entry.frame, target: "_blank", title: "in full size" }, img);
+    found.push(figure(el("div", { class: "picture", style }, link, ...boxes), `Sharp frame${of}`));
   }
   const blur = el("div", { class: "picture", id: "blur", style }, imageNode(entry, true), ...(entry.frame ? [] : boxes));
   found.push(figure(blur, (entry.video ? "Motion-blur image" : "Image") + (entry.frame ? "" : of)));
@@ -628,7 +629,7 @@ function addCues(video, file) {
   track.mode = "hidden"; // they are below the video
   images.forEach((entry, image) => {
     const [address, span] = (entry.clip || "").split("#t=");
-    if (address !== file) return;
+    if (address !== file || !span) return;
     const [start, end] = span.split(",").map(Number);
     const captions = byKey(rowsByImage[image].filter(i => run().caption[i] >= 0), i => types[rows.type[i]][0]);
     const lines = captions.map(([subject, list]) => `<b>${subject}</b> ${list.map(i => escaped(texts[run().caption[i]])).join(" ")}`);

@@ -61,7 +61,7 @@ def test_every_view_keeps_its_own_captions(tmp_path, table):
     assert moving.set_index(["video", "label"])["caption"].to_dict() == pairs
 
 
-def test_unusable_files_and_entries_are_listed_and_all_others_are_read(tmp_path):
+def test_unusable_files_and_entries_are_listed(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected caption files such as vehicle_caption_moving"):
         read_caption_files(tmp_path)
     good = {"label": "0", "caption": "It turns."}

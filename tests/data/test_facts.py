@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from beit3lib.data.aspects import split_caption
 from beit3lib.data.facts import (
     NUMBERS,
     SLOT_ASPECT,
@@ -127,7 +128,7 @@ def test_a_sentence_is_read_as_its_facts(subject, sentence, facts):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"real WTS captions are not at {SHARED}")
-def test_real_captions_are_read_as_many_facts_that_agree_with_each_other():
+def test_facts_of_real_captions_agree_with_each_other():
     counts = []
     for item in json.loads((SHARED / "vehicle_captions.json").read_text()):
         facts = read_facts(item["caption_vehicle"], "vehicle")
@@ -164,14 +165,20 @@ def test_any_text_is_read_and_agrees_with_itself(text, subject):
 REPEATED = (
     "not |left slightly |behind slightly |traffic on the |is |line of sight |sidewalk, no |dark-|almost "
 )
-REPEATED += "|walking in the same direction in front |perpendicular to the left |vehicle is "
+REPEATED += (
+    "|walking in the same direction in front |perpendicular to the left |vehicle is |navy blue |dark, |A. "
+)
+REPEATED += (
+    '|dark- and |e.g. |e.g.|."|a|1.5 m |distance is |in front of the |to the left |as for the |started to '
+)
 
 
 @pytest.mark.parametrize("words", REPEATED.split("|"))
 def test_repeated_words_are_read_in_linear_time(words):
     start = time.process_time()
-    read_facts(words * (60_000 // len(words)), "pedestrian")
-    assert time.process_time() - start < 3, "a pattern has nested repetition"
+    caption = words * (60_000 // len(words))
+    assert split_caption(caption, "pedestrian") and isinstance(read_facts(caption, "pedestrian"), dict)
+    assert time.process_time() - start < 4, "a pattern has nested repetition"
 
 
 ALIKE = """sidewalk yes/both; orientation perpendicular/perpendicular left; age elderly/80s; visible partly/yes;
@@ -189,15 +196,9 @@ def test_values_agree_if_both_can_be_true(pairs, expected):
 
 
 def test_a_caption_is_of_the_kind_of_its_worst_outcome():
-    kinds = {
-        "It is cloudy and dark.": "equal in fact",
-        "Clouds in the dark.": "equal in fact",
-        "It is cloudy.": "incomplete",
-        "It is cloudy and dark, the road is dry.": "extended",
-        "It is cloudy, the road is dry.": "incomplete",
-        "It is sunny and dark.": "wrong",
-        "": "incomplete",
-    }
+    captions = ["Clouds in the dark.", "It is cloudy and dark, the road is dry.", "It is sunny and dark."]
+    kinds = dict(zip(captions, ("equal in fact", "extended", "wrong"), strict=True))
+    kinds |= dict.fromkeys(("", "It is cloudy.", "It is cloudy, the road is dry."), "incomplete")
     reference = "The weather is cloudy. It is dark."
     assert {c: caption_kind(compare_facts(c, reference, "vehicle")) for c in kinds} == kinds
     assert caption_kind(compare_facts("", {}, "vehicle")) == "equal in fact"

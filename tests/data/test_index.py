@@ -64,7 +64,7 @@ def build(run, tokenizer, phases, **options):
     return build_index(run / "captions", run / "images", tokenizer, out, phases, **options)
 
 
-def test_every_caption_is_paired_with_every_video_of_its_scenario(run, tokenizer, phases):
+def test_every_caption_is_paired_with_every_video(run, tokenizer, phases):
     report = build(run, tokenizer, phases)
     assert report.problems == [] and report.skipped == report.cut == 0
     assert report.lines == report.captions == len(phases) * 10 and report.images == len(phases)
@@ -80,7 +80,7 @@ def test_every_caption_is_paired_with_every_video_of_its_scenario(run, tokenizer
     assert str(report) == f"coco_captioning.train.jsonl: {counts}"
 
 
-def test_two_views_with_different_captions_are_indexed_with_their_own(run, tokenizer, phases):
+def test_each_view_is_indexed_with_its_own_captions(run, tokenizer, phases):
     phases.loc[phases["video"] == "a_1.mp4", "caption_vehicle"] = "It has stopped."
     write_caption_files(phases, run / "captions")
     report = build(run, tokenizer, phases)
@@ -90,7 +90,7 @@ def test_two_views_with_different_captions_are_indexed_with_their_own(run, token
 
 
 @pytest.mark.parametrize("size", [0, 300])
-def test_captions_without_a_readable_image_are_counted_and_listed(run, tokenizer, phases, size):
+def test_captions_without_an_image_are_counted_and_listed(run, tokenizer, phases, size):
     broken = run / "images" / "avga_1phase1.jpg"
     whole = broken.read_bytes()
     broken.unlink()
@@ -121,7 +121,7 @@ def test_changed_words_and_cut_captions_are_listed_and_kept(run, tokenizer, phas
 GOOD = {"image_path": "a.jpg", "text_segment": [5, 6], "image_id": 0}
 
 
-def test_an_index_of_the_reference_implementation_or_from_windows_is_read(tmp_path):
+def test_indexes_of_the_reference_or_from_windows_are_read(tmp_path):
     path = tmp_path / "coco_captioning.train.jsonl"
     path.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD | {"image_path": "images\\b.jpg"}) + "\n")
     index = read_index(path)

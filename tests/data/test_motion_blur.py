@@ -50,7 +50,7 @@ def long_clip(tmp_path_factory):
     return write_gray(tmp_path_factory.mktemp("long") / "long.mp4", [30 + n * 37 % 200 for n in range(600)])
 
 
-def test_linear_weights_are_1_to_n_and_equal_weights_give_the_mean(ramp):
+def test_weights_are_1_to_n_or_equal(ramp):
     counts = [1, 2, 3, 10]
     spans = [(1.0, 1.0 + count / 10) for count in counts]
     linear, equal = blur(ramp, spans), blur(ramp, spans, weights="equal")
@@ -87,7 +87,7 @@ def test_full_range_colors_equal_those_of_opencv(tmp_path):
     assert difference(blur(path, [(0, 0.1)]).images[0], blur_by_seeking(path, [(0, 0.1)], SIZE)[0]) < 1.5
 
 
-def test_a_phase_without_a_frame_gets_the_nearest_one_and_one_that_ends_late_those_that_exist(ramp):
+def test_a_phase_without_frames_gets_the_nearest_and_a_late_end_is_reported(ramp):
     nearest = {(1.0, 1.0): 10, (1.02, 1.03): 10, (1.07, 1.08): 11, (2.95, 9.0): 29, (50.0, 60.0): 29}
     made = blur(ramp, [*nearest, (0.0, 1.0), (2.5, 3.0), (2.0, 3.7)], names="abcdefgh")
     assert made.frames == [0] * 5 + [10, 5, 10] and made.problems[5:7] == [[], []]
@@ -98,7 +98,7 @@ def test_a_phase_without_a_frame_gets_the_nearest_one_and_one_that_ends_late_tho
     assert problem.where == "ramp.mp4, phase h" and "3.7 s" in problem.what and "10 frames" in problem.what
 
 
-def test_frames_are_chosen_by_timestamps_relative_to_the_first(tmp_path):
+def test_frames_are_chosen_by_timestamps(tmp_path):
     times = [7000 + ms for ms in (0, 40, 80, 120, 1000, 1500, 2000, 2010, 2020, 2500)]
     path = write_gray(tmp_path / "uneven.mp4", range(50, 250, 20), times)
     # A start that was rounded up to 1 ms after a frame includes the frame.
@@ -134,7 +134,7 @@ def test_rotated_and_mirrored_videos_are_turned_upright(tmp_path, textured, matr
         assert difference(ours.images[0], blur_by_seeking(path, [(0, 1)], 64)[0]) < 1
 
 
-def test_seeking_skips_what_no_phase_needs_and_changes_nothing(tmp_path, long_clip, monkeypatch):
+def test_seeking_changes_nothing(tmp_path, long_clip, monkeypatch):
     """Damage is reported if a phase needs that part; other frames are used, skipped parts not read."""
     data, damaged = bytearray(long_clip.read_bytes()), tmp_path / "damaged.mp4"
     start = data.index(b"mdat") + len(data) // 4
@@ -150,7 +150,7 @@ def test_seeking_skips_what_no_phase_needs_and_changes_nothing(tmp_path, long_cl
         assert all(np.array_equal(a, b) for a, b in zip(images, plain.images, strict=True))
 
 
-def test_a_seek_to_before_an_earlier_phase_uses_its_frames_once(tmp_path):
+def test_a_seek_back_uses_no_frame_twice(tmp_path):
     """With one keyframe in the file, the seek to the second phase leads back before the first."""
     path = write_gray(tmp_path / "clip.mp4", [30 + n % 200 for n in range(300)], keyframes=1000)
     made = blur(path, [(2.0, 4.0), (20.0, 21.0)])
@@ -178,7 +178,7 @@ def snapshot(folder):
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
 
 
-def test_readable_videos_get_their_images_and_each_broken_one_is_one_problem(tmp_path, table, capsys):
+def test_each_broken_video_is_one_problem_and_all_others_are_read(tmp_path, table, capsys):
     images, videos = tmp_path / "images", tmp_path / "videos"
     whole = (videos / "video7.mp4").read_bytes()
     with wave.open(str(videos / "sound.mp4"), "wb") as sound:
@@ -233,7 +233,7 @@ def test_images_are_kept_unless_their_input_has_changed(tmp_path, table, change,
         assert image.size == (size, size)
 
 
-def test_the_sharp_middle_frame_of_each_phase_is_written_on_request(tmp_path, table, textured, monkeypatch):
+def test_the_sharp_middle_frame_is_written_on_request(tmp_path, table, textured, monkeypatch):
     monkeypatch.setattr(module, "MAX_FRAME_PX", 240)
     row = table[6:7].assign(video_path=str(textured), start_s=1.0, end_s=2.0)
     images, frames = tmp_path / "images", tmp_path / "frames"
@@ -247,7 +247,7 @@ def test_the_sharp_middle_frame_of_each_phase_is_written_on_request(tmp_path, ta
         (frames / "avgvideo7phase0.jpg").unlink()
 
 
-def test_a_full_disk_ends_the_stage_names_the_file_and_leaves_no_half_image(tmp_path, table, monkeypatch):
+def test_a_full_disk_names_the_file_and_leaves_no_half_image(tmp_path, table, monkeypatch):
     def refuse(image, path, **options):
         path.write_bytes(b"\xff\xd8\xff half an image")
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -294,7 +294,7 @@ def test_a_killed_worker_loses_at_most_its_own_video(tmp_path, table):
     assert len(out) == 21 and [problem.where for problem in problems] == ["video7.mp4"]
 
 
-def test_two_videos_of_one_name_get_images_of_different_names(tmp_path, table, textured):
+def test_videos_of_one_name_get_different_images(tmp_path, table, textured):
     double = table[6:].assign(scenario="other", video_path=str(textured))
     out, problems = blur_table(pd.concat([table[6:], double, double[:1]]), tmp_path / "images", SIZE, jobs=1)
     wanted = [f"avg{stem}phase{n}.jpg" for stem in ("video7", "other_video7") for n in range(3)]

@@ -99,7 +99,7 @@ def test_the_original_structure_becomes_a_run(tmp_path, tokenizer, kaggle):
         assert (run / "images" / source.name).read_bytes() == source.read_bytes()
 
 
-def test_test_images_without_for_test_json_are_segments_named_by_the_images(tmp_path):
+def test_test_images_without_for_test_json_name_the_segments(tmp_path):
     folders = write_input(tmp_path / "in", test=False)
     normal = "20231013_105827_normal_192.168.0.14_1_event_2"
     more = [
@@ -137,7 +137,7 @@ def test_images_in_both_train_and_val_are_one_problem(tmp_path, renamed):
 
 
 @pytest.mark.parametrize("subjects, aspects", [(("vehicle",), ("moving",)), (SUBJECTS, ("road",)), ((), ())])
-def test_one_subject_or_aspect_or_only_segments_to_caption_are_enough(tmp_path, subjects, aspects):
+def test_one_subject_or_aspect_is_enough(tmp_path, subjects, aspects):
     write_input(tmp_path / "in", subjects=subjects, aspects=aspects)
     phases, _ = import_from(tmp_path / "in", tmp_path / "run")
     files = {path.name for path in (tmp_path / "run" / "captions").rglob("*.json")}
@@ -165,7 +165,7 @@ def test_images_and_captions_alone_are_no_data_set(tmp_path):
     assert [problem.what for problem in problems] == ["6 images that no caption file lists; not used"]
 
 
-def test_captions_without_image_and_images_without_caption_are_listed(tmp_path):
+def test_unmatched_captions_and_images_are_listed(tmp_path):
     folders = write_input(tmp_path / "in")
     images, road = folders["avg_normal_244_train"], caption_file_name("vehicle", "road")
     (images / "avgvideo77phase3.jpg").rename(images / "avgsomething_elsephase0.jpg")
@@ -180,7 +180,7 @@ def test_captions_without_image_and_images_without_caption_are_listed(tmp_path):
     assert "2 images that no caption file lists" in listed and "expected lists videos and caption" in listed
 
 
-def test_a_second_import_replaces_captions_and_keeps_unchanged_images(tmp_path):
+def test_a_second_import_keeps_unchanged_images(tmp_path):
     root, run = tmp_path / "in", tmp_path / "run"
     folders = write_input(root, aspects=["road"])
     import_from(root, run)
@@ -197,7 +197,7 @@ def test_a_second_import_replaces_captions_and_keeps_unchanged_images(tmp_path):
     assert set(read_caption_files(run / "captions" / "val").captions["scenario"]) <= set(TRAIN)
 
 
-def test_two_scenarios_with_a_video_of_one_name_keep_their_own_images(tmp_path):
+def test_videos_of_one_name_keep_their_own_images(tmp_path):
     for split, scenario in (("train", "a"), ("longer_val", "b")):
         path = tmp_path / "captions" / split / caption_file_name("vehicle", "road")
         write_captions(path, {scenario: ["x.mp4"]}, "It is wet.", ["0"])

@@ -31,7 +31,7 @@ def one(quirky, **values):
     return quirky.table[(quirky.table[list(values)] == list(values.values())).all(axis=1)]
 
 
-def test_1_both_shapes_of_the_test_file_and_bare_objects_are_read(quirky):
+def test_1_both_shapes_of_the_test_file_are_read(quirky):
     rows = one(quirky, split="test")[["id", "scope", "phase", "view", "scenario", "source"]].values.tolist()
     assert rows == [
         ["q1", "phase", 1, "vehicle_view", NORMAL, "wts"],
@@ -41,26 +41,26 @@ def test_1_both_shapes_of_the_test_file_and_bare_objects_are_read(quirky):
     assert len(one(quirky, question="Is pedestrian wearning a hat?", split="train")) == 1
 
 
-def test_2_every_letter_is_an_option_also_with_an_empty_or_repeated_text(quirky):
+def test_2_options_may_be_few_many_empty_or_repeated(quirky):
     (options,) = one(quirky, question="What is the color of the hat?")["options"]
     assert options == {"a": "Red", "b": "", "c": "Red", "d": "Blue", "e": "Green"}
     assert one(quirky, id="q3")["options"].tolist() == [{"a": "One"}]
 
 
-def test_4_the_folder_decides_about_the_view_whatever_videos_are_listed(quirky):
+def test_4_the_folder_decides_about_the_view(quirky):
     (row,) = one(quirky, view="vehicle_view", split="train", source="wts").to_dict("records")
     assert row["videos"] == [overhead(1), overhead(2)] and row["phase"] == 4
     (row,) = one(quirky, split="val").to_dict("records")
     assert (row["scope"], row["view"], row["videos"], row["phase"]) == ("scenario", "environment", [], None)
 
 
-def test_3_5_questions_of_one_phase_in_several_objects_add_up_whether_labels_are_words_or_digits(quirky):
+def test_3_5_questions_of_a_phase_add_up_with_labels_as_words_or_digits(quirky):
     rows = one(quirky, split="train", scenario=SCENE, scope="phase")
     assert rows["phase"].tolist() == [4, 4, 4] and rows["id"].nunique() == 3
     assert one(quirky, scenario="video5")[["phase", "view"]].values.tolist() == [[3, "vehicle_view"]]
 
 
-def test_6_training_questions_without_a_correct_answer_are_skipped_and_named(quirky):
+def test_6_questions_without_a_correct_answer_are_skipped_and_named(quirky):
     assert quirky.counts == {"questions": 14, "questions_used": 10, "questions_skipped": 4}
     assert len(quirky.table) == 10 and len(quirky.problems) == 4
     assert all("environment/20230707_1.json: question" in str(problem) for problem in quirky.problems)
@@ -68,14 +68,14 @@ def test_6_training_questions_without_a_correct_answer_are_skipped_and_named(qui
     assert one(quirky, split="test")["correct"].tolist() == [None] * 3
 
 
-def test_7_texts_stay_as_written_and_are_compared_without_case_spaces_and_punctuation(quirky):
+def test_7_texts_stay_as_written_and_are_compared_normalized(quirky):
     assert "Is pedestrian wearning a hat?" in quirky.table["question"].tolist()
     assert question_key(" Is  it wearning a HAT ?") == question_key("Is it wearning a hat")
     assert question_key("10 km/h") != question_key("1.0 km/h")
     assert question_key("+") != question_key("-")
 
 
-def test_8_other_file_names_the_level_normal_trimmed_and_the_folder_of_synwts(quirky, tmp_path):
+def test_8_other_file_names_levels_and_synwts(quirky, tmp_path):
     assert one(quirky, split="val")["scenario"].tolist() == [NORMAL]
     (identity,) = one(quirky, scope="scenario", split="train")["id"]
     assert identity == f"train/{SCENE}/environment/20230707_1#1"
@@ -103,7 +103,7 @@ def test_a_second_copy_of_a_file_is_not_read_twice(tmp_path):
     assert both.counts["questions_skipped"] == 4 + 14 and any("once" in str(p) for p in both.problems)
 
 
-def test_broken_and_misplaced_files_and_unknown_labels_are_named(tmp_path):
+def test_broken_files_and_unknown_labels_are_named(tmp_path):
     quirky_tree(tmp_path)
     add_questions(tmp_path, "[{", scenario="half")
     add_questions(tmp_path, {"id": 5}, scenario="none")
@@ -149,7 +149,7 @@ def test_any_content_is_read_or_named_and_counts_add_up(tmp_path, train, test):
     assert read_question_index(tmp_path / "i.jsonl")[COLUMNS].equals(table)
 
 
-def test_the_index_lists_the_images_of_all_cameras_and_keeps_questions_without_an_image(quirky, tmp_path):
+def test_the_index_lists_the_images_of_all_cameras(quirky, tmp_path):
     rows = [("train", SCENE, phase, f"{phase}{camera}.jpg") for phase in (3, 4) for camera in "xy"]
     phases = pd.DataFrame(rows, columns=["split", "scenario", "phase", "image"])
     run, train = tmp_path / "run", one(quirky, split="train")

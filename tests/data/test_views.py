@@ -54,7 +54,7 @@ def test_boxes_of_every_kind_and_source_are_read(root, phases):
     assert "video1_bbox.json" in skipped and "1 of 2" in skipped
 
 
-def test_each_phase_gets_its_first_boxes_annotated_before_generated(root, phases):
+def test_each_phase_gets_its_first_boxes(root, phases):
     def boxes(*items):
         return {"annotations": [{"image_id": n, "bbox": box, "phase_number": p} for n, p, box in items]}
 
@@ -101,7 +101,7 @@ def test_a_list_that_matches_no_scenario_is_an_error(root, phases, content):
     assert videos(choose_views(bdd, "main", root=root).phases) == {"video1": ["video1.mp4"]}
 
 
-def test_views_best_keeps_the_video_with_boxes_in_most_phases_then_the_largest_box(root, phases):
+def test_views_best_prefers_boxes_in_most_phases_then_the_largest(root, phases):
     def best():
         return videos(choose_views(phases, "best", root=root).phases)
 

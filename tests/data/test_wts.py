@@ -1,4 +1,4 @@
-"""Read a WTS download: its thirteen quirks (that of boxes: test_views.py), layouts, damage, the train/val split."""
+"""Read a WTS download: its quirks (11, boxes, in test_views.py), layouts, damage, the train/val split."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def assert_nothing_is_lost(root, table):
     assert counts["rows"] == len(table.phases)
 
 
-def test_01_12_views_share_segments_and_keep_their_own_times_and_captions(tmp_path):
+def test_01_12_each_view_keeps_its_own_times_and_captions(tmp_path):
     text, other = "A van is present.Overall, the road is dry.  Two spaces", "It has stopped."
     same = {"caption_vehicle": text, "caption_pedestrian": "He walks."}
     add_view(
@@ -83,7 +83,7 @@ def test_03_to_07_times_and_orders_are_kept_as_written(tmp_path):
     assert values(table, "label", "start_s", "end_s") == times and not table.problems
 
 
-def test_08_missing_and_unlisted_videos_are_reported_and_hidden_files_ignored(tmp_path):
+def test_08_missing_and_unlisted_videos_are_reported(tmp_path):
     add_view(tmp_path, "overhead_view", [overhead(1), overhead(3)], listed=[overhead(1), overhead(2)])
     for name in ("videos/train/.DS_Store", f"videos/train/{SCENE}/overhead_view/._{overhead(1)}"):
         touch(tmp_path / name)
@@ -129,7 +129,7 @@ def test_13_a_broken_file_is_named_and_all_others_are_read(tmp_path):
     assert_nothing_is_lost(tmp_path, table)
 
 
-def test_09_every_split_source_and_spelling_is_read_into_one_table(tmp_path):
+def test_09_every_split_source_and_spelling_is_read(tmp_path):
     add_view(tmp_path, "overhead_view", [overhead(1)])
     upper = tmp_path / "videos/train" / SCENE / "overhead_view" / overhead(1)
     upper.rename(upper.with_suffix(".MP4"))
@@ -171,7 +171,7 @@ def test_the_public_test_download_has_segments_without_captions(tmp_path):
     assert table.phases[CAPTIONS].isna().all(axis=None)
 
 
-def test_a_download_is_found_from_folders_inside_it_and_its_absence_is_one_error(tmp_path, monkeypatch):
+def test_a_download_is_found_from_inside_or_its_absence_is_one_error(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="expected a WTS download .* found nothing"):
         read_wts(tmp_path)
     assert find_wts(tmp_path) is None and find_wts(tmp_path / "nothing") is None
@@ -269,7 +269,7 @@ def test_any_content_of_caption_and_box_files_is_read_or_listed(tmp_path, captio
     assert boxes.problems or len(boxes.boxes) or box["annotations"] == []
 
 
-def test_a_drawn_validation_split_shares_no_recording_and_drops_no_row(tmp_path):
+def test_a_drawn_validation_split_shares_no_recording(tmp_path):
     for number in range(10):
         for take in (1, 2):
             scenario = f"2023_{number}_AB{number}_T{take}"

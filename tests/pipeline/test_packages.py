@@ -19,7 +19,7 @@ OTHERS = {"beit3lib", "papermill", "IPython", "pillow_heif"}  # Jupyter installs
 
 @pytest.fixture
 def host(tmp_path, monkeypatch):
-    """Versions of packages that seem to be installed beside a requirements.txt, and the pip commands that ran."""
+    """Versions of seemingly installed packages beside a requirements.txt, and the pip commands that ran."""
     (tmp_path / "requirements.txt").write_text("# comment\nfirst>=2  # why\nsecond>=1.5\njupyter>=1\n")
     versions = {"first": "2.0.1", "second": "1.5", "torchscale": "0.3.0", "fairscale": "0.4.0"}
     host = SimpleNamespace(folder=tmp_path, versions=versions, commands=[], status=0)

@@ -234,10 +234,13 @@ def test_captioning_names_a_checkpoint_that_is_unfinished_or_of_another_index(ca
     with (captioned / "coco_captioning.train.jsonl").open("a") as file:
         file.write("\n")
     (captioned / "records" / "index.json").unlink()
-    stages.caption(captioned, max_images=1, num_beams=1)
+    other = copy(captioned / "best", captioned / "checkpoint-1")
+    stages.caption(captioned, other.name, max_images=1, num_beams=1)
     printed = capsys.readouterr().out
     assert f"outputs are used anyway: {unfinished}" in printed
-    assert f"{captioned / 'best'}: trained on another index than the run's" in printed
+    assert f"{other}: trained on another index than the run's" in printed
+    with pytest.raises(ParameterError, match="checkpoint: expected .*, got 'bst'"):
+        stages.caption(captioned, "bst")
 
 
 def test_num_gpus_are_processes_and_missing_gpus_are_mentioned(run, started, capsys, monkeypatch):
@@ -249,6 +252,17 @@ def test_num_gpus_are_processes_and_missing_gpus_are_mentioned(run, started, cap
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     stages.finetune(run, num_gpus=0, **QUICK)
     assert configs[1:] == [2]
+
+
+def test_scores_are_printed_with_the_number_of_images_in_train_too(trained, tmp_path, capsys, monkeypatch):
+    run = copy(trained, tmp_path / "run")
+    scoring.score(run, fill_missing=True)
+    assert "in both train and val" not in capsys.readouterr().out
+    monkeypatch.setattr(scoring, "ensure", lambda *_: None)  # it would make the changed image again
+    images = read_table(run / "phases.csv").groupby("split")["image"].first()
+    shutil.copyfile(run / "images" / images["train"], run / "images" / images["val"])
+    scoring.score(run, fill_missing=True)
+    assert "1 images are in both train and val, so these scores are too high" in capsys.readouterr().out
 
 
 def change_predictions(run, change):

@@ -84,13 +84,14 @@ def sizes(monkeypatch):
 
     sizes, generate = Sizes(), Captioner.generate
 
-    def counted(self, memory, *arguments, **options):
+    def counted(self, x, *arguments, **options):
         if len(sizes) == sizes.limit:
             raise KeyboardInterrupt
-        if len(memory.keys[0]) > sizes.largest:
+        size = len(x if isinstance(x, torch.Tensor) else x.keys[0])
+        if size > sizes.largest:
             raise torch.OutOfMemoryError("no room")
-        sizes.append(len(memory.keys[0]))
-        return generate(self, memory, *arguments, **options)
+        sizes.append(size)
+        return generate(self, x, *arguments, **options)
 
     monkeypatch.setattr(Captioner, "generate", counted)
     return sizes

@@ -1,7 +1,6 @@
 """The gallery: no caption is lost or executed, and the page works in a real browser."""
 
 import json
-import os
 import random
 import re
 import shutil
@@ -81,19 +80,6 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_every_caption_is_in_the_page_once(tmp_path):
-    one, other = make_predictions(tmp_path, 7), make_predictions(tmp_path, 7, seed=1)[3:]
-    shuffled = one.sample(frac=1, random_state=0)
-    data = read_data(write_gallery(shuffled, tmp_path / "g.html", tmp_path, others={"epoch 2": other}))
-    rows = list(zip(data["rows"]["image"], data["rows"]["type"], strict=True))
-    names = [[data["images"][image]["image"], *data["types"][kind]] for image, kind in rows]
-    for table, run in zip((one, other), data["runs"], strict=True):
-        own = zip(names, run["caption"], run["measures"]["official_score"], strict=True)
-        found = [[*name, data["texts"][text], score] for name, text, score in own if text >= 0]
-        columns = ["image", "subject", "aspect", "caption", "official_score"]
-        assert sorted(found) == sorted(table[columns].to_numpy().tolist())
-
-
 def test_html_in_captions_and_names_is_text_and_nothing_is_loaded(tmp_path):
     predictions = make_predictions(tmp_path, 2).astype({"caption": object, "aspect": object})
     predictions.loc[0, ["caption", "reference", "scenario", "view", "label", "aspect"]] = HOSTILE
@@ -136,16 +122,11 @@ def test_missing_and_empty_texts_differ(tmp_path):
     predictions.loc[0, ["caption", "reference"]] = ["", np.nan]
     predictions.loc[1, "reference"] = ""
     predictions.at[2, "word_probs"] = [0.5]  # not one per word
-    data = read_data(write_gallery(predictions.assign(phase=0.0), tmp_path / "g.html", tmp_path))
-    assert data["texts"][data["runs"][0]["caption"][0]] == ""
-    assert data["rows"]["reference"][0] == -1 and data["texts"][data["rows"]["reference"][1]] == ""
-    assert data["images"][0]["about"] == "phase 0 · prerecognition"
-    assert (
-        gallery.phase_name("", "2–4 s") == "2–4 s"
-        and gallery.phase_name("3", "a") == "phase 3 · action · label a"
-    )
-    text = Page(caption_cards(predictions, tmp_path).data).text
-    assert all(name in text for name in ("(no reference)", "(empty reference)", "(empty caption)"))
+    text = Page(caption_cards(predictions.assign(phase=0.0), tmp_path).data).text
+    for shown in ("(no reference)", "(empty reference)", "(empty caption)", "phase 0 · prerecognition"):
+        assert shown in text
+    for phase, label, name in (("", "2–4 s", "2–4 s"), ("3", "a", "phase 3 · action · label a")):
+        assert gallery.phase_name(phase, label) == name
 
 
 def test_the_command_and_a_table_compare_runs(tmp_path, capsys):
@@ -274,6 +255,9 @@ def tab(browser):
 def test_overview_facets_search_and_histogram(tab, page):
     path, one, other = page
     tab.open(path, "#order=up")
+    names = ["image", "subject", "aspect", "caption", "official_score"]
+    found = [[row[name] for name in names] for row in tab.js("return exported()")]
+    assert sorted(found) == sorted(one[names].to_numpy().tolist())  # each caption once
     means = one.groupby("image", sort=False)["official_score"].mean().sort_values(kind="stable")
     assert tab.texts(".tile strong") == [f"{mean:.1f}" for mean in means]
     exact = one["caption"] == one["reference"]
@@ -491,27 +475,20 @@ def test_odd_pages_work(tab, tmp_path):
 @pytest.mark.slow
 def test_100000_captions_open_and_filter_fast(tab, tmp_path):
     """On two idle cores it opens in 0.95 s and filters in 0.05 s; the bounds are for a busy machine."""
-    predictions = make_predictions(tmp_path, 10_000, draw=False)
-    draw_image(tmp_path / "images" / "avg0.jpg", 0)
-    for i in range(1, 10_000):
-        os.link(tmp_path / "images" / "avg0.jpg", tmp_path / "images" / f"avg{i}.jpg")
+    predictions = make_predictions(tmp_path, 10_000, draw=False)  # images that are missing have rows, too
     path = write_gallery(predictions, tmp_path / "g.html", tmp_path)
     start = time.perf_counter()
     tab.open(path)
-    assert tab.count() == (10_000, 100_000)
-    assert time.perf_counter() - start < 9
+    assert tab.count() == (10_000, 100_000) and time.perf_counter() - start < 9
     times = tab.js(
-        """const times = [];
-        for (const change of [{query: "green"}, {query: "green 17"}, {query: ""}, {low: 30, high: 70},
-                              {view: "captions"}, {low: null}, {view: "scenarios"}, {order: "down"},
-                              {view: "overview"}]) {
+        """return [{query: "green"}, {query: ""}, {view: "captions"}, {view: "scenarios"}, {view: "overview"}]
+        .map(change => {
           const start = performance.now();
           Object.assign(state, change);
           update();
           document.body.offsetHeight;
-          times.push(performance.now() - start);
-        }
-        return times;"""
+          return performance.now() - start;
+        })"""
     )
-    assert sorted(times)[len(times) // 2] < 600, times
+    assert sorted(times)[2] < 600, times
     assert len(tab.find(".tile")) < 500
