@@ -188,13 +188,6 @@ def answer_contradictions(
 
 def contradiction_texts(found: pd.DataFrame) -> pd.Series:
     """Return a text for each caption with contradictions, by its index."""
-    texts = (
-        found["fact"]
-        + " "
-        + found["caption"].map(str)
-        + ", but “"
-        + found["question"]
-        + "” "
-        + found["answer"]
-    )
-    return texts.groupby(level=0).agg("; ".join) if len(texts) else pd.Series(dtype=object)
+    rows = found[["fact", "caption", "question", "answer"]].itertuples(index=False)
+    texts = [f"{fact} {value}, but “{question}” {answer}" for fact, value, question, answer in rows]
+    return pd.Series(texts, found.index, dtype=object).groupby(level=0).agg("; ".join)
