@@ -114,7 +114,7 @@ def pack(
     rng: np.random.Generator,
     questions: Sequence[Question] = (),
 ) -> PackedSequence:
-    """Mask captions, (ids with special tokens, length of the prompt), and join them and questions end to end."""
+    """Mask captions, (ids with special tokens, length of prompt), and join them and questions end to end."""
     documents = [
         mask_caption(ids, prompt_length, probability, mask_id, rng) for ids, prompt_length in captions
     ]
@@ -243,9 +243,10 @@ class CaptionDataset(torch.utils.data.Dataset):
         examples = group_captions(table, self.caption_types, tokenizer)
         self.examples = [example for example in examples if example.captions or not train]
         if not self.examples:
+            wanted = f"captions of type {config.subject} {config.aspect}"
             raise ValueError(
-                f"{root}: expected captions of type {config.subject} {config.aspect} in the index, found none."
-                " Choose another subject or aspect, or see which captions the stage index skipped."
+                f"{root}: expected {wanted} in the index, found none. "
+                "Choose another subject or aspect, or see which captions the stage index skipped."
             )
         _check_tokenizer(self.examples, tokenizer, self.root)
         limit = config.num_max_bpe_tokens

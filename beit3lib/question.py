@@ -54,7 +54,7 @@ def collate_options(questions: Sequence[Question]) -> Options:
         for i, option in enumerate(question.options):
             share = np.full(len(option), 1 / len(option))
             if any(option != other and sorted(option) == sorted(other) for other in question.options):
-                # "red hat, black coat", "black hat, red coat": the same mean, if earlier tokens weighed no more.
+                # "red hat, black coat", "black hat, red coat": with equal weights, the same mean.
                 share *= np.linspace(1.5, 0.5, len(option))
             starts.append(len(ids))
             ids += option

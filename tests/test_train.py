@@ -1,4 +1,4 @@
-"""Training steps equal the reference implementation's; a stopped or killed run resumes to the same weights."""
+"""Steps equal the reference implementation's; a stopped or killed run resumes to the same weights."""
 
 import json
 import math

@@ -151,9 +151,10 @@ def load_last(
     if saved["global_batch"] != global_batch:
         different.append(f"a global batch of {saved['global_batch']} (now {global_batch})")
     if different:
+        found = ", ".join(different)
         raise ResumeError(
-            f"{path}: expected a run with the same options and data, got {', '.join(different)}. Use the same,"
-            f" or start from scratch with --no_auto_resume (from these weights with --finetune {path})."
+            f"{path}: expected a run with the same options and data, got {found}. Use the same, "
+            f"or start from scratch with --no_auto_resume (from these weights with --finetune {path})."
         )
     for name, part in state.parts().items():
         if name in saved or name != "scaler":  # a run that was saved in another precision has no scaler
