@@ -100,7 +100,9 @@ def _read_file(
         return [], 0
     rows, position = [], 0
     for entry in content if isinstance(content, list) else [content]:  # quirk 1
-        entry = entry if isinstance(entry, dict) else {}
+        if not isinstance(entry, dict):
+            report(f"expected an object with questions, got {show(entry)}; skipped")
+            continue
         listed = [entry.get(key) for key in VIDEO_KEYS]  # a list or one name
         names = [name for value in listed for name in (value if isinstance(value, list) else [value])]
         videos = [printable(os.path.basename(name)) for name in names if isinstance(name, str) and name]

@@ -2,7 +2,6 @@
 
 import csv
 import io
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -41,10 +40,10 @@ def write_table(path: str | Path, table: pd.DataFrame) -> Path:
     return write_text(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC))
 
 
-def read_table(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
+def read_table(path: str | Path) -> pd.DataFrame:
     """Read a table of `write_table`; text stays text ("04", "N/A", "nan"), and only empty cells are None.
 
-    Raises FileError, with the path, for a file that is truncated, is not CSV or lacks one of `columns`.
+    Raises FileError, with the path, for a file that is truncated or is not CSV.
     """
     text = read_text(path)
     try:
@@ -53,9 +52,8 @@ def read_table(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
         table = pd.read_csv(
             io.StringIO(text, newline=""), dtype=str, index_col=False, keep_default_na=False, na_values=[""]
         )
-        table[list(columns)]  # raises KeyError if one is missing
         numbers = {name: table[name].astype(kind) for name, kind in NUMBERS.items() if name in table}
-    except (ValueError, TypeError, KeyError, csv.Error) as error:
+    except (ValueError, TypeError, csv.Error) as error:
         found = f"found another file ({error}). Rerun the stage that writes it."
         raise FileError(f"{path}: expected a complete table in CSV, {found}") from None
     return table.astype(object).where(table.notna(), None).assign(**numbers)

@@ -306,7 +306,7 @@ def list_segments(phases: pd.DataFrame) -> pd.DataFrame:
     return phases.drop_duplicates(["split", "scenario", "phase"])[columns].reset_index(drop=True)
 
 
-def split_by_group(phases: pd.DataFrame, val_share: float | None = None, seed: int = 0) -> WtsTable:
+def split_by_group(phases: pd.DataFrame, val_share: float | None = None) -> WtsTable:
     """Make train and val share no recording (see `recording_group`); rows of the test split are kept.
 
     Without `val_share` the official split is kept: recordings in both splits, which are 21 in WTS, stay in
@@ -327,7 +327,7 @@ def split_by_group(phases: pd.DataFrame, val_share: float | None = None, seed: i
         for source in sorted(out["source"].unique()):
             rows = (out["source"] == source) & (out["split"] != "test")
             names = sorted(groups[rows].unique())
-            random.Random(seed).shuffle(names)
+            random.Random(0).shuffle(names)
             number = max(1, round(val_share * len(names))) if len(names) > 1 else 0
             if len(names) == 1:
                 problems.append(Problem(source, "expected 2 recordings or more to draw val from, found 1"))

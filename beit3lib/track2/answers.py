@@ -164,12 +164,12 @@ def most_frequent_answers(
     return answers
 
 
-def shuffled_answers(questions: pd.DataFrame, answers: dict[str, str], seed: int = 0) -> dict[str, str]:
+def shuffled_answers(questions: pd.DataFrame, answers: dict[str, str]) -> dict[str, str]:
     """Return answers that were given to the same question of another scenario, and so about another image.
 
     A question keeps its own answer if none of them is among its options.
     """
-    rng, shuffled, others = np.random.default_rng(seed), {}, defaultdict(list)
+    rng, shuffled, others = np.random.default_rng(0), {}, defaultdict(list)
     asked = _asked(questions[questions["id"].isin(answers)])
     for q in asked:
         others[q.question].append((q.scenario, q.options[answers[q.id]]))

@@ -162,19 +162,17 @@ def most_frequent_submission(train: pd.DataFrame, segments: pd.DataFrame) -> Sub
     return _first_rows(segments.assign(**dict.fromkeys(CAPTIONS, "") | most_frequent_captions(train)))
 
 
-def nearest_submission(
-    train: pd.DataFrame, segments: pd.DataFrame, image_dir: str | Path, size: int = 16
-) -> Submission:
+def nearest_submission(train: pd.DataFrame, segments: pd.DataFrame, image_dir: str | Path) -> Submission:
     """Build a submission with the captions of the nearest training image of another scenario.
 
-    Images (column `image`) are compared by the squared difference of thumbnails of `size` x `size` pixels;
+    Images (column `image`) are compared by the squared difference of thumbnails of 16 × 16 pixels;
     images that cannot be opened are skipped. Images of the same scenario are not compared, because they
     include the image itself and often have its caption.
     """
 
     def thumbnail(name: str) -> np.ndarray | None:
         with suppress(ImageError, OSError):
-            return np.asarray(open_image(Path(image_dir, name)).resize((size, size)), np.float32).ravel()
+            return np.asarray(open_image(Path(image_dir, name)).resize((16, 16)), np.float32).ravel()
 
     segments = segments.assign(pixels=segments["image"].map(thumbnail)).dropna(subset="pixels")
     train = train.assign(pixels=train["image"].map(thumbnail)).dropna(subset=["pixels", *CAPTIONS])

@@ -31,7 +31,7 @@ def one(quirky, **values):
     return quirky.table[(quirky.table[list(values)] == list(values.values())).all(axis=1)]
 
 
-def test_1_both_shapes_of_the_test_file_are_read(quirky):
+def test_1_both_shapes_of_the_test_file_are_read(quirky, tmp_path):
     rows = one(quirky, split="test")[["id", "scope", "phase", "view", "scenario", "source"]].values.tolist()
     assert rows == [
         ["q1", "phase", 1, "vehicle_view", NORMAL, "wts"],
@@ -39,6 +39,9 @@ def test_1_both_shapes_of_the_test_file_are_read(quirky):
         ["q3", "phase", 3, "vehicle_view", "video9", "bdd"],
     ]
     assert len(one(quirky, question="Is pedestrian wearning a hat?", split="train")) == 1
+    bare = {"videos": ["video9.mp4"], "conversations": [ask("Is it dry?", "Yes", "No", id="q4")]}
+    add_test_questions(tmp_path / "bare", bare)
+    assert read_questions(tmp_path / "bare").table["id"].tolist() == ["q4"]
 
 
 def test_2_options_may_be_few_many_empty_or_repeated(quirky):
