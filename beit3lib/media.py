@@ -138,6 +138,8 @@ def _list_media(source: Path, out: Path) -> list[str]:
     """Return the names of photos and videos in a folder, without what an earlier start wrote to `out`."""
     if not source.is_dir():
         return [check_regular_file(source).name]
+    if source.resolve().is_relative_to(out.resolve()):
+        raise FileError(f"out: expected another folder than that of the photos and videos, got {out}")
     files = [path for path in list_files(source) if not path.resolve().is_relative_to(out.resolve())]
     media = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES]
     print(f"{source}: {len(media)} photos and videos, and {len(files) - len(media)} other files")
