@@ -46,18 +46,7 @@ def test_killed_and_resumed_it_ends_with_the_same_files(checkpoint, tmp_path):  
     (tmp_path / "q.json").write_text(json.dumps([{"question": "Weather?", "a": "clear", "b": "rainy"}]))
 
     def start(out):
-        options = [
-            "--every",
-            "1",
-            "--questions",
-            "q.json",
-            "--batch_size",
-            "1",
-            "--device",
-            "cpu",
-            "--out",
-            out,
-        ]
+        options = f"--every 1 --questions q.json --batch_size 1 --device cpu --out {out}".split()
         command = [sys.executable, "-m", "beit3lib.caption", str(checkpoint), "media", *options]
         return subprocess.Popen(command, cwd=tmp_path, start_new_session=True)
 
