@@ -41,9 +41,7 @@ def main() -> None:
     """Change notebooks, executed copies and README."""
     repository = sys.argv[1].removesuffix("/").removesuffix(".git") if len(sys.argv) == 2 else ""
     if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", repository):
-        sys.exit(
-            f"REPOSITORY: expected https://github.com/you/name, got {repository!r}: make badges REPOSITORY=…"
-        )
+        sys.exit(f"REPOSITORY: expected https://github.com/you/name, got {repository!r}.")
     branch, source = git("branch", "--show-current"), f"git+{repository}@{git('rev-parse', 'HEAD')}"
     for path in [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("docs/executed/*.ipynb")]:
         notebook = nbformat.read(path, as_version=4)

@@ -115,9 +115,8 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(check_regular_file(path))
     except SafetensorError as error:
-        raise CheckpointError(
-            f"{path}: expected safetensors, found a damaged file ({error}). Copy it again."
-        ) from None
+        found = f"a damaged file ({error})"
+        raise CheckpointError(f"{path}: expected safetensors, found {found}. Copy it again.") from None
 
 
 def _load_pickle(path: Path) -> Any:
@@ -180,34 +179,31 @@ def save_public(model: CaptionModel, path: str | Path) -> Path:
     return Path(path)
 
 
-def save_captioner(
-    captioner: Captioner, folder: str | Path, spm_path: str | Path, meta: Mapping[str, Any] | None = None
-) -> Path:
-    """Write a checkpoint folder; `meta` (plain values) is added to meta.json."""
-    own = {
+def save_captioner(captioner: Captioner, folder: str | Path, spm_path: str | Path) -> Path:
+    """Write a checkpoint folder. Its meta.json includes `captioner.meta` (plain values)."""
+    with atomic_folder(folder) as new:
+        write_captioner_files(new, captioner.model.state_dict(), spm_path, captioner_meta(captioner))
+    return Path(folder)
+
+
+def captioner_meta(captioner: Captioner) -> dict[str, Any]:
+    """Return the content of meta.json: size of the model, how to caption with it, and `captioner.meta`."""
+    return {
+        **captioner.meta,
+        "model": asdict(captioner.model.config),
         "caption_types": captioner.caption_types,
         "max_tokens": captioner.max_tokens,
         "length_penalty": captioner.length_penalty,
     }
-    with atomic_folder(folder) as new:
-        write_captioner_files(
-            new, captioner.model.state_dict(), captioner.model.config, spm_path, {**own, **(meta or {})}
-        )
-    return Path(folder)
 
 
 def write_captioner_files(
-    folder: Path,
-    state_dict: Mapping[str, Tensor],
-    config: ModelConfig,
-    spm_path: str | Path,
-    meta: Mapping[str, Any],
+    folder: Path, weights: Mapping[str, Tensor], spm_path: str | Path, meta: Mapping[str, Any]
 ) -> None:
     """Write the files of a checkpoint into a folder that exists."""
-    save_file({name: value.cpu().contiguous() for name, value in state_dict.items()}, folder / WEIGHTS_NAME)
+    save_file({name: value.cpu().contiguous() for name, value in weights.items()}, folder / WEIGHTS_NAME)
     shutil.copyfile(spm_path, folder / SPM_NAME)
-    own = {"model": asdict(config), "tokenizer_sha256": file_hash(spm_path)}
-    write_json(folder / META_NAME, {**own, **meta})
+    write_json(folder / META_NAME, {**meta, "tokenizer_sha256": file_hash(spm_path)})
 
 
 class _Meta(pydantic.BaseModel):
@@ -299,16 +295,12 @@ def main() -> None:
     """Export a checkpoint folder to a file in the public format, or to a folder with a model card."""
     parser = argparse.ArgumentParser(prog="python -m beit3lib.checkpoint", description=main.__doc__)
     parser.add_argument("folder", type=Path, help="a checkpoint folder, for example runs/mine/best")
-    parser.add_argument(
-        "out", type=Path, help="a new file (.pth, .pt or .bin); another name is that of a folder"
-    )
+    parser.add_argument("out", type=Path, help="a new file (.pth, .pt or .bin), or else a folder")
     options = parser.parse_args()
     if options.out.suffix not in (".pth", ".pt", ".bin"):
         print(f"{export_folder(options.folder, options.out)}: a checkpoint folder with a model card")
     elif options.out.exists():
-        raise FileExistsError(
-            f"{options.out}: expected a new file, found one. Delete it, or choose another name."
-        )
+        raise FileExistsError(f"{options.out}: expected a new file, found one. Choose another name.")
     else:
         path = save_public(load_captioner(options.folder, "cpu").model, options.out)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, in the public format")

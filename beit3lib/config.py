@@ -86,30 +86,24 @@ class TrainConfig:
 
     subject: Literal[(*SUBJECTS, "all")] = option("all", "whose captions to train on")
     aspect: Literal[(*ASPECTS, "all")] = option("all", "aspect to train on")
-    crop_area: Annotated[float, Field(gt=0, le=1)] = option(
-        0.5, "smallest share of an image in a random crop"
-    )
+    crop_area: Annotated[float, Field(gt=0, le=1)] = option(0.5, "smallest share of an image in a crop")
     flip: Literal["swap", "recipe", "none"] = option(
         "swap", "horizontal flip: swap also swaps left and right in captions, recipe flips images alone"
     )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = option("auto", "auto: what the device supports")
     best_by: Literal["score", "facts", "accuracy"] = option(
-        "score",
-        "what best/ follows: the official score, F1 of the facts of captions, or the accuracy of answers",
+        "score", "best/ has the best official score, F1 of the facts of captions, or accuracy of answers"
     )
     patience: NonNegativeInt = option(0, "stop after so many epochs without a better score; 0: never")
     max_minutes: NonNegativeFloat = option(0.0, "save and stop before so many minutes; 0: no limit")
     max_steps: NonNegativeInt = option(0, "stop after so many steps of the same schedule; 0: no limit")
     save_every_minutes: NonNegativeFloat = option(15.0, "minutes between saves within an epoch; 0: none")
-    questions: NonNegativeInt = option(
-        4, "questions of an image per step, where there is an index of questions"
-    )
-    question_weight: NonNegativeFloat = option(1.0, "weight of the loss of questions beside that of captions")
+    questions: NonNegativeInt = option(4, "questions of an image per step, if there is an index of questions")
+    # With weight 1, the facts of captions get slightly worse (F1 85.8 against 87.3 without questions); with
+    # 0.3 they do not (87.4), and answers are as accurate (96.0 % in plain scenes of the sample).
+    question_weight: NonNegativeFloat = option(0.3, "weight of the loss of questions beside that of captions")
     val_images: NonNegativeInt = option(100, "images captioned in validation; 0: all")
     samples: NonNegativeInt = option(3, "validation images whose captions are logged after each epoch")
-    report_to: Literal["auto", "tensorboard", "wandb", "trackio", "none"] = option(
-        "auto", "tracker beside log.jsonl; auto: tensorboard if --log_dir is given and it is installed"
-    )
 
     def caption_types(self) -> list[tuple[str, str]]:
         """(subject, aspect) of every caption type to train on."""
@@ -152,7 +146,7 @@ def parse_arguments(argv: list[str]) -> TrainConfig:
         wrong = [f"--{e['loc'][0]}: {e['msg']}, found {e['input']!r}" for e in error.errors()]
         raise OptionError("; ".join(wrong)) from None
     if unknown:
-        name = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
+        name = unknown[0].partition("=")[0].lstrip("-").replace("-", "_")
         hint = closest(f"--{name}", [f"--{field}" for field in TrainConfig.__dataclass_fields__])
         raise OptionError(f"{unknown[0]}: expected an option, found an unknown one.{hint} --help lists all.")
     return config

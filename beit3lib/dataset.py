@@ -1,5 +1,4 @@
-"""Index lines to training batches: one image and one packed sequence of masked captions and questions per
-example.
+"""Index lines to training batches: an image, and one sequence of its masked captions and questions.
 
 A packed sequence holds the captions and questions of an image end to end. Positions restart at each of them,
 and `doc_ids` keep attention inside it. A single caption is the special case of one document, and equals the
@@ -23,12 +22,12 @@ from torch import Tensor
 from beit3lib.data.images import open_image
 from beit3lib.data.schema import UNNAMED, CaptionType
 from beit3lib.question import Options, Question, collate_options, encode_question
-from beit3lib.tokenizer import prompt_ids
+from beit3lib.tokenizer import prompts_by_type
 from beit3lib.transforms import Augmentation, can_swap, swap_left_right, to_tensor
 
-# Random replacements are drawn from `<unk>` up, never `<s>`, `<pad>` or `</s>`, as in the reference
-# implementation.
-FIRST_RANDOM_ID = 3
+FIRST_RANDOM_ID = (
+    3  # `<unk>`: no token is replaced by `<s>`, `<pad>` or `</s>`, as in the reference implementation
+)
 POOL = 16  # batches that are grouped by length together: less padding, while the order stays random
 
 
@@ -44,9 +43,7 @@ class PackedSequence(NamedTuple):
 
 
 class Item(NamedTuple):
-    """An example for `collate`: pixels (3, S, S), its packed sequence and questions, and the path of the
-    image.
-    """
+    """An example for `collate`: pixels (3, S, S), its packed sequence and questions, and the image's path."""
 
     pixels: Tensor
     sequence: PackedSequence
@@ -103,9 +100,8 @@ def mask_caption(
     positions = prompt_length + 1 + rng.choice(n - 1, count, replace=False)
     kind = rng.random(count)
     random_ids = rng.integers(FIRST_RANDOM_ID, mask_id + 1, count)
-    masked_ids[positions] = np.where(
-        kind < 0.8, mask_id, np.where(kind < 0.9, masked_ids[positions], random_ids)
-    )
+    same_or_random = np.where(kind < 0.9, masked_ids[positions], random_ids)
+    masked_ids[positions] = np.where(kind < 0.8, mask_id, same_or_random)
     chosen = np.zeros(len(ids), dtype=bool)
     chosen[positions] = True
     return masked_ids, chosen
@@ -118,21 +114,19 @@ def pack(
     rng: np.random.Generator,
     questions: Sequence[Question] = (),
 ) -> PackedSequence:
-    """Mask captions, each (ids with special tokens, length of its prompt), and join them and questions to a
-    sequence.
-    """
-    masked = [mask_caption(ids, prompt_length, probability, mask_id, rng) for ids, prompt_length in captions]
-    nothing = [np.zeros(len(question.ids), dtype=bool) for question in questions]
-    originals = [
-        np.array(ids) for ids in [*(ids for ids, _ in captions), *(question.ids for question in questions)]
+    """Mask captions, (ids with special tokens, length of the prompt), and join them and questions end to end."""
+    documents = [
+        mask_caption(ids, prompt_length, probability, mask_id, rng) for ids, prompt_length in captions
     ]
-    lengths = [len(ids) for ids in originals]
+    documents += [(question.ids, np.zeros(len(question.ids), dtype=bool)) for question in questions]
+    input_ids, masked = zip(*documents, strict=True)
+    lengths = [len(ids) for ids in input_ids]
     return PackedSequence(
-        input_ids=np.concatenate([ids for ids, _ in masked] + originals[len(captions) :]),
-        labels=np.concatenate(originals),
+        input_ids=np.concatenate(input_ids),
+        labels=np.concatenate([*(ids for ids, _ in captions), *(question.ids for question in questions)]),
         positions=np.concatenate([np.arange(length) for length in lengths]),
         doc_ids=np.repeat(np.arange(len(lengths)), lengths),
-        masked=np.concatenate([chosen for _, chosen in masked] + nothing),
+        masked=np.concatenate(masked),
         bidirectional=np.repeat(np.arange(len(lengths)) >= len(captions), lengths),
     )
 
@@ -165,8 +159,7 @@ def collate(items: Sequence[Item], pad_id: int = 1) -> Batch:
 
 
 def num_workers(requested: int, batch_bytes: int) -> int:
-    """Number of loader processes: at most `requested`, one per core of this process, and what /dev/shm can
-    hold.
+    """Number of loader processes: at most `requested`, one per core, and as many as /dev/shm has room for.
 
     Each worker keeps up to three batches of `batch_bytes` in shared memory (two prefetched, one in use). With
     less space than that, as under Docker's default of 64 MB, the loader would hang or die with a bus error.
@@ -190,11 +183,11 @@ class Example(NamedTuple):
 
 
 def group_captions(table: pd.DataFrame, caption_types: Sequence[CaptionType], tokenizer) -> list[Example]:
-    """Group the lines of an index by image, sorted by image path; a line whose `text_segment` is null adds no
-    caption.
+    """Group the lines of an index by image, sorted by image path.
 
-    With several caption types, an aspect that the captions of a subject do not mention is known to be empty.
-    In an index without subjects every line is an example of its own, of the first caption type.
+    A line whose `text_segment` is null adds no caption. With several caption types, an aspect that the
+    captions of a subject do not mention is known to be empty. In an index without subjects every line is an
+    example of its own, of the first caption type.
     """
     named = table["subject"].notna().any()
     by_image: dict[str, list] = {}
@@ -246,25 +239,18 @@ class CaptionDataset(torch.utils.data.Dataset):
         self.caption_types: list[CaptionType] = config.caption_types()
         if len(self.caption_types) > 1 and table["subject"].isna().all():
             self.caption_types = [UNNAMED]
-        several = len(self.caption_types) > 1
-        self.prompts = {
-            caption_type: prompt_ids(tokenizer, *caption_type) if several else []
-            for caption_type in self.caption_types
-        }
+        self.prompts = prompts_by_type(tokenizer, self.caption_types)
         examples = group_captions(table, self.caption_types, tokenizer)
         self.examples = [example for example in examples if example.captions or not train]
         if not self.examples:
-            wanted = f"{config.subject} {config.aspect}"
             raise ValueError(
-                f"{root}: expected captions of type {wanted} in the index, found none. Choose another "
-                "subject or aspect, or see which captions the stage index skipped."
+                f"{root}: expected captions of type {config.subject} {config.aspect} in the index, found none."
+                " Choose another subject or aspect, or see which captions the stage index skipped."
             )
         _check_tokenizer(self.examples, tokenizer, self.root)
-        limit = config.num_max_bpe_tokens - 2
-        lengths = [
-            sum(min(len(ids), limit) + 2 for ids, _ in example.captions.values()) for example in self.examples
-        ]
-        self.lengths = np.array(lengths)
+        limit = config.num_max_bpe_tokens
+        captions = (example.captions.values() for example in self.examples)
+        self.lengths = np.array([sum(min(len(ids) + 2, limit) for ids, _ in each) for each in captions])
         self.augment = Augmentation(image_size, config) if train else None
         self.questions: dict[str, list] = {}  # {image: rows of the index of questions whose answer is known}
         for row in () if questions is None else questions.itertuples(index=False):
@@ -282,8 +268,7 @@ class CaptionDataset(torch.utils.data.Dataset):
     def epoch_batches(self, epoch: int, batch_size: int) -> list[list[int]]:
         """Batches of indices for one epoch: shuffled, and grouped by text length within `POOL` batches."""
         rng = np.random.default_rng((self.config.seed, epoch))
-        # Drop the incomplete batch before sorting by length, so that long captions are not dropped more
-        # often.
+        # Drop the incomplete batch before sorting by length, so that long captions are dropped no more often.
         shuffled = rng.permutation(len(self))[: len(self) // batch_size * batch_size]
         pools = [shuffled[i : i + POOL * batch_size] for i in range(0, len(shuffled), POOL * batch_size)]
         by_length = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])

@@ -23,13 +23,12 @@ from beit3lib.model import TEXT, CaptionModel, ImageMemory, output_and_ffn, proj
 
 
 class Caption(NamedTuple):
-    """A generated caption. `log_prob` is its score in the search, Σ log p / (tokens + 2)^length_penalty;
-    `ids` and `log_probs` have one entry per token."""
+    """A generated caption."""
 
     text: str
-    log_prob: float
-    ids: list[int]
-    log_probs: list[float]
+    log_prob: float  # score in the search, Σ log p / (tokens + 2)^length_penalty
+    ids: list[int]  # of its tokens
+    log_probs: list[float]  # of its tokens
 
 
 class Beams(NamedTuple):
@@ -82,9 +81,9 @@ def generate(
     assert max_tokens >= 3, f"max_tokens: expected 3 or more, got {max_tokens}"
     longest = max_tokens - 3
     with inference_weights(model):
-        memory = (
-            model.encode_image(images_or_memory) if isinstance(images_or_memory, Tensor) else images_or_memory
-        )
+        memory = images_or_memory
+        if isinstance(memory, Tensor):
+            memory = model.encode_image(memory)
         starts = [[tokenizer.bos_token_id, *prompt] for prompt in prompts]
         decoder = TextDecoder(model, memory, starts, num_beams, max_tokens, tokenizer.mask_token_id)
         beams, finished = _initial_state(len(memory.keys[0]) * len(prompts), num_beams, longest, model.device)
@@ -142,8 +141,7 @@ def update_finished(
     written: int,
     length_penalty: float,
 ) -> None:
-    """Update `finished` in place with the candidates that complete a caption of `written` tokens; `ends` (S,
-    3 K) marks them.
+    """Update `finished` in place with the candidates, marked by `ends`, that complete `written` tokens.
 
     As in the reference implementation, candidates are visited best first until K of them continue; an ending
     candidate after the K-th is ignored.
@@ -249,8 +247,7 @@ class TextDecoder:
         ids = ids.transpose(1, 2).flatten(1)  # (B, n R)
         x = self.model.beit3.text_embed(ids) + encoder.embed_positions.B.weight[positions + 2]  # (B, n R, D)
         # A token attends to what its row attends to in the cache, and among the new tokens to those of its
-        # row up to itself. Example of rows a and b that have one token in the cache and feed two (1:
-        # attends):
+        # row up to itself. Example of rows a and b with one token in the cache, which feed two (1: attends):
         #
         #         image   a0 b0   a1 b1   a2 b2
         #     a1   1 1     1  0    1  0    0  0
@@ -304,8 +301,7 @@ def word_probs(tokenizer, caption: Caption) -> list[float]:
 
 @contextmanager
 def inference_weights(model: nn.Module) -> Iterator[None]:
-    """Cast the weights of linear layers once and reuse them inside the block, which may generate many
-    captions.
+    """Cast the weights of linear layers once and reuse them in the block, which may generate many captions.
 
     Under autocast, which must be entered before, the copies are in its precision; without them each call
     casts the weights again, which takes most of a decoding step. On a CPU the copies are also in oneDNN's
@@ -344,15 +340,10 @@ def _onednn_is_faster(weight: Tensor) -> bool:
     (Xeon with AMX, one thread). Weights of 256 x 256 in fp32 take 1.16 of the time, because each call of the
     operation costs more.
     """
-    onednn, names = (
-        torch.ops.mkldnn,
-        ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported"),
-    )
-    if (
-        weight.device.type != "cpu"
-        or weight.numel() < 512**2
-        or not all(hasattr(onednn, name) for name in names)
-    ):
+    onednn = torch.ops.mkldnn
+    names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+    is_large = weight.device.type == "cpu" and weight.numel() >= 512**2
+    if not is_large or not all(hasattr(onednn, name) for name in names):
         return False
     is_bf16 = weight.dtype == torch.bfloat16 and onednn._is_mkldnn_bf16_supported()
     return weight.dtype == torch.float32 or is_bf16

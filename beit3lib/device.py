@@ -1,13 +1,14 @@
 """Choose the device and the precision that it supports natively."""
 
+import re
+
 import torch
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(requested: str = "auto") -> torch.device:
-    """Return the device to run on: "auto" and "cuda" fall back to the CPU, with a message for "cuda", if
-    there is no GPU.
+    """Return the device to run on. Without a GPU, "auto" and "cuda" are the CPU; "cuda" prints a message.
 
     Raises RuntimeError for a GPU that this PyTorch has no kernels for, for example Kaggle's P100: it would
     otherwise fail later, inside CUDA, with a message that names neither the GPU nor a remedy.
@@ -18,9 +19,7 @@ def choose_device(requested: str = "auto") -> torch.device:
         return torch.device("cpu")
     major, minor = torch.cuda.get_device_capability()
     kernels = [
-        int(arch.removeprefix("sm_").rstrip("af"))
-        for arch in torch.cuda.get_arch_list()
-        if arch.startswith("sm_")
+        int(found[1]) for found in map(re.compile(r"sm_(\d+)").match, torch.cuda.get_arch_list()) if found
     ]
     # Kernels run on every GPU of the same major version whose minor version is not lower.
     if kernels and not any(number // 10 == major and number % 10 <= minor for number in kernels):
@@ -43,11 +42,9 @@ def choose_precision(requested: str, device: torch.device) -> tuple[str, str]:
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         name = f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
-        return (
-            ("bf16", f"{name}: native bf16")
-            if major >= 8
-            else ("fp16", f"{name}: no native bf16, fp16 with loss scaling")
-        )
+        if major >= 8:
+            return "bf16", f"{name}: native bf16"
+        return "fp16", f"{name}: no native bf16, fp16 with loss scaling"
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
         return "bf16", "the CPU has bf16 instructions"
     return "no", f"{device.type}: no native bf16"

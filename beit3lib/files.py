@@ -40,8 +40,8 @@ class Problem(NamedTuple):
         return f"{self.where}: {self.what}" + (f" ({self.todo})" if self.todo else "")
 
 
-def check_regular_file(path: str | Path, max_bytes: int | None = None) -> Path:
-    """Return `path` if it is a regular file of at most `max_bytes`, or a link to one.
+def check_regular_file(path: str | Path) -> Path:
+    """Return `path` if it is a regular file, or a link to one.
 
     Pipes and devices are refused before they are opened, because reading them would block or never end.
     """
@@ -50,8 +50,6 @@ def check_regular_file(path: str | Path, max_bytes: int | None = None) -> Path:
         raise FileNotFoundError(f"{path}: expected a file here, found none")
     if not path.is_file():
         raise FileError(f"{path}: expected a regular file, found {'a folder' if path.is_dir() else 'a pipe'}")
-    if max_bytes is not None and path.stat().st_size > max_bytes:
-        raise FileError(f"{path}: expected at most {max_bytes:,} bytes, found {path.stat().st_size:,}")
     return path
 
 
@@ -79,8 +77,8 @@ def _parse_json(text: str, where: str, kind: type | None) -> Any:
         value = json.loads(text)
     except ValueError as error:
         raise FileError(f"{where}: expected JSON, found {error}. Make or download the file again.") from None
-    if kind is not None and not isinstance(value, kind):
-        expected = {dict: "an object {…}", list: "a list […]"}[kind]
+    if kind and not isinstance(value, kind):
+        expected = "an object {…}" if kind is dict else "a list […]"
         raise FileError(f"{where}: expected {expected}, found {type(value).__name__}")
     return value
 

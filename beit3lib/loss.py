@@ -4,6 +4,7 @@ Source: the reference implementation's loss, KL(q || p) with q = 1 - ε on the l
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -49,11 +50,10 @@ def head_losses(head: nn.Linear, states: Tensor, targets: Tensor, smoothing: flo
 
     size = max(1, CHUNK_LOGITS // head.out_features)  # tokens per chunk
     chunks = zip(states.split(size), targets.split(size), strict=True)
-    if not torch.is_grad_enabled() or len(states) * head.out_features <= KEPT_LOGITS:
-        return torch.cat([chunk_losses(*chunk) for chunk in chunks])
-    return torch.cat(
-        [checkpoint(chunk_losses, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
-    )
+    run = chunk_losses
+    if torch.is_grad_enabled() and len(states) * head.out_features > KEPT_LOGITS:
+        run = partial(checkpoint, chunk_losses, use_reentrant=False, preserve_rng_state=False)
+    return torch.cat([run(*chunk) for chunk in chunks])
 
 
 def drop_worst(losses: Tensor, ratio: float) -> Tensor:

@@ -125,8 +125,7 @@ class CaptionModel(nn.Module):
         return model.to_empty(device="cpu")
 
     def _freeze_unused(self) -> None:
-        """Freeze the parameters that no caption depends on: the image stream of the last layer after its keys
-        and values.
+        """Freeze what no caption depends on: the image stream of the last layer after its keys and values.
 
         DistributedDataParallel would wait for their gradients, which never come.
         """
@@ -150,9 +149,7 @@ class CaptionModel(nn.Module):
         caption together.
         """
         size = self.config.image_size
-        assert images.shape[1:] == (3, size, size), (
-            f"images: expected (B, 3, {size}, {size}), got {images.shape}"
-        )
+        assert images.shape[1:] == (3, size, size), f"expected (B, 3, {size}, {size}), got {images.shape}"
         x = self.beit3.vision_embed(images)  # (B, N, D)
         positions = self.beit3.encoder.embed_positions.A.weight
         x = x + positions[2 : 2 + x.shape[1]]  # positions start at row 2, as in fairseq
@@ -163,7 +160,7 @@ class CaptionModel(nn.Module):
             x, k, v = self._run(_image_layer, layer, x, _at(scales, index), is_last)
             if (
                 not torch.is_grad_enabled()
-            ):  # decoding reads them at every step, faster from contiguous memory
+            ):  # decoding reads them at every step, faster if they are contiguous
                 k, v = k.contiguous(), v.contiguous()
             keys.append(k)
             values.append(v)
@@ -188,9 +185,8 @@ class CaptionModel(nn.Module):
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         encoder = self.beit3.encoder
-        x = self.beit3.text_embed(input_ids) + F.embedding(
-            positions + 2, encoder.embed_positions.B.weight
-        )  # (B, T, D)
+        x = self.beit3.text_embed(input_ids)  # (B, T, D)
+        x = x + F.embedding(positions + 2, encoder.embed_positions.B.weight)
         mask = attention_mask(input_ids, doc_ids, self.config.image_tokens, bidirectional)
         for index, layer in enumerate(encoder.layers):
             scales = _at(memory.drop_path_mask, index)
@@ -217,10 +213,8 @@ class CaptionModel(nn.Module):
         by √D.
         """
         width = self.config.width
-        embeddings = self.beit3.text_embed.weight.float()
-        vectors = F.embedding_bag(
-            options.ids, embeddings, options.starts, mode="sum", per_sample_weights=options.weights
-        )  # (O, D)
+        embeddings, (ids, weights, starts) = self.beit3.text_embed.weight.float(), options[:3]
+        vectors = F.embedding_bag(ids, embeddings, starts, mode="sum", per_sample_weights=weights)  # (O, D)
         mapped = self.answer_map(states).float()[options.question]  # (O, D)
         return (F.layer_norm(vectors, (width,)) * mapped).sum(-1) * width**-0.5
 
@@ -289,9 +283,8 @@ def _image_layer(
     q, k, v = (part.transpose(1, 2) for part in project_qkv(layer, IMAGE, x))  # (B, H, N, d)
     if not is_last:  # captions use only the keys and values of the last layer
         attended = attention(q, k, v)
-        x = output_and_ffn(
-            layer, IMAGE, x, attended.transpose(1, 2).flatten(2), scales
-        )  # (B, H, N, d) -> (B, N, D)
+        attended = attended.transpose(1, 2).flatten(2)  # (B, H, N, d) -> (B, N, D)
+        x = output_and_ffn(layer, IMAGE, x, attended, scales)
     return x, k, v
 
 
@@ -300,10 +293,8 @@ def _text_layer(
 ) -> Tensor:
     q, k, v = (part.transpose(1, 2) for part in project_qkv(layer, TEXT, x))  # (B, H, T, d)
     k, v = torch.cat([image_keys, k], dim=2), torch.cat([image_values, v], dim=2)  # (B, H, N + T, d)
-    attended = attention(q, k, v, mask)
-    return output_and_ffn(
-        layer, TEXT, x, attended.transpose(1, 2).flatten(2), scales
-    )  # (B, H, T, d) -> (B, T, D)
+    attended = attention(q, k, v, mask).transpose(1, 2).flatten(2)  # (B, H, T, d) -> (B, T, D)
+    return output_and_ffn(layer, TEXT, x, attended, scales)
 
 
 def _at(scales: Tensor | None, layer: int) -> Tensor | None:
@@ -324,8 +315,7 @@ def initialize_weights(module: nn.Module) -> None:
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.LayerNorm):
-        nn.init.ones_(module.weight)
-        nn.init.zeros_(module.bias)
+        module.reset_parameters()
 
 
 def import_torchscale() -> tuple[type, type]:
@@ -336,7 +326,6 @@ def import_torchscale() -> tuple[type, type]:
             from torchscale.architecture.config import EncoderConfig
             from torchscale.model.BEiT3 import BEiT3
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"{error}. Run `python -m beit3lib.pipeline.packages`.", name=error.name
-            ) from error
+            error.msg += ". Run `python -m beit3lib.pipeline.packages`."
+            raise
     return BEiT3, EncoderConfig

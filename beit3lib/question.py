@@ -18,9 +18,7 @@ MAX_QUESTION_TOKENS = 128  # with `<s>` and `</s>`; questions of WTS have 10 to 
 
 
 class Question(NamedTuple):
-    """Token ids of a question, with `<s>` and `</s>`, and of each option; the index of the correct option or
-    -1.
-    """
+    """Token ids of a question, with `<s>` and `</s>`, and of its options; index of the correct one, or -1."""
 
     ids: list[int]
     options: list[list[int]]
@@ -28,9 +26,7 @@ class Question(NamedTuple):
 
 
 class Options(NamedTuple):
-    """The O options of Q questions, as tensors: n token ids of all options end to end, and what they belong
-    to.
-    """
+    """The O options of Q questions: the n token ids of all options end to end, and what they belong to."""
 
     ids: Tensor  # (n,)
     weights: Tensor  # (n,) of each token in the vector of its option
@@ -45,10 +41,8 @@ def encode_question(
 ) -> Question:
     """Return the token ids of a question and its options, {letter: text}; `correct` is a letter or None."""
     ids = tokenizer.encode(question, add_special_tokens=False)[: MAX_QUESTION_TOKENS - 2]
-    texts = [
-        tokenizer.encode(text, add_special_tokens=False) or [tokenizer.unk_token_id]
-        for text in options.values()
-    ]
+    encoded = (tokenizer.encode(text, add_special_tokens=False) for text in options.values())
+    texts = [option or [tokenizer.unk_token_id] for option in encoded]
     number = list(options).index(correct) if correct else -1
     return Question([tokenizer.bos_token_id, *ids, tokenizer.eos_token_id], texts, number)
 
@@ -57,14 +51,10 @@ def collate_options(questions: Sequence[Question]) -> Options:
     """Join the options of all questions to one `Options`."""
     ids, weights, starts, of_question, numbers = [], [], [], [], []
     for number, question in enumerate(questions):
-        bags = [sorted(option) for option in question.options]
         for i, option in enumerate(question.options):
             share = np.full(len(option), 1 / len(option))
-            if any(
-                bags[i] == bag and option != other for bag, other in zip(bags, question.options, strict=True)
-            ):
-                # "red hat, black coat" and "black hat, red coat" have the same mean, so earlier tokens weigh
-                # more.
+            if any(option != other and sorted(option) == sorted(other) for other in question.options):
+                # "red hat, black coat", "black hat, red coat": the same mean, if earlier tokens weighed no more.
                 share *= np.linspace(1.5, 0.5, len(option))
             starts.append(len(ids))
             ids += option
@@ -72,16 +62,14 @@ def collate_options(questions: Sequence[Question]) -> Options:
             of_question.append(number)
             numbers.append(i)
     correct = [question.correct for question in questions]
-    integers = [
-        torch.tensor(values, dtype=torch.long) for values in (ids, starts, of_question, numbers, correct)
-    ]
-    return Options(integers[0], torch.tensor(weights, dtype=torch.float), *integers[1:])
+    ids, *more = (
+        torch.tensor(part, dtype=torch.long) for part in (ids, starts, of_question, numbers, correct)
+    )
+    return Options(ids, torch.tensor(weights, dtype=torch.float), *more)
 
 
 def option_log_probs(scores: Tensor, options: Options) -> Tensor:
-    """Return log-probabilities (Q, most options of a question) from scores (O,); -inf where there is no
-    option.
-    """
+    """Return log-probabilities (Q, most options of a question) from scores (O,), -inf where no option is."""
     width = int(options.number.max()) + 1 if len(scores) else 1
     table = scores.new_full((len(options.correct), width), -torch.inf)
     table = table.index_put((options.question, options.number), scores)

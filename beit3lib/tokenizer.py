@@ -8,6 +8,7 @@ transformers 4 in both versions.
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import sentencepiece
 from tokenizers import normalizers
 from transformers import PreTrainedTokenizerBase, XLMRobertaTokenizer
 
+from beit3lib.data.schema import CaptionType
 from beit3lib.files import check_regular_file
 
 SPM_NAME = "sentencepiece.bpe.model"
@@ -27,8 +29,7 @@ class TokenizerError(ValueError):
 
 
 def load_tokenizer(spm_path: str | Path, vocab_size: int | None = None) -> PreTrainedTokenizerBase:
-    """Read a sentencepiece unigram model; with `vocab_size`, check that it belongs to a model of that
-    vocabulary.
+    """Read a sentencepiece unigram model; with `vocab_size`, check that it fits a model of that vocabulary.
 
     `model_max_length` is unbounded: captions are cut at `num_max_bpe_tokens` instead.
     """
@@ -58,3 +59,9 @@ def load_tokenizer(spm_path: str | Path, vocab_size: int | None = None) -> PreTr
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, subject: str, aspect: str) -> list[int]:
     """Return the ids that a caption of this type is conditioned on, fed between `<s>` and the caption."""
     return tokenizer.encode(f"{subject} {aspect.replace('_', ' ')}:", add_special_tokens=False)
+
+
+def prompts_by_type(tokenizer, caption_types: Sequence[CaptionType]) -> dict[CaptionType, list[int]]:
+    """Return the prompt of each caption type; that of a single one is empty."""
+    several = len(caption_types) > 1
+    return {kind: prompt_ids(tokenizer, *kind) if several else [] for kind in caption_types}

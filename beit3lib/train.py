@@ -18,6 +18,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -46,11 +47,11 @@ from beit3lib.data.questions import QUESTION_INDEX_NAME, read_question_index
 from beit3lib.data.schema import CaptionType
 from beit3lib.dataset import Batch, CaptionDataset, num_workers
 from beit3lib.device import choose_device, choose_precision
-from beit3lib.files import check_regular_file, exit_on_error, lock_folder, read_json, write_json
+from beit3lib.files import exit_on_error, lock_folder, read_json, write_json
 from beit3lib.loss import LossModel, drop_worst
 from beit3lib.model import CaptionModel, model_config
 from beit3lib.run.launch import SIGNALS, on_signals, outlive_signals, run_processes
-from beit3lib.run.log import LOG_NAME, append_event, read_log, track_event, tracker_name, write_log
+from beit3lib.run.log import LOG_NAME, append_event, read_log, track_event, write_log
 from beit3lib.run.memory import keep_freed_memory, largest_batch, peak_mb
 from beit3lib.run.state import (
     LAST_NAME,
@@ -77,43 +78,30 @@ class Interrupted(BaseException):
     """A signal during validation. Not an `Exception`, so that no library in between catches it."""
 
 
-def layer_index(name: str, layers: int) -> int:
-    """Depth of a parameter for layer decay: 0 for embeddings, i + 1 for layer i, `layers` + 1 for everything
-    else.
-    """
-    if "embed" in name:
-        return 0
-    return int(name.split(".layers.")[1].split(".")[0]) + 1 if ".layers." in name else layers + 1
-
-
 def parameter_groups(model: CaptionModel, config: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW's parameter groups, one per combination of weight decay and `lr_scale` = layer_decay^(top -
-    layer).
+    """AdamW's parameter groups: one per pair of weight decay and `lr_scale` = layer_decay^(top - layer).
 
-    Vectors, biases, the class token and image positions have no weight decay. Source: the reference
-    implementation's `optim_factory`.
+    Layer i has depth i + 1, embeddings have 0, and everything else is the top. Vectors, biases, the class
+    token and image positions have no weight decay. Source: the reference implementation's `optim_factory`.
     """
-    layers = model.config.layers
+    top = model.config.layers + 1
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            no_decay = parameter.ndim <= 1 or name.endswith(
-                (".bias", "cls_token", "embed_positions.A.weight")
-            )
+            no_decay = parameter.ndim <= 1 or name.endswith(("cls_token", "embed_positions.A.weight"))
             decay = 0.0 if no_decay else config.weight_decay
-            scale = config.layer_decay ** (layers + 1 - layer_index(name, layers))
-            group = groups.setdefault(
-                (decay, scale), {"params": [], "weight_decay": decay, "lr_scale": scale}
-            )
-            group["params"].append(parameter)
+            number = re.search(r"\.layers\.(\d+)\.", name)
+            layer = 0 if "embed" in name else int(number[1]) + 1 if number else top
+            scale = config.layer_decay ** (top - layer)
+            group = {"params": [], "weight_decay": decay, "lr_scale": scale}
+            groups.setdefault((decay, scale), group)["params"].append(parameter)
     return list(groups.values())
 
 
 def learning_rate(step: int, total: int, warmup: int, config: TrainConfig) -> float:
     """Learning rate of a step (from 0): linspace(0, lr, warmup), then half a cosine to min_lr at `total`.
 
-    Source: the reference implementation's `cosine_scheduler`, which reaches lr at the last step of the
-    warm-up.
+    Source: the reference implementation's `cosine_scheduler`, whose last step of the warm-up has lr.
     """
     if step < warmup:
         return config.lr * step / (warmup - 1) if warmup > 1 else 0.0
@@ -122,14 +110,12 @@ def learning_rate(step: int, total: int, warmup: int, config: TrainConfig) -> fl
 
 
 class Step(NamedTuple):
-    """Result of `train_step`: mean losses of captions and questions, norm of the gradient before clipping,
-    and whether
-    the fp16 scaler skipped the step."""
+    """Result of `train_step`."""
 
-    loss: float
-    question_loss: float
-    grad_norm: float
-    skipped: bool
+    loss: float  # of captions, mean over masked tokens
+    question_loss: float  # mean over questions
+    grad_norm: float  # before clipping
+    skipped: bool  # by the fp16 scaler, because the gradient overflowed
 
 
 def train_step(
@@ -139,8 +125,7 @@ def train_step(
 
     The loss of captions is averaged over the masked tokens of all micro-batches and processes, and that of
     questions over all questions, so that every token and every question has the same weight. Raises
-    `TrainingStopped`, which names the images, before a non-finite loss or gradient changes the weights. In
-    fp16 the scaler skips steps whose gradient overflows.
+    `TrainingStopped`, which names the images, before a non-finite loss or gradient changes the weights.
     """
     world, scaler = accelerator.num_processes, accelerator.scaler
     counts = [[len(batch.mask_positions), len(batch.question_positions)] for batch in batches]
@@ -151,10 +136,8 @@ def train_step(
         number = part * world + accelerator.process_index  # of the micro-batch in the global batch
         seeds = np.random.SeedSequence((config.seed, step, number))
         torch.manual_seed(int(seeds.generate_state(1)[0]))  # of stochastic depth
-        with (
-            accelerator.autocast(),
-            nullcontext() if part == len(batches) - 1 else accelerator.no_sync(loss_model),
-        ):
+        is_last = part == len(batches) - 1  # only its backward pass adds up the gradients of all processes
+        with accelerator.autocast(), nullcontext() if is_last else accelerator.no_sync(loss_model):
             losses = loss_model(batch)
         kept = losses.captions
         if config.drop_worst_ratio and step > config.drop_worst_after:
@@ -173,15 +156,13 @@ def train_step(
     # `tolist` waits for the device, in fp32 and bf16 the only wait of a step. It precedes `optimizer.step`,
     # so that a non-finite loss never reaches the weights or last/.
     loss, question_loss, norm = torch.cat([accelerator.reduce(total, "mean"), norm[None]]).tolist()
-    skipped = scaler is not None and not math.isfinite(
-        norm
-    )  # an overflow: `optimizer.step` below changes nothing
+    skipped = scaler is not None and not math.isfinite(norm)  # `optimizer.step` below changes nothing then
     if not math.isfinite(loss + question_loss) or not (math.isfinite(norm) or skipped):
         names = ", ".join(gather_object([name for batch in batches for name in batch.names]))
+        found = f"loss {loss + question_loss} and gradient norm {norm}"
         raise TrainingStopped(
-            f"step {step + 1}: expected a finite loss and gradient, got loss {loss + question_loss} and gradient "
-            f"norm {norm}. Look at these images and their captions, or try a lower --lr, --clip_grad 1 or "
-            f"--precision fp32: {names}"
+            f"step {step + 1}: expected a finite loss and gradient, got {found}. Look at these images and "
+            f"their captions, or try a lower --lr, --clip_grad 1 or --precision fp32: {names}"
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -194,17 +175,13 @@ def train_step(
 
 @dataclass
 class Training:
-    """A run in this process: options, data, device, plan, and the `state` that training changes. `setup`
-    builds it.
-    """
+    """A run in this process, built by `setup`: options, data, plan, and the `state` that training changes."""
 
     config: TrainConfig
     output: Path
-    accelerator: Accelerator
-    precision: str
+    accelerator: Accelerator  # device, precision, processes, TensorBoard
     precision_reason: str
     tokenizer: PreTrainedTokenizerBase
-    caption_types: list[CaptionType]
     index: dict[str, str | None]  # SHA-256 of the index files
     train_set: CaptionDataset | None  # None with --eval
     val_set: CaptionDataset | None
@@ -223,6 +200,16 @@ class Training:
         """Images per step in all processes."""
         return self.micro_batch * self.update_freq * self.accelerator.num_processes
 
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch, from 0, of the last step."""
+        return (self.state.step - 1) // self.steps_per_epoch
+
+    @property
+    def caption_types(self) -> list[CaptionType]:
+        """The caption types of both data sets."""
+        return (self.train_set or self.val_set).caption_types
+
     def print(self, text: str) -> None:
         """Print a line, once per machine."""
         self.accelerator.print(text, flush=True)
@@ -234,46 +221,37 @@ def setup(config: TrainConfig) -> Training:
     for name, example in needed.items():
         if not getattr(config, name):
             raise OptionError(f"--{name}: expected a path, got nothing. Add --{name} {example}.")
-    accelerator, precision, reason = make_accelerator(config)
-    root = Path(config.data_path).expanduser()
+    accelerator, reason = make_accelerator(config)
+    root, sets = Path(config.data_path).expanduser(), {}
     tables = {split: read_tables(root, split, config) for split in ("train", "val")}
-    answers = any(questions is not None for _, questions in tables.values())
-    model, tokenizer = build_model(config, accelerator, answers)
-
-    def dataset(split: str) -> CaptionDataset | None:
-        captions, questions = tables[split]
-        if captions is None:
-            return None
-        size = model.config.image_size
-        return CaptionDataset(captions, root, tokenizer, size, config, split == "train", questions)
-
-    train_set, val_set = None if config.eval else dataset("train"), dataset("val")
-    caption_types = (train_set or val_set).caption_types
-    if val_set is not None and val_set.caption_types != caption_types:
+    has_questions = any(questions is not None for _, questions in tables.values())
+    model, tokenizer = build_model(config, accelerator, has_questions)
+    for split, (captions, questions) in tables.items():
+        if captions is not None:
+            options = (tokenizer, model.config.image_size, config, split == "train", questions)
+            sets[split] = CaptionDataset(captions, root, *options)
+    if len({tuple(each.caption_types) for each in sets.values()}) > 1:
         raise ValueError(
             f"{root}: expected subject and aspect in both index files or in neither. Make both again."
         )
-    loss_model, optimizer = LossModel(model, config.label_smoothing), None
+    loss_model, state = LossModel(model, config.label_smoothing), TrainState(model)
     if not config.eval:
         # Fused: one pass over the parameters, which takes a CPU a ninth of the time.
-        betas, eps = tuple(config.opt_betas), config.opt_eps
-        optimizer = torch.optim.AdamW(
-            parameter_groups(model, config), lr=config.lr, betas=betas, eps=eps, fused=True
-        )
-        loss_model, optimizer = accelerator.prepare(loss_model, optimizer)
-    ema = ModelEmaV3(model, decay=config.model_ema_decay) if config.model_ema and not config.eval else None
+        options = {"lr": config.lr, "betas": tuple(config.opt_betas), "eps": config.opt_eps, "fused": True}
+        optimizer = torch.optim.AdamW(parameter_groups(model, config), **options)
+        loss_model, state.optimizer = accelerator.prepare(loss_model, optimizer)
+        state.scaler = accelerator.scaler
+        state.ema = ModelEmaV3(model, decay=config.model_ema_decay) if config.model_ema else None
     run = Training(
         config=config,
         output=Path(config.output_dir).expanduser(),
         accelerator=accelerator,
-        precision=precision,
         precision_reason=reason,
         tokenizer=tokenizer,
-        caption_types=caption_types,
         index=index_hashes(root),
-        train_set=train_set,
-        val_set=val_set,
-        state=TrainState(model, optimizer, ema, accelerator.scaler),
+        train_set=sets.get("train"),
+        val_set=sets.get("val"),
+        state=state,
         loss_model=loss_model,
     )
     if not config.eval:
@@ -281,10 +259,8 @@ def setup(config: TrainConfig) -> Training:
     return run
 
 
-def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str, str]:
-    """Return accelerate's object for device, precision, processes and trackers; the precision, and its
-    reason.
-    """
+def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
+    """Return accelerate's object for device, precision and processes, and the reason for the precision."""
     device = choose_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -296,56 +272,46 @@ def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str, str]:
         mixed_precision=precision,
         # `train_step` accumulates gradients itself; a variable of accelerate would divide them once more.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        log_with=tracker_name(config),
+        log_with="tensorboard" if config.log_dir else None,
         project_dir=config.log_dir or config.output_dir,
     )
     kind = accelerator.distributed_type
     if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
-        raise OptionError(
-            f"accelerate: expected one process or data parallelism, got {kind}. Run `accelerate config`."
-        )
+        expected = "one process or data parallelism"
+        raise OptionError(f"accelerate: expected {expected}, got {kind}. Run `accelerate config`.")
     accelerator.print(f"precision: {precision if precision != 'no' else 'fp32'} ({reason})", flush=True)
-    return accelerator, precision, reason
+    return accelerator, reason
 
 
 def read_tables(
     root: Path, split: str, config: TrainConfig
 ) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
-    """Return the index of captions of a split, and that of questions; None where there is none or it is not
-    needed.
-    """
-    captions, questions = (
-        root / INDEX_NAME.format(split=split),
-        root / QUESTION_INDEX_NAME.format(split=split),
-    )
-    if config.eval if split == "train" else not config.eval and not captions.is_file():
+    """Return the index of captions of a split, and that of questions; None for one that is not used."""
+    captions, questions = (root / name.format(split=split) for name in (INDEX_NAME, QUESTION_INDEX_NAME))
+    # Training needs the index of train and may lack that of val, --eval needs that of val only.
+    if split == "train" and config.eval or split == "val" and not config.eval and not captions.is_file():
         return None, None
-    use_questions = config.questions and questions.is_file()
-    return read_index(captions), read_question_index(questions) if use_questions else None
+    has_questions = config.questions and questions.is_file()
+    return read_index(captions), read_question_index(questions) if has_questions else None
 
 
 def build_model(
-    config: TrainConfig, accelerator: Accelerator, answers: bool
+    config: TrainConfig, accelerator: Accelerator, has_questions: bool
 ) -> tuple[CaptionModel, PreTrainedTokenizerBase]:
-    """Return the model, with the weights of --finetune or random ones, and its tokenizer.
-
-    With `answers` it has an answer map, for questions.
-    """
+    """Return the model, with the weights of --finetune or random ones, and its tokenizer."""
     named = model_config(config.model)
     rows = config.vocab_size or (named.vocab_size if config.finetune else None)
     tokenizer = load_tokenizer(config.sentencepiece_model, rows)
     torch.manual_seed(config.seed)
-    make = CaptionModel.empty if config.finetune or config.eval else CaptionModel
-    model = make(
-        model_config(
-            config.model,
-            vocab_size=rows or len(tokenizer) + UNUSED_ROWS,
-            image_size=config.input_size or named.image_size,
-            drop_path=config.drop_path,
-            checkpoint_activations=config.checkpoint_activations,
-            answers=answers,
-        )
+    size = dataclasses.replace(
+        named,
+        vocab_size=rows or len(tokenizer) + UNUSED_ROWS,
+        image_size=config.input_size or named.image_size,
+        drop_path=config.drop_path,
+        checkpoint_activations=config.checkpoint_activations,
+        answers=has_questions,
     )
+    model = CaptionModel.empty(size) if config.finetune or config.eval else CaptionModel(size)
     if config.finetune:
         report = load_pretrained(model, config.finetune, config.model_key, config.model_prefix)
         accelerator.print(f"{config.finetune}: {report}", flush=True)
@@ -370,13 +336,15 @@ def plan_steps(run: Training) -> None:
 def fit(run: Training, signals: list[int]) -> str:
     """Train until the last step, or until the run has to stop; return the reason. The run is saved by then.
 
-    `signals` receives the numbers of SIGTERM, SIGINT and SIGHUP, which therefore never interrupt a step or a
-    save.
+    `signals` receives the numbers of SIGTERM, SIGINT and SIGHUP.
     """
     config, state, accelerator = run.config, run.state, run.accelerator
     saved_at = time.monotonic()
     while True:
-        # Validation comes first, because a run that was stopped while it validated resumes here.
+        # An epoch that has ended is validated here, before the next one: last.pt was saved before, so a run
+        # that is stopped or killed while it validates resumes at this point and repeats the validation. If
+        # SIGTERM arrives in the middle of it, `end_epoch` drops the unfinished validation and returns False.
+        # There is nothing to save, so the run ends at once.
         epoch_ended = state.step % run.steps_per_epoch == 0 or state.step == run.last_step
         if epoch_ended and state.last_validated_step < state.step and not end_epoch(run, signals):
             return signal.Signals(signals[0]).name
@@ -397,21 +365,19 @@ def fit(run: Training, signals: list[int]) -> str:
                 state.ema.update(state.model)
             state.step += 1
             state.skipped_steps += result.skipped
-            log_step(run, result, epoch, lr, batches, time.monotonic() - clock)
+            log_step(run, result, lr, batches, time.monotonic() - clock)
 
+            # A signal during a step or a save is only noted in `signals`; the run stops here, after the step.
             now = time.monotonic()
-            stop, save_now = agree(
-                accelerator,
-                {
-                    **{number.name: number in signals for number in SIGNALS},
-                    # The last tenth of the time is for saving.
-                    "out of time": 0 < 54 * config.max_minutes < now - run.started,
-                    "save": 0 < 60 * config.save_every_minutes < now - saved_at,
-                },
-            )
+            wishes = {number.name: number in signals for number in SIGNALS}
+            # The last tenth of the time is for saving.
+            wishes["out of time"] = 0 < 54 * config.max_minutes < now - run.started
+            wishes["save"] = 0 < 60 * config.save_every_minutes < now - saved_at
+            wished = agree(accelerator, wishes)
+            stop = next((reason for reason in wished if reason != "save"), "")
             if stop or state.step % run.steps_per_epoch == 0 or state.step == run.last_step:
                 break
-            if save_now:
+            if wished:
                 save(run)
                 saved_at = time.monotonic()
             clock = time.monotonic()
@@ -427,9 +393,8 @@ def load_batches(run: Training, epoch: int, first: int) -> Iterator[list[Batch]]
     accelerator, size = run.accelerator, run.micro_batch
     world, rank = accelerator.num_processes, accelerator.process_index
     order = run.train_set.epoch_batches(epoch, run.global_batch)[first : run.steps_per_epoch]
-    mine = [
-        whole[(part * world + rank) * size :][:size] for whole in order for part in range(run.update_freq)
-    ]
+    parts = range(rank, world * run.update_freq, world)  # of a global batch, those of this process
+    mine = [whole[part * size :][:size] for whole in order for part in parts]
     loader = torch.utils.data.DataLoader(
         run.train_set.at_epoch(epoch),
         batch_sampler=mine,
@@ -443,26 +408,17 @@ def load_batches(run: Training, epoch: int, first: int) -> Iterator[list[Batch]]
         yield [next(loaded).to(accelerator.device) for _ in range(run.update_freq)]
 
 
-def agree(accelerator: Accelerator, wishes: dict[str, bool]) -> tuple[str, bool]:
-    """Return the reason to stop ("" to continue) and whether to save; equal in all processes, if one of them
-    wishes it.
-    """
-    wished = list(wishes.values())
+def agree(accelerator: Accelerator, wishes: dict[str, bool]) -> list[str]:
+    """Return the names of the wishes that at least one process has; equal in all processes."""
+    wished = torch.tensor(list(wishes.values()), dtype=torch.float)
     if accelerator.num_processes > 1:
-        counts = torch.tensor(wished, dtype=torch.float, device=accelerator.device)
-        wished = accelerator.reduce(counts, "sum").tolist()
-    reasons = [name for name, count in zip(wishes, wished, strict=True) if count]
-    return next((name for name in reasons if name != "save"), ""), "save" in reasons
+        wished = accelerator.reduce(wished.to(accelerator.device), "sum")
+    return [name for name, count in zip(wishes, wished.tolist(), strict=True) if count]
 
 
 def end_epoch(run: Training, signals: list[int]) -> bool:
-    """Validate, and keep the best captioner; False if a signal interrupted it.
-
-    Unlike a step, a validation is aborted at once: last.pt is already saved, and resuming repeats the
-    validation.
-    """
-    config, state, epoch = run.config, run.state, (run.state.step - 1) // run.steps_per_epoch
-    event, score = None, None
+    """Validate, and keep the best captioner; False if a signal interrupted the validation: it is dropped."""
+    config, state, result = run.config, run.state, None
 
     def interrupt(number: int) -> None:
         signals.append(number)
@@ -471,68 +427,57 @@ def end_epoch(run: Training, signals: list[int]) -> bool:
     if run.val_set is not None:
         try:
             with on_signals(interrupt):
-                if signals:
+                if signals:  # it came while last.pt was saved
                     raise Interrupted
                 result = validate(captioner(run), run.val_set, run.train_set, config, run.accelerator)
         except Interrupted:
             return False
-        run.print(f"epoch {epoch + 1}: {summary(result)}")
-        score, timing = result["best_by"], {"seconds": result.pop("seconds")}
-        event = {"event": "validation", "step": state.step, "epoch": epoch, "timing": timing, **result}
-    if state.add_validation(state.step, score):
+        run.print(f"epoch {run.epoch + 1}: {summary(result)}")
+    if state.add_validation(state.step, result and result["best_by"]):
         save_checkpoint(run, "best")
     if state.step % (run.steps_per_epoch * config.save_ckpt_freq) == 0 and state.step < run.total_steps:
-        save_checkpoint(run, f"checkpoint-{epoch + 1}")
-    if event is not None:  # after best/ is saved: a run that is killed before this line validates again
-        log_event(run, event)
+        save_checkpoint(run, f"checkpoint-{run.epoch + 1}")
+    if result:  # after best/ is saved: a run that is killed before this line validates again
+        log_event(run, "validation", result, {"seconds": result.pop("seconds")})
     run.accelerator.wait_for_everyone()
     return True
 
 
 def captioner(run: Training) -> Captioner:
-    """Return a captioner with the model, or its moving average, the tokenizer and the decoding options."""
-    model = (run.state.model if run.state.ema is None else run.state.ema.module).eval()
-    tokens, penalty = run.config.num_max_bpe_tokens, run.config.length_penalty
-    return Captioner(model, run.tokenizer, run.caption_types, tokens, penalty, captioner_meta(run))
-
-
-def captioner_meta(run: Training) -> dict[str, Any]:
-    """Return the content of meta.json: how to caption with the weights, and how they were trained."""
-    return {
-        "caption_types": [list(caption_type) for caption_type in run.caption_types],
-        "max_tokens": run.config.num_max_bpe_tokens,
-        "length_penalty": run.config.length_penalty,
+    """Return a captioner with the model or its moving average; its `meta` says how it was trained."""
+    model = run.state.model if run.state.ema is None else run.state.ema.module
+    meta = {
         "options": dataclasses.asdict(run.config),
         "index": run.index,
         "step": run.state.step,
         "best_score": run.state.best_score,
-        "precision": run.precision,
+        "precision": run.accelerator.mixed_precision,
         "precision_reason": run.precision_reason,
         "device": str(run.accelerator.device),
         "seconds": round(time.monotonic() - run.started, 1),
         "versions": versions(),
     }
+    decoding = (run.config.num_max_bpe_tokens, run.config.length_penalty)
+    return Captioner(model, run.tokenizer, run.caption_types, *decoding, meta)
 
 
 def save_checkpoint(run: Training, name: str) -> None:
     """Save the captioner (weights, tokenizer, meta.json) in the folder `name` of the run."""
     if run.accelerator.is_main_process:
         with disk_errors(run.output / name):
-            save_captioner(
-                captioner(run), run.output / name, run.config.sentencepiece_model, captioner_meta(run)
-            )
+            save_captioner(captioner(run), run.output / name, run.config.sentencepiece_model)
 
 
 def save(run: Training) -> None:
     """Save last.pt, from which training resumes."""
     if run.accelerator.is_main_process:
-        meta, spm_path = captioner_meta(run), run.config.sentencepiece_model
-        save_last(run.output, run.state, meta, run.global_batch, spm_path)
+        spm_path = run.config.sentencepiece_model
+        save_last(run.output, run.state, captioner(run), run.global_batch, spm_path)
     run.accelerator.wait_for_everyone()
 
 
 def resume(run: Training) -> None:
-    """Load last.pt if there is one. With --resume, copy the run it names first, unless this run has its own."""
+    """Load last.pt if there is one. Without one, --resume names that of another run, to be copied first."""
     config, path, is_main = run.config, run.output / LAST_NAME, run.accelerator.is_main_process
     if config.resume and is_main and not (config.auto_resume and path.exists()):
         copy_run(Path(config.resume).parent, run.output)
@@ -541,9 +486,8 @@ def resume(run: Training) -> None:
     if found:
         load_last(run.output, run.state, config, run.index, run.global_batch)
     if len(set(gather_object([run.state.step]))) > 1:
-        raise ResumeError(
-            f"{path}: some processes found it, others did not. Use an output_dir that all machines share."
-        )
+        what = "some processes found it, others did not"
+        raise ResumeError(f"{path}: {what}. Use an output_dir that all machines share.")
     if found:
         run.print(f"resumed from {path} after step {run.state.step}")
         if is_main:
@@ -555,11 +499,9 @@ def fit_batch(run: Training) -> None:
     size = largest_batch(run.micro_batch, run.loss_model, run.state.optimizer, run.train_set, run.accelerator)
     size = min(gather_object([size]))
     if size < run.micro_batch:
-        update_freq = run.update_freq * run.micro_batch // size
-        run.print(
-            f"out of memory with batch_size {run.micro_batch}: using {size}, with update_freq {update_freq}"
-        )
-        run.micro_batch, run.update_freq = size, update_freq
+        before, run.micro_batch = run.micro_batch, size
+        run.update_freq *= before // size
+        run.print(f"out of memory with batch_size {before}: using {size}, with update_freq {run.update_freq}")
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # the peak of the run does not include this search
 
@@ -568,9 +510,8 @@ def start_log(run: Training) -> None:
     """Print the size of the run, and start log.jsonl and the tracker."""
     existing = [name for name in (LAST_NAME, "best") if (run.output / name).exists()]
     if existing and not run.state.step:
-        run.print(
-            f"{run.output}: starts from scratch; {' and '.join(existing)} of an earlier run will be replaced"
-        )
+        replaced = f"{' and '.join(existing)} of an earlier run will be replaced"
+        run.print(f"{run.output}: starts from scratch; {replaced}")
     plan = f"{len(run.train_set)} images, {run.total_steps} steps of {run.global_batch}"
     run.print(f"{plan}, {len(run.caption_types)} caption types; on {run.accelerator.device}")
     if run.val_set is None:
@@ -582,30 +523,28 @@ def start_log(run: Training) -> None:
     run.accelerator.init_trackers("beit3lib", options, {"tensorboard": {"purge_step": run.state.step + 1}})
 
 
-def log_step(
-    run: Training, result: Step, epoch: int, lr: float, batches: list[Batch], seconds: float
-) -> None:
+def log_step(run: Training, result: Step, lr: float, batches: list[Batch], seconds: float) -> None:
     """Add a line to log.jsonl at every step, and print one every `PRINT_EVERY` steps."""
     state, questions = run.state, run.state.model.config.answers
     rate = sum(batch.num_tokens for batch in batches) * run.accelerator.num_processes / max(seconds, 1e-6)
-    event = {"event": "step", "step": state.step, "epoch": epoch, "loss": result.loss}
-    event |= {"question_loss": result.question_loss} if questions else {}
-    event |= {"grad_norm": result.grad_norm if math.isfinite(result.grad_norm) else None, "lr": lr}
+    values = {"loss": result.loss} | ({"question_loss": result.question_loss} if questions else {})
+    values |= {"grad_norm": result.grad_norm if math.isfinite(result.grad_norm) else None, "lr": lr}
     timing = {"seconds_per_step": round(seconds, 3), "tokens_per_s": round(rate), "peak_mb": peak_mb()}
-    log_event(run, {**event, "skipped": state.skipped_steps, "timing": timing})
+    log_event(run, "step", {**values, "skipped": state.skipped_steps}, timing)
     if state.step % PRINT_EVERY == 0 or state.step in (1, run.last_step):
         losses = f"loss {result.loss:.3f}" + (f"  questions {result.question_loss:.3f}" if questions else "")
         left = f"{(run.last_step - state.step) * seconds / 60:.1f} min left"
         skipped = f"  {state.skipped_steps} steps skipped" if state.skipped_steps else ""
-        run.print(
-            f"step {state.step}/{run.total_steps}  epoch {epoch + 1}  {losses}  {rate:.0f} tokens/s  {left}{skipped}"
-        )
+        step = f"step {state.step}/{run.total_steps}  epoch {run.epoch + 1}"
+        run.print(f"{step}  {losses}  {rate:.0f} tokens/s  {left}{skipped}")
 
 
-def log_event(run: Training, event: dict[str, Any]) -> None:
-    """Append an event to log.jsonl and send it to the tracker."""
+def log_event(run: Training, kind: str, values: dict[str, Any], timing: dict[str, float]) -> None:
+    """Append an event, a "step" or a "validation", to log.jsonl and send it to TensorBoard."""
     if run.accelerator.is_main_process:
-        append_event(run.output / LOG_NAME, event)
+        event = {"event": kind, "step": run.state.step, "epoch": run.epoch, **values, "timing": timing}
+        with disk_errors(run.output / LOG_NAME):
+            append_event(run.output / LOG_NAME, event)
         track_event(run.accelerator, event, run.train_set.root, run.state.model.config.image_size)
 
 
@@ -634,7 +573,7 @@ def finish(run: Training, stopped: str) -> dict[str, Any]:
         "last_loss": losses[-1] if losses else None,
         "best_score": state.best_score,
         "train_seconds": round(time.monotonic() - run.started, 1),
-        "precision": run.precision,
+        "precision": run.accelerator.mixed_precision,
         "device": str(run.accelerator.device),
         "peak_mb": peak_mb(),
         "skipped_steps": state.skipped_steps,
@@ -648,7 +587,7 @@ def validate_only(run: Training) -> dict[str, Any]:
     """Validate the weights of --finetune, else of --resume, else of last.pt, and write validation.json."""
     source = run.config.finetune or run.config.resume or str(run.output / LAST_NAME)
     if not run.config.finetune:
-        load_pretrained(run.state.model, check_regular_file(source), "ema|model")
+        load_pretrained(run.state.model, source, "ema|model")
     run.state.model.to(run.accelerator.device)
     result = validate(captioner(run), run.val_set, run.train_set, run.config, run.accelerator)
     run.print(f"{source}: {summary(result)}")
@@ -658,11 +597,10 @@ def validate_only(run: Training) -> dict[str, Any]:
 
 
 def finetune(config: TrainConfig) -> dict[str, Any]:
-    """Fine-tune, or with --eval validate, in this process; return the results, which are also in
-    results.json.
+    """Fine-tune, or with --eval validate, in this process; return the results, as in results.json.
 
-    SIGTERM, SIGINT and SIGHUP end the process with status 143, 130 and 129 after the current step, with
-    last.pt saved.
+    SIGTERM, SIGINT and SIGHUP end the process after the current step, with last.pt saved and status 143, 130
+    or 129.
     """
     run, signals = setup(config), []
     if config.eval:
@@ -677,9 +615,7 @@ def finetune(config: TrainConfig) -> dict[str, Any]:
 
 
 def launch(config: TrainConfig, num_gpus: int) -> dict[str, Any]:
-    """Fine-tune, or with --eval validate, in `num_gpus` processes; return the results. For errors see
-    `run_processes`.
-    """
+    """Fine-tune, or with --eval validate, in `num_gpus` processes (`run_processes`); return the results."""
     run_processes("beit3lib.train", config.arguments(), num_gpus, config.device)
     name = VALIDATION_NAME if config.eval else RESULTS_NAME
     return read_json(Path(config.output_dir).expanduser() / name, dict)

@@ -37,8 +37,7 @@ OPERATIONS = (
     *("Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness"),
     *("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"),
 )
-# Constants of the reference implementation: it translates by at most 10 pixels and fills uncovered areas with
-# gray.
+# Constants of the reference implementation. It translates by at most 10 pixels, and fills with gray.
 RANDAUG_OPTIONS = {
     "translate_const": 10,
     "interpolation": Image.Resampling.BILINEAR,
@@ -91,13 +90,7 @@ def _python_random(rng: np.random.Generator) -> Iterator[None]:
         random.setstate(state)
 
 
-_OPPOSITE = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
-_OPPOSITE |= {
-    f"{a}{end}": f"{b}{end}"
-    for a, b in (("left", "right"), ("right", "left"))
-    for end in ("ward", "wards", "hand")
-}
-_WORD = re.compile(r"[A-Za-z]+")
+_SIDE = re.compile(r"\b(?:left|right)(?=(?:most|wards?|hand)?\b)", re.IGNORECASE)
 _NO_DIRECTION = re.compile(
     r"\b(?:have|has|had|having|was|were|be|been|being|and|just|then|already|recently) left\b(?!\s+(?:side|lane|turn|hand))"
     r"|\bleft (?:the|a|an|his|her|their|behind|from)\b|(?<!the )\bright (?:in front of|next to)\b"
@@ -116,10 +109,8 @@ def swap_left_right(text: str) -> str:
     """Return `text` with left and right swapped, also in "leftmost" or "right-hand"; capitals are kept."""
 
     def swapped(found: re.Match) -> str:
-        word = found.group()
-        other = _OPPOSITE.get(word.lower())
-        if other is None:
-            return word
+        word = found[0]
+        other = "right" if word.lower() == "left" else "left"
         return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
 
-    return _WORD.sub(swapped, text)
+    return _SIDE.sub(swapped, text)

@@ -15,7 +15,7 @@ def about_phase(label, *questions):
 
 
 def add_questions(
-    root, content, view="overhead_view", scenario=SCENE, split="train", between="", name=None, top=""
+    root, content, view="overhead_view", scenario=SCENE, split="train", between="", name="", top=""
 ):
     folder = root / top / "annotations/vqa" / split / between / scenario / view
     return write(folder / f"{name or scenario}.json", content)
@@ -31,7 +31,7 @@ HAT = ask("Is pedestrian wearning a hat?", "Yes", "No", correct=" A")
 
 
 def quirky_tree(root):
-    """Write a download with every quirk: 9 questions that can be used, and 4 without a correct answer."""
+    """Write a download with every quirk: 10 questions that can be used, and 4 without a correct answer."""
     cameras = [overhead(1), overhead(2)]
     wrong = [ask("Is it dry?", "Yes", "No", correct=letter) for letter in ("", None, "c", "yes")]
     twice = [{"id": 7, "overhead_videos": cameras, "event_phase": [about_phase("avoidance", ACTION)]}] * 2
@@ -43,16 +43,14 @@ def quirky_tree(root):
     add_questions(root, [{"environment": [HAT]}], "environment", NORMAL, "val", "normal_trimmed")
     bdd = {"id": "3c8c80e3", "videos": ["video5.mp4"], "event_phase": [about_phase("action", ACTION)]}
     add_questions(root, [bdd], scenario="video5", top="external/BDD_PC_5K")
+    synthetic = {"overhead_videos": ["a.mp4"], "event_phase": [about_phase("judgement", ACTION)]}
+    add_questions(root, [synthetic], scenario="synthetic", top="SynWTS/data")
+    first = about_phase("recognition", ask("?", "Yes", "No", id="q1", correct=""))
+    second = {"question": "Is it dry?", "a": "Yes", "b": "No", "id": "q2"}
+    third = about_phase("action", ask("What?", "One", id="q3", correct=None))
     test = [
-        {
-            "videos": [vehicle(NORMAL)],
-            "event_phase": [about_phase("recognition", ask("?", "Yes", "No", id="q1", correct=""))],
-        },
-        {"videos": cameras, "conversations": [{"question": "Is it dry?", "a": "Yes", "b": "No", "id": "q2"}]},
-        {
-            "videos": ["video9.mp4"],
-            "event_phase": [about_phase("action", ask("What?", "One", id="q3", correct=None))],
-        },
+        {"videos": [vehicle(NORMAL)], "event_phase": [first]},
+        {"videos": cameras, "conversations": [second]},
     ]
-    add_test_questions(root, test)
+    add_test_questions(root, [*test, {"videos": ["video9.mp4"], "event_phase": [third]}])
     return root

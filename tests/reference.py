@@ -1,8 +1,9 @@
-"""The public BEiT-3 recipe's own code (package beit3-gml) as the oracle of tests and benchmark.
+"""The reference implementation (package beit3-gml) as the oracle of tests and benchmark.
 
-`recipe("utils")` returns one of its modules. They import each other by bare names, such as `utils` and `datasets`, so its
-folder is on `sys.path` only while they load, and those names are removed from `sys.modules` afterwards: other packages have
-a `datasets` too. Importing this module skips the importing tests if beit3-gml is not installed.
+`recipe("utils")` returns one of its modules. They import each other by bare names, such as `utils` and
+`datasets`, so its folder is on `sys.path` only while they load, and those names are removed from
+`sys.modules` afterwards: other packages have a `datasets` too. Importing this module skips the importing
+tests if beit3-gml is not installed.
 """
 
 import importlib
@@ -11,13 +12,12 @@ import warnings
 from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
 
-FOLDER = Path(
-    pytest.importorskip("beit3", reason="beit3-gml, the recipe's own code, is not installed").__file__
-).parent
+FOLDER = Path(pytest.importorskip("beit3", reason="beit3-gml is not installed").__file__).parent
 
 
 @cache
@@ -28,9 +28,8 @@ def _modules() -> dict[str, ModuleType]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of timm and torch, about old names
-            sys.modules["modeling_finetune"] = importlib.import_module(
-                "beit3.modeling_finetune"
-            )  # it imports relatively
+            # It imports relatively.
+            sys.modules["modeling_finetune"] = importlib.import_module("beit3.modeling_finetune")
             return {name: importlib.import_module(name) for name in names}
     finally:
         sys.path.remove(str(FOLDER))
@@ -40,18 +39,18 @@ def _modules() -> dict[str, ModuleType]:
 
 
 def recipe(module: str) -> ModuleType:
-    """A module of the recipe, for example `recipe("optim_factory")`."""
+    """A module of the reference implementation, for example `recipe("optim_factory")`."""
     return _modules()[module]
 
 
 def captioning_model(model, drop_path: float = 0.0):
-    """The recipe's model with the weights of ours (the same tensors, not copies), in eval mode."""
+    """Its model with the weights of ours (the same tensors, not copies), in eval mode."""
     config = model.config
     modeling = recipe("modeling_finetune")
-    arguments = recipe("modeling_utils")._get_base_config(
-        img_size=config.image_size, vocab_size=config.vocab_size
-    )
+    arguments = recipe("modeling_utils")._get_base_config()
     sizes = {
+        "img_size": config.image_size,
+        "vocab_size": config.vocab_size,
         "patch_size": config.patch_size,
         "encoder_embed_dim": config.width,
         "encoder_attention_heads": config.heads,
@@ -76,7 +75,7 @@ def logits(theirs, images, input_ids, padding=None, masked=None):
 
 
 def loss_function(smoothing=0.1, drop_worst_ratio=0.2, drop_worst_after=12000):
-    """The recipe's loss: called with (logits, targets, step)."""
+    """Its loss: called with (logits, targets, step)."""
     return recipe("utils").BertCaptioningLoss(smoothing, drop_worst_ratio, drop_worst_after)
 
 
@@ -94,7 +93,7 @@ class _Ids:
 
 @torch.inference_mode()
 def generate(theirs, images, tokenizer, num_beams=3, max_tokens=64, length_penalty=0.6) -> list[list[int]]:
-    """Beam search by the recipe's CaptioningHandler: the ids of each caption."""
+    """Its beam search, by CaptioningHandler: the ids of each caption."""
     engine = recipe("engine_for_finetuning")
     options = SimpleNamespace(
         label_smoothing=0.1,
@@ -105,13 +104,7 @@ def generate(theirs, images, tokenizer, num_beams=3, max_tokens=64, length_penal
         length_penalty=length_penalty,
         vocab_size=theirs.mlm_head.out_features,
     )
-    original, engine.get_sentencepiece_model_for_beit3 = (
-        engine.get_sentencepiece_model_for_beit3,
-        lambda _: _Ids(tokenizer),
-    )
-    try:
+    with patch.object(engine, "get_sentencepiece_model_for_beit3", lambda _: _Ids(tokenizer)):
         handler = engine.CaptioningHandler(options)
-    finally:
-        engine.get_sentencepiece_model_for_beit3 = original
     handler.eval_batch(theirs, images, torch.arange(len(images)))
     return [prediction["caption"] for prediction in handler.predictions]

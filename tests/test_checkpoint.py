@@ -3,6 +3,7 @@
 import argparse
 import os
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -16,15 +17,9 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from test_model import TINY, make_inputs, make_model
 
+from beit3lib import checkpoint
 from beit3lib.captioner import Captioner
-from beit3lib.checkpoint import (
-    CheckpointError,
-    export_folder,
-    load_captioner,
-    load_pretrained,
-    save_captioner,
-    save_public,
-)
+from beit3lib.checkpoint import CheckpointError, load_captioner, load_pretrained, save_captioner, save_public
 from beit3lib.model import CaptionModel
 from beit3lib.sample import SPM_PATH
 from beit3lib.tokenizer import UNUSED_ROWS, load_tokenizer
@@ -45,26 +40,16 @@ def target():
     return make_model(seed=2)
 
 
-@pytest.fixture
-def reference():
-    pytest.importorskip("beit3")
-    import reference
-
-    return reference
-
-
-WRAPPERS = {"model": lambda state: {"model": state}, "module": lambda state: {"module": state}, "bare": dict}
-
-
-@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize("key", ["model", "module", None])
 @pytest.mark.parametrize("name", ["c.pth", "c.zip", "checkpoint", "unpacked"])
-def test_every_form_of_a_public_checkpoint_loads(tmp_path, source, target, wrap, name):
-    torch.save(wrap(source.state_dict()), tmp_path / "saved")
+def test_every_form_of_a_public_checkpoint_loads(tmp_path, source, target, key, name):
+    state = source.state_dict()
+    torch.save({key: state} if key else state, tmp_path / "saved")
     if name == "unpacked":
         zipfile.ZipFile(tmp_path / "saved").extractall(tmp_path / name)
     else:
         os.rename(tmp_path / "saved", tmp_path / name)
-    assert load_pretrained(target, tmp_path / name) == f"{len(source.state_dict())} tensors loaded"
+    assert load_pretrained(target, tmp_path / name) == f"{len(state)} tensors loaded"
     assert same_weights(source, target)
 
 
@@ -78,25 +63,13 @@ def fine_tuning_checkpoint(source):
     return {**content, "scaler": {}, "args": argparse.Namespace(lr=1e-4, opt_betas=None, resume="")}
 
 
-@pytest.mark.parametrize("zipped, key", [(True, "model"), (False, "module")], ids=["zip", "legacy"])
 @pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
-def test_checkpoints_of_fine_tuning_load(tmp_path, source, target, zipped, key, module):
+def test_checkpoints_of_fine_tuning_load(tmp_path, source, target, module):
     """DeepSpeed writes "module"; numpy 1 and 2 write different names of the module of their numbers."""
-    content = fine_tuning_checkpoint(source)
-    content[key] = content.pop("model")
-    path = tmp_path / "checkpoint-3.pth"
-    torch.save(content, path, _use_new_zipfile_serialization=zipped)
-
-    def rename(data):
-        return data.replace(b"numpy._core.multiarray", module).replace(b"numpy.core.multiarray", module)
-
-    if zipped:
-        entries = {entry: zipfile.ZipFile(path).read(entry) for entry in zipfile.ZipFile(path).namelist()}
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-            for name, data in entries.items():
-                archive.writestr(name, rename(data) if name.endswith("data.pkl") else data)
-    else:
-        path.write_bytes(rename(path.read_bytes()))
+    content, path = fine_tuning_checkpoint(source), tmp_path / "checkpoint-3.pth"
+    content["module"] = content.pop("model")
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(re.sub(rb"numpy\._?core\.multiarray", module, path.read_bytes()))
     load_pretrained(target, path)
     assert same_weights(source, target)
 
@@ -137,11 +110,7 @@ def test_a_missing_head_is_initialized_and_other_heads_are_skipped(tmp_path, sou
 
 @pytest.mark.parametrize(
     "changes, message",
-    [
-        ({"width": 16}, r"beit3.encoder.*has shape \(.*16.*\), not \("),
-        ({"layers": 2}, "beit3.encoder.layers.2.*is missing"),
-        ({"layers": 4}, "beit3.encoder.layers.3.*is unknown"),
-    ],
+    [({"width": 16}, r"has shape \(.*16.*\), not \("), ({"layers": 2}, "beit3.encoder.layers.2.*is missing")],
 )
 def test_a_checkpoint_of_another_model_names_the_parameters(tmp_path, target, changes, message):
     save_public(make_model(replace(TINY, **changes)), tmp_path / "other.pth")
@@ -158,7 +127,7 @@ def test_another_prefix_is_removed_on_request(tmp_path, source, target):
 
 
 class Gadget:
-    """A pickle that runs a command when it is loaded."""
+    """A pickle that makes a folder when it is loaded."""
 
     def __init__(self, path):
         self.path = path
@@ -171,7 +140,7 @@ class Gadget:
 @pytest.mark.parametrize("form", ["pickle", "zip", "legacy"])
 def test_a_pickle_that_runs_code_is_refused(tmp_path, source, target, form):
     content, path = (
-        {**fine_tuning_checkpoint(source), "extra": Gadget(tmp_path / "made")},
+        fine_tuning_checkpoint(source) | {"extra": Gadget(tmp_path / "made")},
         tmp_path / "evil.pth",
     )
     if form == "pickle":
@@ -187,8 +156,6 @@ BROKEN = {
     "empty": lambda whole: b"",
     "half": lambda whole: whole[: len(whole) // 2],
     "text": lambda whole: b"<!DOCTYPE html><title>404</title>\n",
-    "zip": lambda whole: b"PK\x05\x06" + bytes(18),
-    "random": lambda whole: np.random.default_rng(0).bytes(5000),
 }
 
 
@@ -201,18 +168,12 @@ def test_a_broken_file_is_named(tmp_path, source, target, damage):
     assert "\n" not in str(error.value) and "weights_only" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "content", [[1, 2], {"weights": {"a": torch.zeros(1)}}, {"model": {"a": 1}}], ids=str
-)
-def test_a_file_without_a_state_dict_is_named(tmp_path, target, content):
-    torch.save(content, tmp_path / "other.pth")
+def test_a_file_or_folder_without_a_state_dict_is_named(tmp_path, target):
+    torch.save({"weights": {"a": torch.zeros(1)}}, tmp_path / "other.pth")
     with pytest.raises(
         CheckpointError, match=r"other\.pth: expected a state dict under model\|module, found"
     ):
         load_pretrained(target, tmp_path / "other.pth")
-
-
-def test_a_folder_without_weights_is_named(tmp_path, target):
     with pytest.raises(CheckpointError, match="expected an unpacked checkpoint, found 0"):
         load_pretrained(target, tmp_path)
 
@@ -222,10 +183,11 @@ def saved(tmp_path):
     """A captioner and the folder that it is saved in."""
     tokenizer = load_tokenizer(SPM_PATH)
     model = make_model(replace(TINY, vocab_size=len(tokenizer) + UNUSED_ROWS, drop_path=0.1))
-    captioner = Captioner(model, tokenizer, [("vehicle", "road"), ("pedestrian", "moving")], 20, 0.9)
     options = {"model": "beit3_base_patch16_224", "finetune": "/secret/w.pth", "data_path": "/secret/x"}
     meta = {"best_score": 33.1, "options": options}
-    return captioner, save_captioner(captioner, tmp_path / "run" / "best", SPM_PATH, meta)
+    types = [("vehicle", "road"), ("pedestrian", "moving")]
+    captioner = Captioner(model, tokenizer, types, 20, 0.9, meta)
+    return captioner, save_captioner(captioner, tmp_path / "run" / "best", SPM_PATH)
 
 
 def test_a_checkpoint_folder_loads_as_it_was_saved(saved, target):
@@ -239,62 +201,53 @@ def test_a_checkpoint_folder_loads_as_it_was_saved(saved, target):
     assert same_weights(captioner.model, other)
 
 
-def export(*arguments):
-    command = [sys.executable, "-m", "beit3lib.checkpoint", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 def test_an_exported_file_loads_strictly_in_the_reference_implementation(saved, reference, tmp_path):
     captioner, folder = saved
-    assert "in the public format" in export(folder, tmp_path / "public.pth").stdout
+    command = [sys.executable, "-m", "beit3lib.checkpoint", folder, tmp_path / "public.pth"]
+    assert "in the public format" in subprocess.run(command, capture_output=True, text=True).stdout
     theirs = reference.captioning_model(make_model(captioner.model.config, seed=5))
     theirs.load_state_dict(torch.load(tmp_path / "public.pth", weights_only=True)["model"], strict=True)
     assert same_weights(captioner.model, theirs)
 
 
-def test_an_exported_folder_has_a_model_card_and_loads(saved, tmp_path):
+def export(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["checkpoint", *map(str, arguments)])
+    checkpoint.main()
+
+
+def test_an_exported_folder_has_a_model_card_and_loads(saved, tmp_path, monkeypatch):
     captioner, folder = saved
     for _ in range(2):  # an earlier export is replaced
-        assert export(folder, tmp_path / "mine").returncode == 0
+        export(monkeypatch, folder, tmp_path / "mine")
     loaded = load_captioner(tmp_path / "mine", "cpu")
     assert same_weights(captioner.model, loaded.model) and loaded.caption_types == captioner.caption_types
     card = ModelCard.load(tmp_path / "mine" / "README.md")
     assert card.data.pipeline_tag == "image-to-text" and "vehicle road, pedestrian moving" in card.text
     assert "beit3_base_patch16_224, initial weights: w.pth" in card.text and "33.1" in card.text
-    texts = [(tmp_path / "mine" / name).read_text() for name in ("README.md", "meta.json")]
-    assert not any("secret" in text for text in texts)
+    assert "secret" not in card.text + (tmp_path / "mine" / "meta.json").read_text()
 
 
-def test_an_export_replaces_nothing_but_an_export(saved, tmp_path):
+def test_an_export_replaces_nothing_but_an_export(saved, tmp_path, monkeypatch):
     _, folder = saved
     (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.jpg").touch()
-    for out in (folder, tmp_path / "photos", folder / "model.safetensors"):
-        with pytest.raises(FileExistsError, match=f"{out}: expected a new folder or an earlier export"):
-            export_folder(folder, out)
-    (tmp_path / "run" / "last.pt").write_text("state")
-    done = export(folder, tmp_path / "run" / "last.pt")
-    assert (
-        done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "expected a new file" in done.stderr
-    )
-    assert (tmp_path / "run" / "last.pt").read_text() == "state" and (tmp_path / "photos" / "a.jpg").exists()
+    others = [tmp_path / "photos" / "a.jpg", tmp_path / "run" / "last.pt", folder / "model.safetensors"]
+    for path in others[:2]:
+        path.write_text("mine")
+    before = [path.read_bytes() for path in others]
+    for out in (tmp_path / "photos", folder, *others):
+        with pytest.raises(SystemExit, match=f"{out}: expected a new f"):
+            export(monkeypatch, folder, out)
+    assert [path.read_bytes() for path in others] == before
 
 
-def change(name, edit):
-    """Change one file of a checkpoint folder: weights as a state dict, others as bytes."""
-
-    def change(folder):
-        path = folder / name
-        if path.suffix == ".safetensors":
-            save_file(edit(load_file(path)), path)
-        else:
-            path.write_bytes(edit(path.read_bytes()))
-
-    return change
+def spoil_bias(folder, edit):
+    state = load_file(folder / "model.safetensors")
+    save_file({**state, "mlm_head.bias": edit(state["mlm_head.bias"])}, folder / "model.safetensors")
 
 
-def bias(edit):
-    return change("model.safetensors", lambda state: {**state, "mlm_head.bias": edit(state["mlm_head.bias"])})
+def spoil_tokenizer(folder):
+    path = folder / "sentencepiece.bpe.model"
+    path.write_bytes(path.read_bytes().replace(b"road", b"roda"))
 
 
 @pytest.mark.parametrize(
@@ -304,15 +257,11 @@ def bias(edit):
             lambda folder: (folder / "meta.json").unlink(),
             r"best: expected a checkpoint folder.*no meta\.json",
         ),
-        (change("meta.json", lambda data: data[:9]), r"meta\.json: expected JSON"),
-        (change("meta.json", lambda data: b'{"model": {"width": 32}}'), r"model\.layers"),
+        (lambda folder: os.truncate(folder / "meta.json", 9), r"meta\.json: expected JSON"),
         (lambda folder: os.truncate(folder / "model.safetensors", 5000), "s: expected safetensors, found"),
-        (bias(lambda bias: torch.zeros(3)), "bias has shape"),
-        (bias(lambda bias: bias + torch.inf), "bias is not finite"),
-        (
-            change("sentencepiece.bpe.model", lambda data: data.replace(b"road", b"roda")),
-            r"sentencepiece\.bpe\.model: expected the tokenizer that the model was trained with",
-        ),
+        (lambda folder: spoil_bias(folder, lambda bias: torch.zeros(3)), "bias has shape"),
+        (lambda folder: spoil_bias(folder, lambda bias: bias + torch.inf), "bias is not finite"),
+        (spoil_tokenizer, r"bpe\.model: expected the tokenizer that the model was trained with"),
     ],
 )
 def test_an_incomplete_or_damaged_folder_is_named(saved, damage, message):

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from test_model import TINY, make_large_model, make_model
 from torch import nn
 
+from beit3lib.data.schema import ASPECTS, SUBJECTS
 from beit3lib.decode import Caption, generate, inference_weights, word_probs
 from beit3lib.model import model_config
 from beit3lib.sample import SPM_PATH
@@ -36,10 +38,8 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def theirs():
+def theirs(reference):
     """theirs(model, images, …): ids of the captions by the reference implementation."""
-    pytest.importorskip("beit3")
-    import reference
 
     def generate(model, images, *options):
         return reference.generate(reference.captioning_model(model), images, TOKENIZER, *options)
@@ -56,12 +56,12 @@ def ids(model, images, prompts=((),), num_beams=3, max_tokens=MAX_TOKENS, *optio
     return [c.ids for c in generate(model, images, TOKENIZER, prompts, num_beams, max_tokens, *options)]
 
 
-@pytest.mark.parametrize("num_beams", [1, 2, 3])
+@pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize(
     "max_tokens, length_penalty, count",
     [
-        *((3, 0.6, 12), (4, 0.6, 12), (10, 0.6, 12), (10, 0.0, 16), (10, 2.0, 16), (64, 0.6, 12)),
-        *(pytest.param(tokens, 0.6, 200, marks=pytest.mark.slow) for tokens in (10, 64)),
+        *((3, 0.6, 12), (4, 0.6, 12), (10, 0.0, 16), (10, 2.0, 16), (64, 0.6, 12)),
+        pytest.param(64, 0.6, 200, marks=pytest.mark.slow),
     ],
 )
 def test_captions_equal_those_of_the_reference_implementation(
@@ -107,32 +107,25 @@ def test_log_probs_equal_those_without_a_cache(model, prompt):
 
 def test_images_and_prompts_together_equal_separate_searches(model):
     """Captions of an image end at various lengths, so that sequences leave the search at various steps."""
-    images, aspects = random_images(model, 5, seed=9), ("moving", "pedestrian_description", "road", "weather")
-    prompts = [
-        prompt_ids(TOKENIZER, subject, aspect) for subject in ("vehicle", "pedestrian") for aspect in aspects
-    ]
+    images, kinds = random_images(model, 5, seed=9), product(SUBJECTS, ASPECTS)
+    prompts = [prompt_ids(TOKENIZER, *kind) for kind in kinds]
     together = generate(model, images, TOKENIZER, prompts, max_tokens=MAX_TOKENS)
-    alone = [
-        generate(model, image[None], TOKENIZER, [prompt], max_tokens=MAX_TOKENS)[0]
-        for image in images
-        for prompt in prompts
-    ]
+    pairs = product(images, prompts)
+    alone = [generate(model, x[None], TOKENIZER, [prompt], max_tokens=MAX_TOKENS)[0] for x, prompt in pairs]
     assert [caption.ids for caption in together] == [caption.ids for caption in alone]
     assert [c.log_prob for c in together] == pytest.approx([c.log_prob for c in alone], abs=1e-4)
     assert len({len(caption.ids) for caption in together}) > 1
     assert ids(model, model.encode_image(images), prompts) == [caption.ids for caption in alone]
 
 
-def layers(seed=0):
+def layers():
     """A product that oneDNN repacks and one that is too small for it."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     return nn.Sequential(nn.Linear(512, 1024), nn.GELU(), nn.Linear(1024, 8, bias=False))
 
 
 @pytest.mark.parametrize("has_onednn", [True, False])
-@pytest.mark.parametrize(
-    "precision, tolerance", [(None, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 1e-3)]
-)
+@pytest.mark.parametrize("precision, tolerance", [(None, 1e-5), (torch.bfloat16, 1e-2)])
 def test_inference_weights_compute_the_same_outputs(monkeypatch, has_onednn, precision, tolerance):
     if not has_onednn:
         monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
@@ -144,19 +137,11 @@ def test_inference_weights_compute_the_same_outputs(monkeypatch, has_onednn, pre
             assert model(x).dtype == expected.dtype
 
 
-def test_inference_weights_are_those_at_the_start_of_the_outer_block():
-    model, x = layers(), torch.ones(1, 512)
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), inference_weights(model):
-        expected = model(x)
-        model.load_state_dict(layers(seed=1).state_dict())
-        with inference_weights(model):
-            assert torch.equal(model(x), expected)
-        assert torch.equal(model(x), expected)
-
-
 def test_after_inference_weights_the_model_trains_as_before_also_after_an_error():
     model, other, x = layers(), layers(), torch.randn(4, 512)
     with pytest.raises(ZeroDivisionError), torch.autocast("cpu", torch.bfloat16), inference_weights(model):
+        with inference_weights(model):  # does nothing
+            model(x)
         raise ZeroDivisionError
     for each in (model, other):
         each(x).square().mean().backward()

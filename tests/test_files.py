@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beit3lib.files import (
@@ -28,9 +28,8 @@ from beit3lib.files import (
     write_text,
 )
 
-SHIMS = (
-    Path(__file__).parents[2] / "shared/data/cases"
-)  # C sources that imitate the errors of network file systems
+# C sources that imitate the errors of network file systems.
+SHIMS = Path(__file__).parents[2] / "shared/data/cases"
 
 
 def python(code, *arguments, **environment):
@@ -81,11 +80,9 @@ def test_a_folder_is_replaced_completely_or_not_at_all(tmp_path):
 
 
 def test_a_folder_survives_a_kill_between_its_two_renames(tmp_path):
-    kill = (
-        "replace = os.replace\n"
-        "os.replace = lambda old, new: os._exit(9) if str(old).endswith('.new') else replace(old, new)\n"
-        "with f.atomic_folder(sys.argv[1]) as new: (new / 'weights').write_text('2')"
-    )
+    kill = "replace = os.replace\n"
+    kill += "os.replace = lambda old, new: os._exit(9) if str(old).endswith('.new') else replace(old, new)\n"
+    kill += "with f.atomic_folder(sys.argv[1]) as new: (new / 'weights').write_text('2')"
     with atomic_folder(tmp_path / "best") as folder:
         (folder / "weights").write_text("1")
     assert python(kill, tmp_path / "best").returncode == 9 and not (tmp_path / "best").exists()
@@ -112,16 +109,12 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
+@settings(max_examples=30)
 @given(st.lists(st.dictionaries(st.text("ab\u2028"), JSON), max_size=5))
 def test_json_lines_are_read_back_whatever_they_contain(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("lines") / "rows.jsonl"
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     assert read_json_lines(path) == rows
-
-
-def test_json_may_start_with_a_byte_order_mark(tmp_path):
-    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
-    assert read_json(tmp_path / "a.json", dict) == {"a": 1}
 
 
 @pytest.mark.parametrize(
@@ -136,11 +129,8 @@ def test_a_broken_json_file_is_named_with_the_reason(tmp_path, content, message)
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(FileError, match=rf"a\.json: {message}"):
         read_json(tmp_path / "a.json", dict)
-
-
-def test_a_broken_line_is_named_with_its_number(tmp_path):
-    write_text(tmp_path / "a.jsonl", '{"a": 1}\n\n[5]\n')
-    with pytest.raises(FileError, match=r"a\.jsonl, line 3: expected an object"):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n' + content)  # after a byte order mark
+    with pytest.raises(FileError, match=rf"a\.jsonl.*: {message}"):
         read_json_lines(tmp_path / "a.jsonl")
 
 
@@ -202,9 +192,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
 def test_a_network_file_system_without_locks_or_syncs_of_folders(tmp_path, call, number):
     library = tmp_path / "shim.so"
     subprocess.run(["gcc", "-shared", "-fPIC", SHIMS / f"shim_{call}.c", "-o", library, "-ldl"], check=True)
-    code = (
-        "with f.lock_folder(sys.argv[1], 'training'), f.atomic_folder(sys.argv[1] + '/best'): print('inside')"
-    )
+    code = "with f.lock_folder(sys.argv[1], 'a'), f.atomic_folder(sys.argv[1] + '/best'): print('inside')"
     done = python(code, tmp_path, LD_PRELOAD=str(library), SHIM_ERRNO=number)
     assert done.returncode == 0 and done.stdout.endswith("inside\n"), done.stderr
     assert done.stdout.count("Do not start a second process") == (call == "flock")

@@ -43,8 +43,7 @@ def deterministic():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("num_beams", [1, 3])
-@pytest.mark.parametrize("prompts", [[[]], [[20], [21, 22]]], ids=["one", "prompts"])
+@pytest.mark.parametrize("num_beams, prompts", [(1, [[]]), (3, [[]]), (3, [[20], [21, 22]])])
 def test_captions_in_fp32_equal_the_cpu(num_beams, prompts):
     model = speed.make_model(MODEL, torch.device("cpu"))
     images, tokenizer = speed.make_images(model, 16), speed.FakeTokenizer(model.config.vocab_size)
@@ -95,12 +94,10 @@ def little_memory():
     torch.cuda.empty_cache()
 
 
-def test_training_that_runs_out_of_memory_continues_with_smaller_batches(
-    run, tmp_path_factory, tmp_path, capsys, little_memory
-):
-    folder = tmp_path_factory.mktemp("many") / "run"
-    draw_run(folder, train=512, val=2)
-    results = train.finetune(quick(folder, tmp_path, **CUDA, precision="fp32", batch_size=512, epochs=1))
+def test_training_that_runs_out_of_memory_continues_with_smaller_batches(tmp_path, capsys, little_memory):
+    draw_run(tmp_path / "many", train=512, val=2)
+    options = {**CUDA, "precision": "fp32", "batch_size": 512, "epochs": 1}
+    results = train.finetune(quick(tmp_path / "many", tmp_path, **options))
     assert "out of memory with batch_size 512" in capsys.readouterr().out and results["steps"] == 1
 
 

@@ -1,6 +1,6 @@
-"""Questions as documents of a packed sequence: equal to single questions, invisible to captions, blind to letters."""
+"""Packed questions equal single ones, are invisible to captions, and do not depend on letters."""
 
-import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -9,12 +9,13 @@ import torch
 from conftest import draw_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_train import changed, close, events, last, losses, quick
+from test_train import changed, close, events, last, losses, quick, same
 
 from beit3lib import sample, train
 from beit3lib.caption import caption_run
 from beit3lib.captioner import Captioner
 from beit3lib.checkpoint import load_captioner, load_pretrained
+from beit3lib.data.index import INDEX_NAME, read_index
 from beit3lib.data.questions import (
     QUESTION_INDEX_NAME,
     read_image_answers,
@@ -25,10 +26,10 @@ from beit3lib.dataset import pack
 from beit3lib.model import CaptionModel, model_config
 from beit3lib.question import Question, collate_options, encode_question, option_log_probs
 from beit3lib.sample import draw
-from beit3lib.sample.questions import OPTIONS, QUESTIONS
+from beit3lib.sample.questions import OPTIONS, QUESTIONS, answer_of
 from beit3lib.sample.truth import read_drawn
 from beit3lib.tokenizer import load_tokenizer
-from beit3lib.transforms import swap_left_right
+from beit3lib.transforms import swap_left_right, to_tensor
 
 ASKED = [
     ("What is the weather?", {"a": "clear", "b": "rainy", "c": "cloudy"}),
@@ -52,9 +53,7 @@ def captioner():
 def pixels():
     rng = np.random.default_rng(0)
     images = [draw.draw_blur(draw.Scene(**draw.draw_values(rng)), draw.draw_camera(rng)) for _ in range(3)]
-    return torch.stack(
-        [torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1 for image in images]
-    )
+    return torch.stack([to_tensor(image, 64) for image in images])
 
 
 def log_probs(captioner, pixels, questions):
@@ -67,21 +66,17 @@ def test_packed_questions_have_the_answers_of_single_ones_of_one_image(captioner
     packed = log_probs(captioner, pixels, [questions, [], questions[:2]])
     assert [len(of_image) for of_image in packed] == [3, 0, 2]
     for image in (0, 2):
-        for number, values in enumerate(packed[image]):
-            single = log_probs(captioner, pixels[image : image + 1], [[questions[number]]])[0][0]
-            assert values == pytest.approx(single, abs=1e-4) and sum(np.exp(values)) == pytest.approx(
-                1, abs=1e-5
-            )
+        for question, values in zip(questions, packed[image], strict=False):
+            single = log_probs(captioner, pixels[image : image + 1], [[question]])[0][0]
+            assert values == pytest.approx(single, abs=1e-4)
 
 
 def test_the_order_and_letters_of_options_change_nothing_and_images_do(captioner, pixels):
     text, options = ASKED[2]
     turned = {letter: options[other] for letter, other in zip("zyxw", "dcba", strict=True)}
     questions = [encode_question(captioner.tokenizer, text, one) for one in (options, turned)]
-    first, second = log_probs(captioner, pixels, [[questions[0]], [questions[1]], [questions[0]]])[:2]
-    same = log_probs(captioner, pixels[:1], [questions])[0]
-    assert same[0] == pytest.approx(same[1][::-1], abs=1e-4)
-    assert first[0] != pytest.approx(second[0][::-1], abs=1e-3)
+    (first, second), (other, _) = log_probs(captioner, pixels[:2], [questions, questions])
+    assert first == pytest.approx(second[::-1], abs=1e-4) and first != pytest.approx(other, abs=1e-3)
 
 
 def test_every_token_of_a_question_counts_and_captions_see_no_question(captioner, pixels):
@@ -89,22 +84,16 @@ def test_every_token_of_a_question_counts_and_captions_see_no_question(captioner
     model, tokenizer = captioner.model, captioner.tokenizer
     caption = [0, *tokenizer.encode("The road is wet.", add_special_tokens=False), 2]
     ids = encode_question(tokenizer, *ASKED[0]).ids
-    states = []
-    for question in (ids, [*ids[:-2], ids[-3], 2], ids):  # with another last word, and without the caption
-        captions = [(caption, 0)] if len(states) < 2 else [(caption[:4], 0)]
-        packed = pack(captions, 0.0, 5, np.random.default_rng(0), [Question(question, [[5]], 0)])
-        tensors = (
-            torch.from_numpy(getattr(packed, n))[None]
-            for n in ("labels", "positions", "doc_ids", "bidirectional")
-        )
+    names, n, states = ("labels", "positions", "doc_ids", "bidirectional"), len(caption), []
+    # Both, then another last word of the question, then another caption.
+    for before, question in ((caption, ids), (caption, [*ids[:-2], ids[-3], 2]), (caption[:4], ids)):
+        packed = pack([(before, 0)], 0.0, 5, np.random.default_rng(0), [Question(question, [[5]], 0)])
+        tensors = (torch.from_numpy(getattr(packed, name))[None] for name in names)
         with torch.inference_mode():
             states.append(model.encode_text(model.encode_image(pixels[:1]), *tensors)[0])
-    n = len(caption)
     assert torch.allclose(states[0][:n], states[1][:n], atol=1e-5)
-    assert not torch.allclose(
-        states[0][n], states[1][n], atol=1e-3
-    )  # the state at <s> depends on the last word
-    assert torch.allclose(states[0][n], states[2][4], atol=1e-5)  # and not on the caption
+    assert not torch.allclose(states[0][n], states[1][n], atol=1e-3)  # the state at <s> of the question
+    assert torch.allclose(states[0][n], states[2][4], atol=1e-5)
 
 
 def test_an_answer_map_changes_no_caption(captioner, pixels):
@@ -113,18 +102,17 @@ def test_an_answer_map_changes_no_caption(captioner, pixels):
     without = Captioner(plain.eval(), captioner.tokenizer, captioner.caption_types)
     assert [c.text for c in without.generate(pixels)] == [c.text for c in captioner.generate(pixels)]
     with pytest.raises(ValueError, match="expected a model that was trained with questions"):
-        without.answer(draw.draw_blur(draw.Scene(), draw.draw_camera(np.random.default_rng(0))), ASKED)
+        without.answer("photo.jpg", ASKED)
 
 
 def test_options_with_the_same_words_in_another_order_have_other_vectors():
-    collide = Question([0, 2], [[7, 8, 9], [9, 8, 7], [7, 7]], 1)
-    options = collate_options([collide, Question([0, 2], [[7, 8, 9], [9, 8]], 0)])
-    shares = [part.tolist() for part in options.weights.split([3, 3, 2, 3, 2])]
-    assert (
-        shares[0] == shares[1] != shares[3]
-        and shares[2] == [0.5, 0.5]
-        and shares[3] == pytest.approx([1 / 3] * 3)
-    )
+    questions = [
+        Question([0, 2], [[7, 8, 9], [9, 8, 7], [7, 7]], 1),
+        Question([0, 2], [[7, 8, 9], [9, 8]], 0),
+    ]
+    shares = [part.tolist() for part in collate_options(questions).weights.split([3, 3, 2, 3, 2])]
+    assert shares[0] == shares[1] and shares[0][0] > shares[0][1] > shares[0][2]
+    assert shares[2] == [0.5, 0.5] and shares[3] == pytest.approx([1 / 3] * 3)
     assert [sum(share) for share in shares] == pytest.approx([1] * 5)
 
 
@@ -141,33 +129,20 @@ def test_log_probabilities_are_those_of_a_softmax_over_each_question(scores):
 # Training
 
 
-def ask_about(folder, letters="abcd"):
-    """Write an index of questions about the drawn scenes of a run; the correct options follow from the scenes."""
+def ask_about(folder):
+    """Write an index of questions about the drawn scenes of a run."""
     drawn, rng = read_drawn(folder), np.random.default_rng(0)
     for split in ("train", "val"):
-        lines = [
-            json.loads(line) for line in (folder / f"coco_captioning.{split}.jsonl").read_text().splitlines()
-        ]
-        images = {(line["scenario"], line["phase"]): line["image_path"] for line in lines}
-        rows = []
-        for (scenario, phase), image in sorted(images.items()):
+        rows, lines = [], read_index(folder / INDEX_NAME.format(split=split)).drop_duplicates("image_path")
+        for line in lines.itertuples():
+            about = {"split": split, "source": "wts", "scenario": line.scenario, "scope": "phase"}
+            about |= {"view": "overhead_view", "videos": [], "phase": line.phase, "images": [line.image_path]}
             for name, (question, values) in QUESTIONS.items():
-                shown = [str(value) for value in rng.permutation(values.split())]
-                options = {
-                    letter: OPTIONS.get(value, value) for letter, value in zip(letters, shown, strict=False)
-                }
-                correct = letters[shown.index(getattr(drawn[scenario, phase], name))]
-                about = {
-                    "split": split,
-                    "source": "wts",
-                    "scenario": scenario,
-                    "scope": "phase",
-                    "phase": phase,
-                }
-                about |= {"view": "overhead_view", "videos": [], "id": f"{scenario}/{phase}/{name}"}
-                rows.append(
-                    {**about, "question": question, "options": options, "correct": correct, "images": [image]}
-                )
+                shown = rng.permutation(values.split()).tolist()
+                options = {letter: OPTIONS.get(v, v) for letter, v in zip("abcd", shown, strict=False)}
+                correct = answer_of(drawn[line.scenario, line.phase], question, options)
+                asked = {"question": question, "options": options, "correct": correct}
+                rows.append({**about, "id": f"{line.scenario}/{line.phase}/{name}", **asked})
         write_questions(folder / QUESTION_INDEX_NAME.format(split=split), pd.DataFrame(rows, dtype=object))
 
 
@@ -181,11 +156,10 @@ def asked(tmp_path_factory):
 
 
 def test_questions_are_trained_beside_captions_and_validated(asked, tmp_path):
-    results = train.finetune(quick(asked, tmp_path, finetune=str(sample.CHECKPOINT_PATH), epochs=8, lr=2e-3))
-    steps, validation = events(tmp_path, "step"), events(tmp_path, "validation")[-1]
-    assert results["stopped"] == "finished" and np.mean([e["question_loss"] for e in steps[-4:]]) < np.mean(
-        [e["question_loss"] for e in steps[:4]]
-    )
+    results = train.finetune(quick(asked, tmp_path, finetune=str(sample.CHECKPOINT_PATH), epochs=4, lr=2e-3))
+    question_losses = [event["question_loss"] for event in events(tmp_path, "step")]
+    validation = events(tmp_path, "validation")[-1]
+    assert results["stopped"] == "finished" and sum(question_losses[-4:]) < sum(question_losses[:4])
     assert validation["questions"] == 2 * 11 and 0 <= validation["accuracy"] <= 100
     assert load_captioner(tmp_path / "best", "cpu").model.config.answers
     plain = train.setup(quick(asked, tmp_path / "plain", questions=0))
@@ -194,22 +168,19 @@ def test_questions_are_trained_beside_captions_and_validated(asked, tmp_path):
 
 def test_other_questions_are_drawn_in_each_epoch_and_flipped_with_the_image(asked, tmp_path):
     data = train.setup(quick(asked, tmp_path, questions=2)).train_set
-    drawn = [[tuple(q.ids) for q in data.at_epoch(epoch)[0].questions] for epoch in range(6)]
-    assert drawn == [[tuple(q.ids) for q in data.at_epoch(epoch)[0].questions] for epoch in range(6)]
-    assert len(set(map(tuple, drawn))) > 1 and {len(one) for one in drawn} == {2}
+    drawn, again = ([[q.ids for q in data.at_epoch(e)[0].questions] for e in range(6)] for _ in range(2))
+    assert drawn == again and any(one != drawn[0] for one in drawn) and {len(one) for one in drawn} == {2}
     every = train.setup(quick(asked, tmp_path, questions=11, flip="swap", crop_area=1.0)).train_set
-    sides = {
-        tuple(every.tokenizer.encode(side, add_special_tokens=False)): side for side in ("left", "right")
-    }
+    sides = {side: every.tokenizer.encode(side, add_special_tokens=False) for side in ("left", "right")}
     (row,) = [row for row in every.questions[every.examples[0].image] if "what side" in row.question]
     original, seen = row.options[row.correct], set()
     still = train.setup(quick(asked, tmp_path, flip="none", crop_area=1.0)).train_set[0].pixels
     for epoch in range(8):
         item = every.at_epoch(epoch)[0]
         flipped = torch.equal(item.pixels, still.flip(-1))
-        (question,) = [q for q in item.questions if tuple(q.options[0]) in sides]
-        answer = sides[tuple(question.options[question.correct])]
-        assert answer == (swap_left_right(original) if flipped else original)
+        (question,) = [q for q in item.questions if q.options[0] in sides.values()]
+        expected = swap_left_right(original) if flipped else original
+        assert question.options[question.correct] == sides[expected]
         seen.add(flipped)
     assert seen == {True, False}
 
@@ -220,21 +191,16 @@ def test_a_run_stopped_with_questions_resumes_to_the_same_weights(asked, tmp_pat
     for _ in range(3):
         train.finetune(changed(parts, max_minutes=1e-6))
     train.finetune(parts)
-    a, b = (last(tmp_path / name)["model"] for name in ("whole", "parts"))
-    assert all(torch.equal(a[name], b[name]) for name in a) and "answer_map.weight" in a
-    accumulated = changed(whole, output_dir=str(tmp_path / "accumulated"), batch_size=2, update_freq=2)
-    train.finetune(accumulated)
-    assert close(a, last(tmp_path / "accumulated")["model"])
+    weights = last(tmp_path / "whole")["model"]
+    assert same(weights, last(tmp_path / "parts")["model"]) and "answer_map.weight" in weights
+    train.finetune(quick(asked, tmp_path / "accumulated", batch_size=2, update_freq=2))
+    assert close(weights, last(tmp_path / "accumulated")["model"])
 
 
 @pytest.mark.slow
 def test_two_processes_train_questions_as_one_also_where_one_has_none(asked, tmp_path):
     """With one question per image and half of the images without any, a process may have none in a step."""
-    few = tmp_path / "few"
-    few.mkdir()
-    for name in ("coco_captioning.train.jsonl", "coco_captioning.val.jsonl"):
-        (few / name).write_text((asked / name).read_text())
-    (few / "images").symlink_to(asked / "images")
+    few = shutil.copytree(asked, tmp_path / "few")
     table = read_question_index(asked / "questions.train.jsonl")
     kept = table["images"].map(lambda images: images[0] < "images/avg202300_train_004")
     write_questions(few / "questions.train.jsonl", table[kept])
@@ -244,9 +210,8 @@ def test_two_processes_train_questions_as_one_also_where_one_has_none(asked, tmp
     assert close(last(tmp_path / "one")["model"], last(tmp_path / "two")["model"], atol=1e-4)
 
 
-def test_answers_are_written_beside_captions_for_every_question(asked, tmp_path):
-    config = quick(asked, asked, epochs=1, finetune=str(sample.CHECKPOINT_PATH))
-    train.finetune(config)
+def test_answers_are_written_beside_captions_for_every_question(asked):
+    train.finetune(quick(asked, asked, epochs=1, finetune=str(sample.CHECKPOINT_PATH)))
     table = caption_run(asked, splits=["val"], num_beams=1, batch_size=2, num_workers=0, device="cpu")
     found = read_image_answers(asked / "answers.json")
     questions = read_question_index(asked / "questions.val.jsonl")

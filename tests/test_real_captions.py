@@ -19,34 +19,20 @@ ASPECTS = ("moving", "position", "road", "weather")
 
 def train_spm(path):
     """A tokenizer for these captions, in place of beit3.spm."""
-    texts = [
-        text
-        for row in json.loads(CAPTIONS.read_text())
-        for name, text in row.items()
-        if name.startswith("caption_")
-    ]
+    texts = [row["caption_vehicle"] for row in json.loads(CAPTIONS.read_text())]
+    options = {"sentence_iterator": iter(texts), "vocab_size": 600, "model_type": "unigram", "minloglevel": 2}
     with open(path, "wb") as writer:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
-            model_writer=writer,
-            vocab_size=600,
-            model_type="unigram",
-            minloglevel=2,
-        )
+        sentencepiece.SentencePieceTrainer.train(model_writer=writer, **options)
     return path
 
 
 def keep_eight(index):
-    """Reduce the index to the first and the last phase of one video, four aspects of the vehicle's caption each."""
+    """Reduce the index to the first and last phase of one video, with four aspects of the vehicle."""
     lines = [json.loads(line) for line in index.read_text().splitlines()]
     video = sorted(line["video"] for line in lines)[0]
-    own = [
-        line
-        for line in lines
-        if line["video"] == video and line["subject"] == "vehicle" and line["aspect"] in ASPECTS
-    ]
-    phases = {line["phase"] for line in own}
-    kept = [line for line in own if line["phase"] in (min(phases), max(phases))]
+    own = [line for line in lines if (line["video"], line["subject"]) == (video, "vehicle")]
+    ends = {pick(line["phase"] for line in own) for pick in (min, max)}
+    kept = [line for line in own if line["phase"] in ends and line["aspect"] in ASPECTS]
     index.write_text("".join(json.dumps(line) + "\n" for line in kept))
     index.with_name("coco_captioning.val.jsonl").write_text(index.read_text())
     return kept

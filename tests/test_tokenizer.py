@@ -45,27 +45,23 @@ def test_the_name_of_a_special_token_in_a_caption_is_text(name):
         assert tokenizer.decode(ids).replace(" ", "") == text.replace(" ", "")
 
 
-def test_a_vocabulary_of_the_public_size(tmp_path):
-    tokenizer = load_tokenizer(write_spm(tmp_path / "beit3.spm", 64000), vocab_size=64010)
-    assert len(tokenizer) == 64002 and tokenizer.mask_token_id == 64001
-
-
 def test_captions_of_the_sample_are_encoded_without_loss_and_every_caption_type_has_its_own_prompt():
-    tokenizer = load_tokenizer(SPM_PATH)
-    text = draw.full_caption(draw.Scene(), "vehicle")
+    tokenizer, text = load_tokenizer(SPM_PATH), draw.full_caption(draw.Scene(), "vehicle")
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
     prompts = {tuple(prompt_ids(tokenizer, subject, aspect)) for subject in SUBJECTS for aspect in ASPECTS}
     assert len(prompts) == 10
 
 
-@pytest.mark.parametrize("content", [b"", b"not a model", bytes(1000)], ids=["empty", "text", "zeros"])
+@pytest.mark.parametrize("content", [b"", b"not a model"])
 def test_another_kind_of_file_is_refused(tmp_path, content):
     (tmp_path / "notes.spm").write_bytes(content)
     with pytest.raises(TokenizerError, match=r"notes\.spm: expected the sentencepiece model of BEiT-3"):
         load_tokenizer(tmp_path / "notes.spm")
 
 
-def test_a_vocabulary_of_another_size_is_refused(tmp_path):
+def test_a_vocabulary_of_the_public_size_loads_and_another_one_is_refused(tmp_path):
+    tokenizer = load_tokenizer(write_spm(tmp_path / "beit3.spm", 64_000), vocab_size=64_010)
+    assert len(tokenizer) == 64_002 and tokenizer.mask_token_id == 64_001
     with pytest.raises(TokenizerError, match=r"sample\.spm: expected .* with 64,000 pieces, found 166"):
         load_tokenizer(SPM_PATH, vocab_size=64010)
     with pytest.raises(TokenizerError, match=r"xlmr\.spm: expected .* BEiT-3 .*, found 250,000"):

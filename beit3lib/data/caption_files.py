@@ -47,10 +47,9 @@ def caption_type_of(path: Path) -> tuple[str, str] | None:
 def write_caption_files(phases: pd.DataFrame, folder: str | Path) -> list[Path]:
     """Split the captions of a phases table into aspects, and write them as `write_captions` does."""
     rows = []
-    for row in phases.itertuples():
-        for subject in SUBJECTS:
-            caption = getattr(row, f"caption_{subject}")
-            for aspect, text in (split_caption(caption, subject) if isinstance(caption, str) else {}).items():
+    for subject in SUBJECTS:
+        for row in phases.dropna(subset=[f"caption_{subject}"]).itertuples():
+            for aspect, text in split_caption(getattr(row, f"caption_{subject}"), subject).items():
                 rows.append((row.scenario, row.video, row.label, row.phase, subject, aspect, text))
     return write_captions(pd.DataFrame(rows, columns=CAPTION_COLUMNS), folder)
 
@@ -66,11 +65,11 @@ def write_captions(table: pd.DataFrame, folder: str | Path) -> list[Path]:
         for scenario, video in sorted(texts):
             groups[scenario, tuple(texts[scenario, video])].append(video)
         content, entries = {}, Counter()
-        for (scenario, of_group), videos in groups.items():
+        for (scenario, captions), videos in groups.items():
             entries[scenario] += 1
             name = scenario if entries[scenario] == 1 else f"{scenario}#{entries[scenario]}"
-            captions = [{"label": label, "caption": caption} for label, caption in of_group]
-            content[name] = {"videos": videos, "caption": captions}
+            listed = [{"label": label, "caption": caption} for label, caption in captions]
+            content[name] = {"videos": videos, "caption": listed}
         paths.append(write_json(Path(folder) / caption_file_name(*caption_type), content))
     return paths
 
@@ -111,11 +110,10 @@ def read_caption_file(
         where, scenario = f"{path.name}: {printable(name)}", re.sub(r"#\d+$", "", printable(name))
         entry = entry if isinstance(entry, dict) else {}
         videos, captions = entry.get("videos"), entry.get("caption")
-        is_text = isinstance(videos, list) and videos and all(isinstance(video, str) for video in videos)
-        if not is_text or not isinstance(captions, list):
-            problems.append(
-                Problem(where, "expected lists videos and caption, found something else; skipped")
-            )
+        are_names = isinstance(videos, list) and videos and all(isinstance(video, str) for video in videos)
+        if not are_names or not isinstance(captions, list):
+            what = "expected lists videos and caption, found something else; skipped"
+            problems.append(Problem(where, what))
             continue
         for item in captions:
             item = item if isinstance(item, dict) else {}

@@ -7,6 +7,7 @@ sample (`sample/truth.py`) follow.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
@@ -305,17 +306,23 @@ HIDDEN_BY = {
     "weather": ("visible",),
 }
 
-_PATTERNS = []  # (aspect, slot or kind, values, names of groups, pattern)
-for _aspect, _slots in TABLE.items():
-    for _slot, _values in _slots.items():
-        _pattern = "|".join(f"(?P<_{i}>{pattern})" for i, pattern in enumerate(_values.values()))
-        _pattern = re.sub(
-            r"(?<!P)<(\d)>", r"(?: [\\w'-]+){0,\1}?", _pattern.replace("~", r"(?:e?s|e?d|e|ing)?\b")
-        )
-        _pattern = re.compile(rf"\b(?:{_pattern})\b")
-        _names = [name for name in _pattern.groupindex if name[0] != "_"]
-        _PATTERNS.append((_aspect, _slot, list(_values), _names, _pattern))
-SLOT_ASPECT = {slot: aspect for aspect, kind, _, names, _ in _PATTERNS for slot in (kind, *names)}
+
+def _compile(values: dict[str, str]) -> re.Pattern:
+    """Join the patterns of a slot; the group `_0`, `_1`, … that matches is the number of its value."""
+    joined = "|".join(f"(?P<_{i}>{pattern})" for i, pattern in enumerate(values.values()))
+    joined = joined.replace("~", r"(?:e?s|e?d|e|ing)?\b")
+    joined = re.sub(r"(?<!P)<(\d)>", r"(?: [\\w'-]+){0,\1}?", joined)
+    return re.compile(rf"\b(?:{joined})\b")
+
+
+_PATTERNS = {slot: _compile(values) for slots in TABLE.values() for slot, values in slots.items()}
+SLOT_ASPECT = {
+    name: aspect
+    for aspect, slots in TABLE.items()
+    for slot in slots
+    for name in (slot, *_PATTERNS[slot].groupindex)
+    if name[0] != "_"
+}
 
 # Words that only name a topic ("As for the environment conditions, …") are blanked before facts are read.
 _NO_FACT = re.compile(
@@ -335,8 +342,7 @@ def split_sentences(caption: str) -> list[str]:
     text = " ".join(caption.split())
     sentences, start = [], 0
     for end in _SENTENCE_END.finditer(text):
-        # the longest abbreviation has 7 characters; a search from the start would be quadratic in "A. B. C.
-        # …"
+        # The longest abbreviation has 7 characters. A search from the start would be quadratic in "A. B. C. …".
         if end.end() > start and not _NOT_AN_END.search(text, max(start, end.end() - 12), end.end()):
             sentences.append(text[start : end.end()].strip())
             start = end.end()
@@ -345,13 +351,10 @@ def split_sentences(caption: str) -> list[str]:
 
 
 class Fact(NamedTuple):
-    """The place of a fact in a sentence, and what it states: the value of a slot, or "" for words without a
-    value.
-    """
+    """The position of a fact in a sentence, and the value of its slot, "" for words without a value."""
 
     start: int
     end: int
-    aspect: str
     slot: str
     value: str
 
@@ -359,44 +362,39 @@ class Fact(NamedTuple):
 @lru_cache(maxsize=1 << 15)
 def find_facts(sentence: str) -> tuple[Fact, ...]:
     """Return the facts of a sentence in reading order."""
-    # "İ" is the only letter that lower() makes longer, which would shift all places behind it
-    text = _NO_FACT.sub(lambda found: " " * len(found.group()), sentence.replace("İ", "I").lower())
-    found: dict[str, list[Fact]] = {}
-    for aspect, slot, values, names, pattern in _PATTERNS:
+    # "İ" is the only letter that lower() makes longer, which would shift all positions behind it.
+    text = _NO_FACT.sub(lambda topic: " " * len(topic.group()), sentence.replace("İ", "I").lower())
+    found: dict[str, list[Fact]] = defaultdict(list)
+    for slot, pattern in _PATTERNS.items():
+        values = list(TABLE[SLOT_ASPECT[slot]][slot])
         for match in pattern.finditer(text):
-            value = values[int(match.lastgroup[1:])]
-            value = _yes_or_no(text, slot, *match.span()) if value == "yes" else value
-            words = {name: match[name] for name in names if match[name]}
+            words = {name: word for name, word in match.groupdict().items() if word and name[0] != "_"}
             stated = {name: SYNONYMS.get(word, word.replace("grey", "gray")) for name, word in words.items()}
-            for name, word in (stated | ({slot: value} if value or not stated else {})).items():
-                found.setdefault(name, []).append(Fact(*match.span(), aspect, name, word))
+            value = values[int(match.lastgroup[1:])]
+            if value or not stated:
+                stated[slot] = _yes_or_no(text, slot, *match.span()) if value == "yes" else value
+            for name, value in stated.items():
+                found[name].append(Fact(*match.span(), name, value))
     for slot, others in HIDDEN_BY.items():
-        hidden = {
-            place
-            for other in others
-            for fact in found.get(other, ())
-            for place in range(fact.start, fact.end)
-        }
-        found[slot] = [fact for fact in found.get(slot, ()) if hidden.isdisjoint(range(fact.start, fact.end))]
-    position = [
-        fact for fact in found["position"] if not _TURNED.search(text, max(0, fact.start - 25), fact.start)
+        hidden = [fact for other in others for fact in found[other]]
+        found[slot] = [f for f in found[slot] if not any(f.start < h.end and h.start < f.end for h in hidden)]
+    # "turned to the left", and "a sidewalk only on the left side", unless "… of the vehicle" follows
+    roadside = found["sidewalk"] or found["roadside_strip"]
+    found["position"] = [
+        fact
+        for fact in found["position"]
+        if not _TURNED.search(text, max(0, fact.start - 25), fact.start)
+        and not (roadside and fact.value in SIDES and not text.startswith(" of", fact.end))
     ]
-    if "sidewalk" in found or "roadside_strip" in found:  # "a sidewalk only on the left side"
-        position = [fact for fact in position if fact.value not in SIDES or text.startswith(" of", fact.end)]
-    found["position"] = position
-    if "object" in found or any(
-        fact.value == "yes" for fact in found.get("obstacle", ())
-    ):  # "an obstacle on the right side": where the obstacle is
-        found |= {"position": [], "distance": []}
+    if found["object"] or any(fact.value == "yes" for fact in found["obstacle"]):
+        found |= {"position": [], "distance": []}  # of the obstacle: "an obstacle on the right side"
     if re.search(r"\bbod(?:y|ies)\b", text):  # "his body turned to the left"
-        found["motion"] = [
-            f for f in found["motion"] if f.value or not text.startswith(("turn", "stand"), f.start)
-        ]
-    if "visible" in found:  # "the driver can see and notice"
+        filler = ("turn", "stand")
+        found["motion"] = [f for f in found["motion"] if f.value or not text.startswith(filler, f.start)]
+    if found["visible"]:  # "the driver can see and notice"
         found["notice"] = []
-    return tuple(
-        sorted((fact for facts in found.values() for fact in facts), key=lambda fact: (fact.start, -fact.end))
-    )
+    facts = (fact for of_slot in found.values() for fact in of_slot)
+    return tuple(sorted(facts, key=lambda fact: (fact.start, -fact.end)))
 
 
 _CLAUSE = re.compile(
@@ -427,51 +425,33 @@ def _yes_or_no(text: str, slot: str, start: int, end: int) -> str:
 
 # The motions of each subject; those of the pedestrian in the order of how much they say.
 MOTIONS = {
-    "pedestrian": (
-        "standing",
-        "walking",
-        "about to cross",
-        "crossing",
-        "running",
-        "rushing out",
-        "falling",
-        "colliding",
-    ),
-    "vehicle": (
-        "stopped",
-        "starting",
-        "straight",
-        *(f"turning {side}" for side in SIDES),
-        "reversing",
-        "stopping",
-        "braking",
-        "passing",
-        "colliding",
-    ),
+    "pedestrian": "standing,walking,about to cross,crossing,running,rushing out,falling,colliding".split(","),
+    "vehicle": "stopped,starting,straight,turning left,turning right,reversing,stopping,braking,passing,"
+    "colliding".split(","),
 }
-_OWN_WORDS = {  # of what a caption says in other words, or only, of its subject
+_OWN_MOTIONS = {  # what the words for a motion of the other subject mean of this one
     "pedestrian": {
         "straight": "walking",
         "starting": "walking",
         "stopped": "standing",
         "stopping": "standing",
-        "speed_kmh": None,
     },
-    "vehicle": {
-        "standing": "stopped",
-        **dict.fromkeys(("orientation", "travel_direction", "line_of_sight", "visual_status")),
-    },
+    "vehicle": {"standing": "stopped"},
+}
+_NOT_OWN = {  # slots that describe the other subject
+    "pedestrian": ("speed_kmh",),
+    "vehicle": ("orientation", "travel_direction", "line_of_sight", "visual_status"),
 }
 _NOUNS = {
     "vehicle": "(?:vehicle|car|driver)",
     "pedestrian": "(?:pedestrian|he|she|person|m[ae]n|wom[ae]n|victim|individual)",
 }
-_AFTER_NO_PREPOSITION = "".join(
+_NO_PREPOSITION = "".join(
     rf"(?<!\b{word} the )(?<!\b{word} a )" for word in "of to from behind near with towards".split()
 )
 _AS_SUBJECT = {  # "the vehicle is currently …" before a motion
     noun: re.compile(
-        rf"{_AFTER_NO_PREPOSITION}\b{words}(?:,? (?:that|which|who|is|was|has|had|been|also|then|now|about|to|\w+ly|\w+ing))*[ ,]*$"
+        rf"{_NO_PREPOSITION}\b{words}(?:,? (?:that|which|who|is|was|has|had|been|also|then|now|about|to|\w+ly|\w+ing))*[ ,]*$"
     )
     for noun, words in _NOUNS.items()
 }
@@ -482,29 +462,27 @@ _AS_OBJECT = {
 
 def stated_values(caption: str, subject: str) -> dict[str, list]:
     """Return all values of each slot that the caption of a subject states, in reading order."""
-    subject = "vehicle" if subject == "vehicle" else "pedestrian"  # "" in an index without names
-    other = "pedestrian" if subject == "vehicle" else "vehicle"
-    stated: dict[str, list] = {}
+    # "" is the subject of an index without names
+    subject, other = ("vehicle", "pedestrian") if subject == "vehicle" else ("pedestrian", "vehicle")
+    stated: dict[str, list] = defaultdict(list)
     for sentence in split_sentences(caption):
         text = sentence.lower()
-        for start, end, _, slot, value in find_facts(sentence):
-            value = _OWN_WORDS[subject].get(value, value) if slot == "motion" else value
+        for start, end, slot, value in find_facts(sentence):
+            if slot == "motion":
+                value = _OWN_MOTIONS[subject].get(value, value)
+                value = value if value in MOTIONS[subject] else ""
+            if not value or slot in _NOT_OWN[subject]:
+                continue
+            # what the other does and notices, who is noticed, and where the other is
+            does = slot in ("motion", "speed", "speed_kmh", "aware") and value != "colliding"
             if (
-                not value
-                or _OWN_WORDS[subject].get(slot, slot) is None
-                or (slot == "motion" and value not in MOTIONS[subject])
+                (does and _AS_SUBJECT[other].search(text, max(0, start - 60), start))
+                or (slot == "aware" and _AS_OBJECT[subject].search(text[start : end + 20].split(",")[0]))
+                or (slot == "position" and _AS_OBJECT[subject].match(text, end))
             ):
                 continue
-            # what the other does and notices, and where the other is
-            of_other = slot in ("motion", "speed", "speed_kmh", "aware") and value != "colliding"
-            if of_other and _AS_SUBJECT[other].search(text, max(0, start - 60), start):
-                continue
-            if slot == "aware" and _AS_OBJECT[subject].search(text[start : end + 20].split(",")[0]):
-                continue
-            if slot == "position" and _AS_OBJECT[subject].match(text, end):
-                continue
-            stated.setdefault(slot, []).append(int(value) if slot in NUMBERS else value)
-    return stated
+            stated[slot].append(int(value) if slot in NUMBERS else value)
+    return dict(stated)
 
 
 def read_facts(caption: str, subject: str) -> dict[str, str | int]:
@@ -515,97 +493,76 @@ def read_facts(caption: str, subject: str) -> dict[str, str | int]:
     """
     facts = {}
     for slot, values in stated_values(caption, subject).items():
-        facts[slot] = values[0]
+        # "elderly" beside "in his 80s" says less, as "stopped" does
+        facts[slot] = next((value for value in values if value not in ("stopped", "elderly")), values[0])
         if slot == "motion" and subject == "pedestrian":
             facts[slot] = max(values, key=MOTIONS[subject].index)
-        elif slot in ("motion", "age"):  # "elderly" beside "in his 80s"
-            facts[slot] = next((value for value in values if value not in ("stopped", "elderly")), values[0])
     return facts
 
 
-OUTCOMES = {
-    "wrong": "wrong",
-    "omitted": "incomplete",
-    "added": "extended",
-    "equal": "equal in fact",
-}  # the worst first
-_SAME_GARMENT = ({"t-shirt", "shirt"}, {"slacks", "pants", "trousers"}, {"short pants", "shorts"})
+_ANY_SIDE = [{"yes", "one"}, {"yes", "both"}]  # "yes" does not state on which sides of the road
+_ALIKE = {  # different values that can be true of the same scene
+    "sidewalk": _ANY_SIDE,
+    "roadside_strip": _ANY_SIDE,
+    "visible": [{"yes", "partly"}],
+    "age": [{"elderly", f"{n}0s"} for n in (6, 7, 8)],  # the checklist has no age above 80s
+    "upper_garment": [{"t-shirt", "shirt"}],
+    "lower_garment": [{"slacks", "pants", "trousers"}, {"short pants", "shorts"}],
+}
 
 
 def agree(slot: str, one: str | int, other: str | int) -> bool:
-    """Return whether two values of a slot can be true of the same scene."""
-    pair = {one, other}
-    if slot in ("sidewalk", "roadside_strip"):  # "yes" does not state on which sides it is
-        return one == other or ("yes" in pair and "no" not in pair)
-    if slot == "visible":  # a partly visible pedestrian is visible
-        return one == other or pair == {"yes", "partly"}
-    if slot == "age":  # the checklist has no age above 80s; from 60 a pedestrian may be called elderly
-        return one == other or ("elderly" in pair and bool(pair & {"60s", "70s", "80s"}))
-    if slot.endswith("_garment"):  # different names of the same thing
-        return one == other or any(pair <= names for names in _SAME_GARMENT)
+    """Return whether two values of a slot can be true of the same scene.
+
+    Positions, motions and speeds are options that exclude each other, speeds in steps of 5 km/h.
+    """
+    if one == other or any({one, other} <= alike for alike in _ALIKE.get(slot, ())):
+        return True
     if slot == "orientation":  # to which side it is perpendicular may be left out
-        return one == other or one.startswith(f"{other} ") or other.startswith(f"{one} ")
-    if (
-        slot.endswith("_color") or slot == "incline"
-    ):  # "blue" includes "navy blue", "uphill" includes "steep uphill"
-        shorter, longer = sorted(pair, key=len) if len(pair) > 1 else (one, other)
-        return shorter == longer or f" {shorter} " in f" {longer} "
-    return (
-        one == other
-    )  # positions, motions and speeds are options that exclude each other, speeds in steps of 5 km/h
+        return one.startswith(f"{other} ") or other.startswith(f"{one} ")
+    if slot.endswith("_color") or slot == "incline":  # "navy blue" is blue, "steep uphill" is uphill
+        return f" {one} " in f" {other} " or f" {other} " in f" {one} "
+    return False
 
 
-def compare_facts(caption: str, reference: str | Mapping[str, str | int], subject: str) -> dict[str, str]:
+# The outcome of a slot, and what a caption is by its worst outcome, the worst first.
+OUTCOMES = {"wrong": "wrong", "omitted": "incomplete", "added": "extended", "equal": "equal in fact"}
+Facts = Mapping[str, str | int]
+
+
+def compare_facts(caption: str | Facts, reference: str | Facts, subject: str) -> dict[str, str]:
     """Return the outcome of each slot of a caption or its reference: "equal", "wrong", "omitted" or "added".
 
-    `reference` is a caption too, or facts.
+    Both are texts or their facts.
     """
-    facts = read_facts(caption, subject)
-    expected = read_facts(reference, subject) if isinstance(reference, str) else reference
-    outcomes = {
-        slot: "equal" if agree(slot, facts[slot], expected[slot]) else "wrong"
-        for slot in facts
-        if slot in expected
-    }
-    return (
-        outcomes
-        | {slot: "omitted" for slot in expected if slot not in facts}
-        | {slot: "added" for slot in facts if slot not in expected}
-    )
+    facts, expected = (read_facts(t, subject) if isinstance(t, str) else t for t in (caption, reference))
+    both = [slot for slot in facts if slot in expected]
+    outcomes = {slot: "equal" if agree(slot, facts[slot], expected[slot]) else "wrong" for slot in both}
+    outcomes |= {slot: "omitted" for slot in expected if slot not in facts}
+    return outcomes | {slot: "added" for slot in facts if slot not in expected}
 
 
 def caption_kind(outcomes: Mapping[str, str]) -> str:
     """Return what a caption is by its worst outcome: "wrong", "incomplete", "extended" or "equal in fact"."""
-    return next(
-        kind for outcome, kind in OUTCOMES.items() if outcome in outcomes.values() or outcome == "equal"
-    )
+    return next((kind for outcome, kind in OUTCOMES.items() if outcome in outcomes.values()), "equal in fact")
 
 
 def fact_table(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Compare captions with their references: a row per caption and slot, with the index of the caption in
-    `predictions`.
+    """Return a row per caption and slot, with the index of the caption in `predictions` and the outcome.
 
     `predictions` has columns subject, caption and reference (a text, facts, or missing: then the caption has
     no rows), and may have a column aspect; otherwise `aspect` is that of the slot.
     """
-    aspects = predictions["aspect"] if "aspect" in predictions else [None] * len(predictions)
     rows, index = [], []
-    columns = (
-        predictions.index,
-        predictions["subject"],
-        aspects,
-        predictions["caption"],
-        predictions["reference"],
-    )
-    for number, subject, aspect, caption, reference in zip(*columns, strict=True):
-        if isinstance(reference, str | Mapping):
-            facts = read_facts(caption, subject)
-            expected = read_facts(reference, subject) if isinstance(reference, str) else reference
-            for slot, outcome in compare_facts(caption, reference, subject).items():
-                rows.append(
-                    (subject, aspect or SLOT_ASPECT[slot], slot, facts.get(slot), expected.get(slot), outcome)
-                )
-                index.append(number)
+    for row in predictions.itertuples():
+        if not isinstance(row.reference, str | Mapping):
+            continue
+        texts = (row.caption, row.reference)
+        facts, expected = (read_facts(t, row.subject) if isinstance(t, str) else t for t in texts)
+        for slot, outcome in compare_facts(facts, expected, row.subject).items():
+            aspect = getattr(row, "aspect", None) or SLOT_ASPECT[slot]
+            rows.append((row.subject, aspect, slot, facts.get(slot), expected.get(slot), outcome))
+            index.append(row.Index)
     return pd.DataFrame(rows, index, ["subject", "aspect", "slot", "predicted", "reference", "outcome"])
 
 

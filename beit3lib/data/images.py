@@ -42,15 +42,13 @@ def open_image(image: str | Path | Image.Image) -> Image.Image:
     try:
         with Image.open(path, formats=FORMATS) as opened:
             return _to_rgb(opened)
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise ValueError, SyntaxError, struct.error and others for bad files
+    except Exception as error:  # Pillow's decoders raise ValueError, SyntaxError, struct.error and others
         reason = str(error).replace(f" '{path}'", "")
         with path.open("rb") as file:
             if file.read(8)[4:] == b"ftyp":  # the first box of HEIC and AVIF (ISO 14496-12)
                 reason = "HEIC or AVIF; install pillow-heif or Pillow 11.3, or convert it to JPEG"
         raise ImageError(
-            f"{path}: expected an image, found a file that cannot be opened ({reason})"
+            f"{path}: expected an image, found a file that Pillow cannot open ({reason})"
         ) from None
 
 
@@ -63,12 +61,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def list_images(folder: str | Path) -> dict[str, Path]:
     """Return {stem: path} of the images in a folder; of two files with one stem, the first by name."""
-    folder, images = Path(folder), {}
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder}: expected a folder of motion-blur images, found none. Run the prepare stage first."
-        )
-    for path in sorted(folder.iterdir()):
+    images: dict[str, Path] = {}
+    for path in sorted(Path(folder).iterdir()):
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
             images.setdefault(path.stem, path)
     return images

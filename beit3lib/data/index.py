@@ -16,12 +16,11 @@ import pandas as pd
 import pydantic
 
 from beit3lib.data.caption_files import read_caption_files
-from beit3lib.data.images import find_image, list_images, open_image
+from beit3lib.data.images import open_image
 from beit3lib.data.schema import ASPECTS, SUBJECTS, first_error
 from beit3lib.files import FileError, Problem, read_text, write_text
 
 INDEX_NAME = "coco_captioning.{split}.jsonl"
-TODO = "Run the prepare stage again."
 
 
 class Line(pydantic.BaseModel, strict=True):
@@ -52,18 +51,15 @@ class IndexReport(NamedTuple):
     captions: int  # pairs of a caption and a video
     lines: int
     skipped: int
-    cut: (
-        int  # lines whose caption has more than max_tokens - 2 tokens; training uses the first max_tokens - 2
-    )
+    cut: int  # lines whose caption has more than max_tokens - 2 tokens, which training cuts to these
     images: int
     longest: int  # tokens of the longest caption, without special tokens
     problems: list[Problem]
 
     def __str__(self) -> str:
-        skipped = f", {self.skipped} skipped" if self.skipped else ""
-        cut = f", {self.cut} cut" if self.cut else ""
-        counts = f"{self.captions} captions, {self.lines} lines{skipped}{cut}, {self.images} images"
-        return f"{self.path.name}: {counts}; longest caption {self.longest} tokens"
+        counts = {name: getattr(self, name) for name in ("captions", "lines", "skipped", "cut", "images")}
+        listed = ", ".join(f"{n} {name}" for name, n in counts.items() if n or name not in ("skipped", "cut"))
+        return f"{self.path.name}: {listed}; longest caption {self.longest} tokens"
 
 
 def build_index(
@@ -71,22 +67,17 @@ def build_index(
     image_dir: str | Path,
     tokenizer: Any,
     out_path: str | Path,
-    phases: pd.DataFrame | None = None,
+    phases: pd.DataFrame,
     max_tokens: int = 64,
 ) -> IndexReport:
     """Write one line for every caption and every video of its entry that has an image of the phase.
 
     The images, and split, source and view of the lines, are those of `phases`, a table of `blur_table` or
-    `import_prepared`. Without it images are found by their names, as in the original repository.
+    `import_prepared`.
     """
     captions, problems = read_caption_files(caption_files)
-    if phases is None:
-        images = list_images(image_dir)
-        found = [find_image(images, row.video, row.phase, row.label) for row in captions.itertuples()]
-        pairs = captions.assign(image=[path and path.name for path in found])
-    else:
-        on = ["scenario", "video", "phase"]
-        pairs = captions.merge(phases.reindex(columns=[*on, "split", "source", "view", "image"]), "left", on)
+    on = ["scenario", "video", "phase"]
+    pairs = captions.merge(phases.reindex(columns=[*on, "split", "source", "view", "image"]), "left", on)
     lines, skipped = _lines(pairs, image_dir, out_path)
     problems += skipped
     encode = cache(lambda caption: tokenizer.encode(caption, add_special_tokens=False))
@@ -103,8 +94,8 @@ def build_index(
         what = f"{len(where)} captions with characters that the tokenizer replaces, such as {where[0]}; kept"
         problems.append(Problem(caption_type, what))
     for caption_type, found in cut.items():
-        what = f"{len(found)} captions of more than {max_tokens - 2} tokens are cut in training; "
-        what += "longest: {}, {}".format(*max(found))
+        what = f"{len(found)} captions of more than {max_tokens - 2} tokens are cut in training; longest: "
+        what += "{}, {}".format(*max(found))
         problems.append(Problem(caption_type, what, "raise num_max_bpe_tokens"))
     number = len(pairs) - len(lines)
     return write_index(out_path, lines, number, problems)._replace(cut=sum(map(len, cut.values())))
@@ -142,8 +133,9 @@ def _lines(
         # Relative to the folder of the index, so that a run can be moved.
         row["image_path"] = Path(os.path.relpath(Path(image_dir, name), folder)).as_posix()
         lines.append(row)
+    todo = "Run the prepare stage again."
     return lines, [
-        Problem(where, f"{number} lines skipped: {why}", TODO) for (where, why), number in skipped.items()
+        Problem(where, f"{number} lines skipped: {why}", todo) for (where, why), number in skipped.items()
     ]
 
 

@@ -122,7 +122,9 @@ def video_length(video_path: str | Path) -> float:
     with av.open(str(path)) as container:
         stream = container.streams.best("video")
         packets = container.demux(stream) if stream else ()
-        spans = [(packet.pts, packet.pts + (packet.duration or 0)) for packet in packets if packet.pts is not None]
+        spans = [
+            (packet.pts, packet.pts + (packet.duration or 0)) for packet in packets if packet.pts is not None
+        ]
         if not spans:
             raise ValueError(f"{path}: expected a video, found a file without frames")
         return float((max(end for _, end in spans) - min(start for start, _ in spans)) * stream.time_base)
@@ -189,14 +191,6 @@ class ImageTable(NamedTuple):
     problems: list[Problem]
 
 
-class _Done(NamedTuple):
-    """The images of one video that exist now, how many of them were made, and the problems."""
-
-    images: dict[str, list[int]]  # {name: [width, height] of the video's frames, upright}
-    made: int
-    problems: list[Problem]
-
-
 def blur_table(
     phases: pd.DataFrame,
     folder: str | Path,
@@ -226,10 +220,10 @@ def blur_table(
     work = [(rows, str(Path(path).resolve()) if path else "", *options) for (*_, path), rows in videos]
     existing, made = {}, 0
     with tqdm(total=len(work), desc="motion blur", unit=" video", mininterval=1, file=sys.stdout) as bar:
-        for done in _run(work, processes):
-            existing |= done.images
-            made += done.made
-            problems += done.problems
+        for images, made_now, listed in _run(work, processes):
+            existing |= images
+            made += made_now
+            problems += listed
             counts = f"{made} images made, {len(existing) - made} found, {len(problems)} problems"
             bar.set_postfix_str(counts, refresh=False)
             bar.update()
@@ -240,21 +234,18 @@ def blur_table(
 
 
 def _name_images(phases: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
-    """Add the column `image`; the name has the scenario where another row has a video of the same name."""
-    names: dict[str, int] = {}  # {image: position of its row}
-    problems = []
-    for position, row in enumerate(phases.itertuples()):
-        videos = (row.video, f"{row.scenario}_{row.video}")
-        name = next((name for video in videos if (name := image_name(video, row.phase)) not in names), None)
-        if name is None:
-            what = "a third row for videos of this name and phase; skipped"
-            problems.append(Problem(f"{row.scenario}/{row.video}, phase {row.phase}", what))
-        else:
-            names[name] = position
-    return phases.iloc[list(names.values())].assign(image=list(names)), problems
+    """Add the column `image`; the name has the scenario where an earlier row has a video of the same name."""
+    short, long = (
+        pd.Series(map(image_name, videos, phases["phase"]), phases.index)
+        for videos in (phases["video"], phases["scenario"] + "_" + phases["video"])
+    )
+    phases = phases.assign(image=short.where(~short.duplicated(), long))
+    double, what = phases["image"].duplicated(), "a third row for videos of this name and phase; skipped"
+    where = (f"{row.scenario}/{row.video}, phase {row.phase}" for row in phases[double].itertuples())
+    return phases[~double], [Problem(place, what) for place in where]
 
 
-def _run(work: list[tuple], processes: int) -> Iterator[_Done]:
+def _run(work: list[tuple], processes: int) -> Iterator[tuple]:
     """Yield the result of every video; a video whose process is killed is read once more, alone."""
     count = 0
     while count < len(work):
@@ -272,18 +263,20 @@ def _run(work: list[tuple], processes: int) -> Iterator[_Done]:
                 except TerminatedWorkerError:
                     what = "its process was killed twice (a crash of the decoder, or out of memory); skipped"
                     todo = "check the video, or use fewer jobs"
-                    done = _Done({}, 0, [Problem(args[0]["video"].iloc[0], what, todo)])
+                    done = {}, 0, [Problem(args[0]["video"].iloc[0], what, todo)]
                 yield done
 
 
 def _blur_video(
     rows: pd.DataFrame, path: str, folders: list[Path], size: int, weights: str, threads: int
-) -> _Done:
-    """Make the images of one video that are absent or out of date, in a process of its own."""
+) -> tuple[dict[str, list[int]], int, list[Problem]]:
+    """Make the images of one video that are absent or out of date, in a process of its own.
+
+    Return {name: [width, height] of the video's frames, upright}, how many were made, and the problems.
+    """
     if threads:
         cv2.setNumThreads(threads)
-    video, todo, blur = rows["video"].iloc[0], {}, Blur([], [], [], [])
-    existing, problems = {}, []
+    blur, todo, existing, problems = Blur([], [], [], []), {}, {}, []
     try:
         if not path:
             raise FileNotFoundError("expected a video, found none on disk")
@@ -299,7 +292,7 @@ def _blur_video(
     except (OSError, ValueError, OverflowError, av.error.FFmpegError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).removeprefix(f"{path}: ")
         what = f"{len(rows) - len(existing)} of {len(rows)} phases skipped: {reason}"
-        problems.append(Problem(video, what, "download it again"))
+        problems.append(Problem(rows["video"].iloc[0], what, "download it again"))
     for name, image, middle, listed in zip(todo, blur.images, blur.middle, blur.problems, strict=False):
         existing[name] = todo[name] | {"frame_px": middle.size, "problems": listed}
         middle.thumbnail((MAX_FRAME_PX, MAX_FRAME_PX))
@@ -311,7 +304,7 @@ def _blur_video(
             image.save(temporary, quality=95, subsampling=0, comment=comment)
     problems += [Problem(*problem) for found in existing.values() for problem in found["problems"]]
     frames_px = {name: found["frame_px"] for name, found in existing.items()}
-    return _Done(frames_px, len(blur.images), problems)
+    return frames_px, len(blur.images), problems
 
 
 def _read_record(folders: list[Path], name: str, record: dict) -> dict | None:

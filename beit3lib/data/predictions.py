@@ -87,9 +87,10 @@ def write_predictions(path: str | Path, table: pd.DataFrame, meta: dict[str, Any
 
 
 def inside(image: str, root: str | Path) -> str | None:
-    """Return the path of an image relative to `root`, with "/"; None if it leads out of it, for example by "..".
+    """Return the path of an image relative to `root`, with "/"; None if it leads out of it, as by "..".
 
-    Links below `root` are followed, because only the user can have made them: `images` may be on another disk.
+    Links below `root` are followed, because only the user can have made them: `images` may be on another
+    disk.
     """
     if "\0" in image:  # the system refuses such a path
         return None

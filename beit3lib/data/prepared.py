@@ -1,10 +1,11 @@
 """Import a data set laid out as in the original repository: images and caption files.
 
     your_input/
-       avg_normal_244_train/   avg20230707_11_SY3_T1_Camera1_0phase0.jpg …    or …/image_aic/train/…, .jpg or
-       .png avg_normal_244_test/    … vehicle_caption/        train/*.json, val/*.json
-       and pedestrian_caption/ likewise test-6/                 for_test.json: the segments to caption, as a
-       caption file
+        avg_normal_244_train/   avg20230707_11_SY3_T1_Camera1_0phase0.jpg …, or image_aic/train/…, or .png
+        avg_normal_244_test/
+        vehicle_caption/        train/*.json, val/*.json
+        pedestrian_caption/
+        test-6/                 for_test.json: the segments to caption, as a caption file
 
     from beit3lib.data.prepared import find_prepared, import_prepared
     phases, problems = import_prepared(find_prepared("your_input"), "runs/mine")
@@ -34,7 +35,7 @@ from beit3lib.data.images import find_image, list_images, open_image, parse_imag
 from beit3lib.data.index import INDEX_NAME, IndexReport, write_index
 from beit3lib.data.motion_blur import ImageTable, image_name
 from beit3lib.data.schema import PHASE_COLUMNS, SPLITS, SUBJECTS
-from beit3lib.data.wts import list_files, list_segments, parse_phase, split_by_group, video_stem
+from beit3lib.data.wts import list_files, list_segments, parse_phase, scenario_of, source_of, split_by_group
 from beit3lib.files import Problem, atomic_folder, atomic_path, check_regular_file, file_hash
 
 VAL_SHARE = 0.1  # the share of the recordings of train that becomes val if the input has no val
@@ -98,15 +99,13 @@ def import_prepared(prepared: PreparedRoot, run: str | Path) -> ImageTable:
         for split in SPLITS
     }
     sources: dict[str, Path] = {}  # {name in the run: image}
-    splits = defaultdict(set)  # {hash of an image: its splits}
     rows = []
     for (split, scenario, video, phase), group in captions.groupby(KEYS, sort=True):
         source = find_image(images[split], video, phase, *group["label"].unique())
         where = f"{scenario}/{video} phase {phase}"
         if source is None:
-            problems.append(
-                Problem(where, f"{len(group)} captions, but no image below {prepared.root}; skipped")
-            )
+            what = f"{len(group)} captions, but no image below {prepared.root}; skipped"
+            problems.append(Problem(where, what))
             continue
         name = image_name(video, phase)
         if sources.get(name, source) != source:  # another scenario has a video of the same name
@@ -117,7 +116,6 @@ def import_prepared(prepared: PreparedRoot, run: str | Path) -> ImageTable:
             problems.append(Problem(where, f"{error}; skipped", "make the image again"))
             continue
         sources[name] = source
-        splits[file_hash(run / "images" / name)].add(split)
         rows.append(_phase_row((split, scenario, video, phase), group) | {"image": name})
     if not rows:
         raise FileNotFoundError(
@@ -126,11 +124,10 @@ def import_prepared(prepared: PreparedRoot, run: str | Path) -> ImageTable:
     unused = sum(map(len, prepared.images.values())) - len(set(sources.values()))
     if unused:
         problems.append(Problem(str(prepared.root), f"{unused} images that no caption file lists; not used"))
-    both = sum({"train", "val"} <= of_image for of_image in splits.values())
-    if both:
+    phases = pd.DataFrame(rows, columns=[*PHASE_COLUMNS, "image"])
+    if both := count_shared_images(phases, run / "images", "val"):
         what = f"{both} images are in both train and val, so validation scores are too high"
         problems.append(Problem(str(prepared.root), what, "remove them from one of the two"))
-    phases = pd.DataFrame(rows, columns=[*PHASE_COLUMNS, "image"])
     if any(file.split == "val" for file in prepared.files):
         captions = captions.merge(phases[KEYS])
     else:
@@ -143,15 +140,21 @@ def import_prepared(prepared: PreparedRoot, run: str | Path) -> ImageTable:
     return ImageTable(phases, problems)
 
 
+def count_shared_images(phases: pd.DataFrame, image_dir: Path, split: str) -> int:
+    """Return how many different images of a split are also in train, by their content."""
+    contents = {}
+    for name in ("train", split):
+        paths = (image_dir / image for image in phases.loc[phases["split"] == name, "image"])
+        contents[name] = {file_hash(path) for path in paths if path.is_file()}
+    return len(contents["train"] & contents[split])
+
+
 def _phase_row(key: tuple, captions: pd.DataFrame) -> dict[str, Any]:
     """Return the row of phases.csv of one video and phase; `key` has the values of `KEYS`."""
     _, scenario, video, _ = key
-    is_vehicle = _source(scenario) == "bdd" or "vehicle_view" in video
-    row = dict(zip(KEYS, key, strict=True)) | {
-        "source": _source(scenario),
-        "label": captions["label"].iloc[0],
-    }
-    row["view"] = "vehicle_view" if is_vehicle else "overhead_view"
+    is_vehicle = source_of(scenario) == "bdd" or "vehicle_view" in video
+    row: dict[str, Any] = dict(zip(KEYS, key, strict=True)) | {"label": captions["label"].iloc[0]}
+    row |= {"source": source_of(scenario), "view": "vehicle_view" if is_vehicle else "overhead_view"}
     row |= {"video_path": "", "start_s": math.nan, "end_s": math.nan}
     for subject in SUBJECTS:
         own = captions[captions["subject"] == subject].drop_duplicates("aspect")
@@ -164,10 +167,8 @@ def list_test_segments(prepared: PreparedRoot) -> pd.DataFrame:
     """Return the segments to caption, with or without an image, with the columns of `wts.list_segments`."""
     tests = [file for file in prepared.files if file.split == "test"]
     rows = _read_captions(prepared._replace(files=tests), [])
-    rows = rows[rows["split"] == "test"]
-    return list_segments(
-        rows.assign(source=rows["scenario"].map(_source), caption_vehicle=None, caption_pedestrian=None)
-    )
+    rows = rows[rows["split"] == "test"].assign(caption_vehicle=None, caption_pedestrian=None)
+    return list_segments(rows.assign(source=rows["scenario"].map(source_of)))
 
 
 def _read_captions(prepared: PreparedRoot, problems: list[Problem]) -> pd.DataFrame:
@@ -179,31 +180,18 @@ def _read_captions(prepared: PreparedRoot, problems: list[Problem]) -> pd.DataFr
     rows = []
     for file in prepared.files:
         is_test = file.subject is None
-        for scenario, videos, label, phase, caption in read_caption_file(
-            file.path, problems, keep_empty=is_test
-        ):
+        for scenario, videos, label, phase, caption in read_caption_file(file.path, problems, is_test):
             about = (label, phase, file.subject, file.aspect, None if is_test else caption)
             rows += [(file.split, scenario, video, *about) for video in videos]
     if not any(file.split == "test" for file in prepared.files):
         paths = [path for paths in prepared.images.values() for path in paths]
         tests = [parse_image_name(path) for path in paths if _split_of(prepared.root, path) == "test"]
         for video, label in tests:
-            rows.append(("test", _scenario(video), video, label, parse_phase(label), None, None, None))
+            rows.append(("test", scenario_of(video), video, label, parse_phase(label), None, None, None))
         if tests:
-            what = (
-                f"{len(tests)} images of the test split without for_test.json; segments named by the images"
-            )
+            what = f"{len(tests)} images of the test split without for_test.json; they name the segments"
             problems.append(Problem(str(prepared.root), what))
     return pd.DataFrame(rows, columns=["split", *CAPTION_COLUMNS])
-
-
-def _scenario(video: str) -> str:
-    """Return the scenario of a video: its name without the camera, of which normal recordings have none."""
-    return re.sub(r"_(Camera\d+_\d+|(?<!normal_)\d+\.\d+\.\d+\.\d+_\d+|vehicle_view)$", "", video_stem(video))
-
-
-def _source(scenario: str) -> str:
-    return "bdd" if scenario.startswith("video") else "wts"
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -241,13 +229,8 @@ def original_index(
     lines, problems, skipped = [], [], 0
     for scenario, videos, label, phase, caption in read_caption_file(path, problems, keep_empty=True):
         line = {"text_segment": tokenizer.encode(caption, add_special_tokens=False) if caption else None}
-        line |= {
-            "caption": caption,
-            "split": split_name,
-            "scenario": scenario,
-            "label": label,
-            "phase": phase,
-        }
+        line |= {"caption": caption, "split": split_name}
+        line |= {"scenario": scenario, "label": label, "phase": phase}
         for video in videos:
             image = find_image(images, video, label, phase, prefixes=prefixes)
             if image is None:

@@ -28,8 +28,8 @@ PHASE_COLUMNS = (
     *("caption_vehicle", "caption_pedestrian"),
 )
 # The columns of tables that are not text.
-NUMBERS = {"phase": "int64", "start_s": "float64", "end_s": "float64"}
-NUMBERS |= {"frame_width_px": "int64", "frame_height_px": "int64"}
+NUMBERS = dict.fromkeys(("phase", "frame_width_px", "frame_height_px"), "int64")
+NUMBERS |= {"start_s": "float64", "end_s": "float64"}
 
 
 def write_table(path: str | Path, table: pd.DataFrame) -> Path:
@@ -56,10 +56,8 @@ def read_table(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
         table[list(columns)]  # raises KeyError if one is missing
         numbers = {name: table[name].astype(kind) for name, kind in NUMBERS.items() if name in table}
     except (ValueError, TypeError, KeyError, csv.Error) as error:
-        todo = "Rerun the stage that writes it."
-        raise FileError(
-            f"{path}: expected a complete table in CSV, found another file ({error}). {todo}"
-        ) from None
+        found = f"found another file ({error}). Rerun the stage that writes it."
+        raise FileError(f"{path}: expected a complete table in CSV, {found}") from None
     return table.astype(object).where(table.notna(), None).assign(**numbers)
 
 

@@ -40,9 +40,8 @@ def read_boxes(root: str | Path, phases: pd.DataFrame) -> Boxes:
     phase or numbers are skipped, with one problem per file.
     """
     root, problems, rows = Path(root).expanduser(), [], []
-    wanted = {
-        (*about, video_stem(video)): video for *about, video in phases[VIDEO].drop_duplicates().to_numpy()
-    }
+    videos = phases[VIDEO].drop_duplicates().to_numpy()
+    wanted = {(*camera, video_stem(video)): (*camera, video) for *camera, video in videos}
     for path in list_files(root, problems, skip=("videos", "caption")):
         relative = path.relative_to(root)
         file = locate(relative)
@@ -52,7 +51,7 @@ def read_boxes(root: str | Path, phases: pd.DataFrame) -> Boxes:
         content = read_object(root, relative, "annotations", problems) if video else None
         if content is None:
             continue
-        about = (file.split, file.scenario, file.view, video, file.subject, file.kind.removeprefix("bbox_"))
+        about = (*video, file.subject, file.kind.removeprefix("bbox_"))
         of_phase, skipped = {}, 0
         for entry in content["annotations"]:
             entry = entry if isinstance(entry, dict) else {}
@@ -78,15 +77,13 @@ def first_boxes(root: str | Path, phases: pd.DataFrame) -> pd.DataFrame:
     Annotated boxes come before generated ones. Compare them with frame_width_px and frame_height_px of
     `blur_table`.
     """
-    boxes = read_boxes(root, phases).boxes.drop_duplicates([*VIDEO, "phase", "subject"])
-    keys = boxes[[*VIDEO, "phase", "subject"]].itertuples(index=False, name=None)
-    texts = {
-        key: " ".join(f"{n:g}" for n in box) for key, box in zip(keys, boxes["bbox_xywh_px"], strict=True)
-    }
-    rows = list(phases[[*VIDEO, "phase"]].itertuples(index=False, name=None))
-    return phases.assign(
-        **{f"box_{subject}_xywh_px": [texts.get((*row, subject), "") for row in rows] for subject in SUBJECTS}
-    )
+    keys = [*VIDEO, "phase"]
+    boxes = read_boxes(root, phases).boxes.drop_duplicates([*keys, "subject"])
+    boxes = boxes[[*keys, "subject", "bbox_xywh_px"]].itertuples(index=False, name=None)
+    texts = {tuple(key): " ".join(f"{n:g}" for n in box) for *key, box in boxes}
+    rows = list(phases[keys].itertuples(index=False, name=None))
+    columns = {f"box_{s}_xywh_px": [texts.get((*row, s), "") for row in rows] for s in SUBJECTS}
+    return phases.assign(**columns)
 
 
 class ViewChoice(NamedTuple):
@@ -140,14 +137,13 @@ def choose_views(phases: pd.DataFrame, views: str = "all", root: str | Path | No
                 video: (*scores.get((scenario, split, video), (0, 0.0)), view == "vehicle_view")
                 for video, view in cameras.items()
             }
-            names = [max(ranked, key=ranked.get)]
-            number, largest_px2, _ = ranked[names[0]]
+            video = max(ranked, key=ranked.get)
+            number, largest_px2, _ = ranked[video]
             why = f"pedestrian boxes in {number} phases, the largest of {largest_px2:.0f} px²"
-            why = why if number else f"no boxes: {cameras[names[0]]}"
+            names, why = [video], why if number else f"no boxes: {cameras[video]}"
         else:
             names = [video for video, view in cameras.items() if views in ("all", view.removesuffix("_view"))]
-            why = "every camera" if views == "all" else f"{views}_view"
-            otherwise = f"no {views}_view"
+            why, otherwise = "every camera" if views == "all" else f"{views}_view", f"no {views}_view"
         if not names:
             names, why = list(cameras), f"{otherwise}: every camera"
         choices.append(ViewChoice(scenario, split, ", ".join(names), why))
@@ -157,11 +153,9 @@ def choose_views(phases: pd.DataFrame, views: str = "all", root: str | Path | No
 
 def _read_view_csvs(root: Path, scenarios: set[str]) -> dict[str, list[str]]:
     """Return {scenario: [video]} of view_used_as_main_reference….csv; blank cells are skipped."""
-    paths = list_files(root, skip=("videos", "caption", "external"))
-    paths = [path for path in paths if VIEW_CSV.fullmatch(path.name)]
     listed: dict[str, list[str]] = {}
-    for path in paths:
-        text = read_text(path)
+    for path in list_files(root, skip=("videos", "caption", "external")):
+        text = read_text(path) if VIEW_CSV.fullmatch(path.name) else ""
         delimiter = max(",;\t", key=text.partition("\n")[0].count)  # European spreadsheets write semicolons
         for scenario, *videos in filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)):
             names = [f"{video_stem(video.strip())}.mp4" for video in videos if video.strip()]
@@ -170,7 +164,7 @@ def _read_view_csvs(root: Path, scenarios: set[str]) -> dict[str, list[str]]:
     if not scenarios & set(listed):
         found = ", ".join(list(listed)[:3]) or "no such file"
         raise FileError(
-            f"{root}: expected view_used_as_main_reference.csv with a scenario and its videos on each line, "
+            f"{root}: expected view_used_as_main_reference.csv with a scenario and its videos per line, "
             f'found {found}. Put the list of the download into this folder, or use views="best".'
         )
     return listed

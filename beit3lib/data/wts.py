@@ -14,7 +14,7 @@ import os
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from reprlib import repr as show  # shortens any value for a message
 from typing import Any, NamedTuple
@@ -69,6 +69,23 @@ def recording_group(scenario: str) -> str:
     Scenarios of one recording share location, people and light, so train and val must not share a recording.
     """
     return re.sub(r"_(event_\d+|T\d+)(?=_|$)", "", scenario)
+
+
+# Recordings of normal traffic have an address in their own name, and no camera behind it.
+CAMERA = re.compile(r"_(?:vehicle_view|Camera\d+_\d+|(?<!normal_)(?:\d+\.){3}\d+[-_]\d+)$")
+
+
+def scenario_of(video: str, known: Collection[str] = ()) -> str:
+    """Return the longest `known` scenario that a video's name starts with, or its name without the camera."""
+    stem = video_stem(video)
+    parts = stem.split("_")
+    starts = ("_".join(parts[:n]) for n in range(len(parts), 0, -1))
+    return next((start for start in starts if start in known), CAMERA.sub("", stem))
+
+
+def source_of(scenario: str) -> str:
+    """Return "bdd" for a scenario of BDD_PC_5K, which is named as its video: video1004."""
+    return "bdd" if scenario.startswith("video") else "wts"
 
 
 def list_files(
@@ -198,7 +215,7 @@ def read_wts(root: str | Path, keep_missing: bool = False) -> WtsTable:
         what = f"{len(paths)} videos without a caption file, such as {examples}; skipped"
         problems.append(Problem(f"videos/{split}", what))
     phases = pd.DataFrame.from_records(rows, columns=PHASE_COLUMNS)
-    phases = phases.astype({name: NUMBERS[name] for name in ("phase", "start_s", "end_s")})
+    phases = phases.astype({name: kind for name, kind in NUMBERS.items() if name in PHASE_COLUMNS})
     phases = phases.sort_values(["scenario", "split", "view", "video", "phase"], ignore_index=True)
     segments = phases.groupby(["split", "scenario", "phase"])
     # "04" in one view and "4" in another are one segment.
@@ -237,10 +254,10 @@ def _read_caption_file(
     # An overhead view lists the names of several videos, a vehicle view has one name. A caption file of BDD
     # has the name of its one video.
     key = "overhead_videos" if file.view == "overhead_view" else "vehicle_view"
-    listed = [f"{file.scenario}.mp4"] if file.source == "bdd" else content.get(key)
+    listed = file.scenario if file.source == "bdd" else content.get(key)
     listed = listed if isinstance(listed, list) else [listed]
-    names = [os.path.basename(printable(name).strip()) for name in listed if isinstance(name, str)]
-    names = list(filter(None, map(video_stem, names)))
+    names = [video_stem(os.path.basename(printable(n).strip())) for n in listed if isinstance(n, str)]
+    names = list(filter(None, names))
     stems = dict.fromkeys([*names, *sorted(found)])  # each has videos that the other lacks (quirk 8)
     rows = []
     for stem in stems:
@@ -253,8 +270,8 @@ def _read_caption_file(
             about = (file.split, file.source, file.scenario, file.view, f"{stem}.mp4", path)
             rows += [(*about, *phase) for phase in phases.values()]
     if not phases or not stems:
-        found_instead = f"{len(phases)} phases and {len(stems)} videos"
-        report(f"expected phases and videos, found {found_instead}; no row comes from this file")
+        found_instead = f"found {len(phases)} phases and {len(stems)} videos"
+        report(f"expected phases and videos, {found_instead}; no row comes from this file")
     counts.update(caption_files_used=1, phases=len(content["event_phase"]), phases_used=len(phases))
     counts.update(videos=len(stems), videos_used=len(found) if phases else 0)
     return rows
@@ -273,8 +290,6 @@ def read_phase(entry: Any, is_test: bool, report: Callable[[str], None]) -> tupl
         expected = f"a label 0–4 or one of {', '.join(PHASES)}, start_time and end_time in seconds"
         report(f"expected {expected}, found {show(entry)}; skipped")
         return None
-    if start_s > end_s:
-        report(f"phase {label} ends at {end_s} s, before it starts at {start_s} s; times are swapped")
     captions: list[str | None] = []
     for subject in SUBJECTS:
         caption = values.get(f"caption_{subject}")
@@ -282,7 +297,7 @@ def read_phase(entry: Any, is_test: bool, report: Callable[[str], None]) -> tupl
         if not has_words and not is_test:
             report(f"phase {label}: expected text in caption_{subject}, found {show(caption)}; no caption")
         captions.append(printable(caption) if has_words else None)
-    return (str(label).strip(), phase, min(start_s, end_s), max(start_s, end_s), *captions)
+    return (str(label).strip(), phase, start_s, end_s, *captions)
 
 
 def list_segments(phases: pd.DataFrame) -> pd.DataFrame:
@@ -302,8 +317,7 @@ def split_by_group(phases: pd.DataFrame, val_share: float | None = None, seed: i
     out, problems = phases.copy(), []
     groups = out["scenario"].map(recording_group)
     if val_share is None:
-        in_val = groups.isin(groups[out["split"] == "val"])
-        dropped = in_val & (out["split"] == "train")
+        dropped = groups.isin(groups[out["split"] == "val"]) & (out["split"] == "train")
         for group, rows in out[dropped].groupby(groups):
             scenarios = ", ".join(sorted(rows["scenario"].unique()))
             what = f"one recording in both train and val; {len(rows)} train rows skipped: {scenarios}"
@@ -316,8 +330,7 @@ def split_by_group(phases: pd.DataFrame, val_share: float | None = None, seed: i
             random.Random(seed).shuffle(names)
             number = max(1, round(val_share * len(names))) if len(names) > 1 else 0
             if len(names) == 1:
-                what = "1 recording: expected at least 2 to draw a validation split from"
-                problems.append(Problem(source, what))
+                problems.append(Problem(source, "expected 2 recordings or more to draw val from, found 1"))
             out.loc[rows, "split"] = "train"
             out.loc[rows & groups.isin(names[:number]), "split"] = "val"
     counts = {"rows": len(phases), **{split: int((out["split"] == split).sum()) for split in SPLITS}}

@@ -33,8 +33,7 @@ INPUTS = {  # inputs that a notebook reads itself
     "02_build_index": ("tokenizer",),
     "03_finetune": ("weights",),
 }
-# Of notebooks that use GPUs, for real data: all GPUs, and less than the 12 hours of a session. The sample
-# needs minutes.
+# Of notebooks that use GPUs, for real data: all GPUs, and less than the 12 hours of a session.
 PARAMETERS = dict.fromkeys(("03_finetune", "04_inspect_captions"), {"num_gpus": 0, "max_minutes": 660.0})
 
 
@@ -45,27 +44,23 @@ def title_of(name: str) -> str:
 
 def kernel_metadata(name: str, owner: str, attach: Sequence[str]) -> dict[str, Any]:
     """Return `kernel-metadata.json` of a notebook, whose input is the output of the notebook before it."""
-    entries, gpu = load_manifest().entries, name in PARAMETERS
+    entries = load_manifest().entries
     inputs = [entries[entry].kaggle for entry in INPUTS.get(name, ()) if entry in attach]
+    # Kaggle derives a notebook's id from its title.
+    ids = {other: f"{owner}/{title_of(other).lower().replace(' ', '-')}" for other in NOTEBOOKS}
     before = NOTEBOOKS[: NOTEBOOKS.index(name)][-1:]
-
-    def identifier(notebook: str) -> str:
-        return f"{owner}/{title_of(notebook).lower().replace(' ', '-')}"  # Kaggle derives it from the title
-
     return {
-        "id": identifier(name),
+        "id": ids[name],
         "title": title_of(name),
         "code_file": f"{name}.ipynb",
         "language": "python",
         "kernel_type": "notebook",
         "is_private": True,
-        "enable_gpu": gpu,
+        "enable_gpu": name in PARAMETERS,
         "enable_internet": False,
-        **({"machine_shape": "NvidiaTeslaT4"} if gpu else {}),
+        **({"machine_shape": "NvidiaTeslaT4"} if name in PARAMETERS else {}),
         "dataset_sources": [f"{owner}/{source}" for source in (PACKAGE_SLUG, *inputs)],
-        "kernel_sources": [identifier(other) for other in before],
-        "model_sources": [],
-        "competition_sources": [],
+        "kernel_sources": [ids[other] for other in before],
     }
 
 
@@ -73,20 +68,13 @@ def stage(out: str | Path, owner: str, attach: Sequence[str] = (), python: str =
     """Stage everything inside `out`; return the folder of the data set, then one folder per notebook."""
     from papermill import execute_notebook
 
-    out, known = Path(out), [name for name, entry in load_manifest().entries.items() if entry.kaggle]
     if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9-]{1,48}", owner):
-        raise ValueError(
-            f"--owner: expected your user name on Kaggle, got {owner!r}. Use make kaggle KAGGLE_OWNER=name."
-        )
-    if unknown := set(attach) - set(known):
-        raise ValueError(
-            f"--attach: expected some of {', '.join(known)} ({MANIFEST_NAME}), got {', '.join(unknown)}."
-        )
-    wheels = fetch_wheels(out / f"wheels-{python}", python)
-    package, *folders = out / PACKAGE_SLUG, *(out / name for name in NOTEBOOKS)
+        todo = "Use make kaggle KAGGLE_OWNER=name."
+        raise ValueError(f"--owner: expected your user name on Kaggle, got {owner!r}. {todo}")
+    package, *folders = [Path(out, name) for name in (PACKAGE_SLUG, *NOTEBOOKS)]
     with atomic_folder(package) as new:
         shutil.copytree(BESIDE / "beit3lib", new / "beit3lib", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(wheels, new / "wheels")
+        fetch_wheels(new / "wheels", python)
         for name in (MANIFEST_NAME, "requirements.txt", "constraints.txt"):
             shutil.copyfile(BESIDE / name, new / name)
         meta = {"title": "beit3lib package", "id": f"{owner}/{PACKAGE_SLUG}", "licenses": [{"name": "other"}]}
@@ -94,49 +82,29 @@ def stage(out: str | Path, owner: str, attach: Sequence[str] = (), python: str =
     for folder in folders:
         with atomic_folder(folder) as new:
             write_json(new / "kernel-metadata.json", kernel_metadata(folder.name, owner, attach))
-            source, copy = (str(place / f"{folder.name}.ipynb") for place in (BESIDE / "notebooks", new))
+            copy = shutil.copy(BESIDE / "notebooks" / f"{folder.name}.ipynb", new)
             if attach and folder.name in PARAMETERS:  # Kaggle passes no parameters, so the copy contains them
-                execute_notebook(source, copy, PARAMETERS[folder.name], prepare_only=True, progress_bar=False)
-            else:
-                shutil.copyfile(source, copy)
+                execute_notebook(copy, copy, PARAMETERS[folder.name], prepare_only=True, progress_bar=False)
     return [package, *folders]
 
 
-def fetch_wheels(folder: Path, python: str = PYTHON) -> Path:
-    """Fetch the wheels that Kaggle's image lacks, for its Python, except those that `folder` has."""
-    folder.mkdir(parents=True, exist_ok=True)
-    platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
-    for package in (*BINARY_WHEELS, *PURE_WHEELS):
-        if any(folder.glob(f"{package.split('==')[0].replace('-', '_')}-*.whl")):
-            continue
-        options = ["--no-deps", "--constraint", BESIDE / "constraints.txt", package]
-        if package in BINARY_WHEELS:
-            run_pip(
-                "download",
-                "--only-binary=:all:",
-                "--python-version",
-                python,
-                *platforms,
-                "--dest",
-                folder,
-                *options,
-            )
-        else:
-            run_pip("wheel", "--wheel-dir", folder, *options)
-    return folder
+def fetch_wheels(folder: Path, python: str = PYTHON) -> None:
+    """Fetch the wheels that Kaggle's image lacks, for its Python."""
+    platforms = [f"--platform={platform}" for platform in PLATFORMS]
+    options = ["--no-deps", "--constraint", BESIDE / "constraints.txt"]
+    compiled = ["--only-binary=:all:", "--python-version", python, *platforms, "--dest", folder]
+    run_pip("download", *compiled, *options, *BINARY_WHEELS)
+    run_pip("wheel", "--wheel-dir", folder, *options, *PURE_WHEELS)
 
 
 @exit_on_error(RuntimeError)
 def main() -> None:
-    """`python -m beit3lib.pipeline.kaggle`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m beit3lib.pipeline.kaggle", description=__doc__.splitlines()[0]
-    )
+    """Stage notebooks, package and wheels for Kaggle."""
+    known = [name for name, entry in load_manifest().entries.items() if entry.kaggle]
+    parser = argparse.ArgumentParser(prog="python -m beit3lib.pipeline.kaggle", description=main.__doc__)
     parser.add_argument("out", nargs="?", default="runs/kaggle", help="folder to stage in [runs/kaggle]")
     parser.add_argument("--owner", required=True, help="your user name on Kaggle")
-    parser.add_argument(
-        "--attach", nargs="*", default=[], help="inputs you have uploaded, such as wts tokenizer"
-    )
+    parser.add_argument("--attach", nargs="*", default=[], choices=known, help="inputs you have uploaded")
     parser.add_argument("--python", default=PYTHON, help=f"Python of Kaggle's image [{PYTHON}]")
     package, *notebooks = stage(**vars(parser.parse_args()))
     print("Staged. Upload the package, then push each notebook when the one before has finished:")

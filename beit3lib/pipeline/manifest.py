@@ -1,7 +1,7 @@
 """Find every input that `data_manifest.yaml` describes, here and on Kaggle.
 
-python -m beit3lib.pipeline.manifest            a table of all inputs, found or missing
-python -m beit3lib.pipeline.manifest wts        the same for one input; exit code 1 if it is missing
+python -m beit3lib.pipeline.manifest            all inputs, found or missing
+python -m beit3lib.pipeline.manifest wts        one input; exit code 1 if it is missing
 python -m beit3lib.pipeline.manifest beit3_large_patch16_480        the weights for one model
 """
 
@@ -24,17 +24,14 @@ from beit3lib.pipeline.mounts import folders_in, kaggle_inputs
 
 NAME = "data_manifest.yaml"
 SUFFIXES = ("", ".pth", ".zip", ".pt", ".safetensors")
-UNPACKED = (
-    "**/data.pkl",
-    "model.safetensors",
-)  # Kaggle unpacks .pth files, which are zip archives; our own folders
+# In a folder with weights: a .pth file is a zip archive, which Kaggle unpacks; best/ of a run.
+UNPACKED = ("**/data.pkl", "model.safetensors")
 
 
 def _find_download(folder: Path) -> Path | None:
     """Find the WTS download at `folder`. The drawn sample has the same structure and does not count."""
     found = find_wts(folder)
-    is_sample = found is not None and any((inside / "drawn.json").exists() for inside in folders_in(found, 3))
-    return None if is_sample else found
+    return None if found and any((at / "drawn.json").exists() for at in folders_in(found, 3)) else found
 
 
 def _find_prepared(folder: Path) -> Path | None:
@@ -81,12 +78,11 @@ class Entry(BaseModel, extra="forbid", strict=True):
 
 
 class Manifest(BaseModel, extra="forbid"):
-    """The entries of a manifest. Relative paths start at the folder `here` and at every folder above."""
+    """The entries of a manifest. Relative paths start at the working folder and at every folder above."""
 
     version: Literal[3]
     entries: dict[str, Entry]
     path: Path
-    here: Path
 
     def entry(self, name: str) -> Entry:
         """Return the entry of an input; for the name of a model, that of the weights which suit it."""
@@ -95,9 +91,8 @@ class Manifest(BaseModel, extra="forbid"):
         weights, size = self.entries["weights"], name.split("_patch")[0] + "_"  # beit3_base_
         names = [file for file in weights.names if file.startswith(size)]
         if not names:
-            raise ManifestError(
-                f"{self.path}: expected one of {', '.join(self.entries)} or a model, got {name!r}."
-            )
+            known = ", ".join(self.entries)
+            raise ManifestError(f"{self.path}: expected one of {known} or a model, got {name!r}.")
         names.sort(key=lambda file: not file.startswith(name))
         return weights.model_copy(update={"names": names, "description": f"{weights.description} for {name}"})
 
@@ -117,7 +112,7 @@ class Manifest(BaseModel, extra="forbid"):
                     return READERS[entry.reader](path) if entry.reader else path, ""
                 incomplete = incomplete or missing
         if required or named:
-            searched = ", ".join(entry.paths) + f" of {self.here}, above it, or on Kaggle's mounts"
+            searched = ", ".join(entry.paths) + f" of {Path.cwd()}, above it, or on Kaggle's mounts"
             where = f"{entry.env}={named}" if named else searched
             found = f"no {', '.join(incomplete)}" if incomplete else "none"
             raise MissingInput(
@@ -127,7 +122,7 @@ class Manifest(BaseModel, extra="forbid"):
         return None, ", ".join(incomplete)
 
     def _candidates(self, entry: Entry, near: str | Path) -> Iterator[Path]:
-        for folder in (*filter(None, [near]), self.here, *self.here.parents, self.path.parent):
+        for folder in (*filter(None, [near]), Path.cwd(), *Path.cwd().parents, self.path.parent):
             for name in entry.paths:
                 yield from entry.candidates(Path(folder, name))
         for top in kaggle_inputs():  # a reader searches all folders in `top` itself
@@ -145,27 +140,24 @@ class Manifest(BaseModel, extra="forbid"):
         return pd.DataFrame(rows, columns=columns).set_index("input")
 
 
-def load_manifest(path: Path | None = None, here: Path | None = None) -> Manifest:
+def load_manifest(path: Path | None = None) -> Manifest:
     """Read a manifest; by default the one beside the package, in the working folder, or as installed."""
     # Installed data are below /usr/local on Debian, unlike sys.prefix.
     share = Path(sysconfig.get_path("data")) / "share" / "beit3lib"
     own = [Path(__file__).parents[2] / NAME, Path.cwd() / NAME, share / NAME]
     path = path or next(filter(Path.is_file, own), own[0])
     try:
-        return Manifest(**yaml.safe_load(read_text(path)), path=path, here=here or Path.cwd())
+        return Manifest(**yaml.safe_load(read_text(path)), path=path)
     except (yaml.YAMLError, TypeError, ValidationError) as error:  # TypeError: a list, or text alone
         found = " ".join(str(error).split())[:200]
-        raise ManifestError(
-            f"{path}: expected version 3 of the project's {NAME}, found {found}. Correct it."
-        ) from None
+        expected = f"version 3 of the project's {NAME}"
+        raise ManifestError(f"{path}: expected {expected}, found {found}. Correct it.") from None
 
 
 @exit_on_error()
 def main() -> int:
-    """`python -m beit3lib.pipeline.manifest [entry …]`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m beit3lib.pipeline.manifest", description=__doc__.splitlines()[0]
-    )
+    """List inputs that were found and that are missing."""
+    parser = argparse.ArgumentParser(prog="python -m beit3lib.pipeline.manifest", description=main.__doc__)
     parser.add_argument("entries", nargs="*", help="inputs to look for; exit code 1 if one is missing [all]")
     names = parser.parse_args().entries
     table = load_manifest().table(names)

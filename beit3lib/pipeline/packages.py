@@ -20,18 +20,11 @@ from packaging.requirements import Requirement
 
 from beit3lib.pipeline.mounts import kaggle_root
 
-BESIDE = Path(__file__).parents[
-    2
-]  # the folder that contains beit3lib, requirements.txt and, on Kaggle, wheels
+BESIDE = Path(__file__).parents[2]  # with beit3lib, requirements.txt, constraints.txt and, on Kaggle, wheels
 WITHOUT_DEPENDENCIES = ("torchscale==0.3.0", "fairscale==0.4.0")
 NOT_IN_A_KERNEL = {"jupyter", "papermill"}  # they start notebooks, so a running notebook does not need them
 # Any of these packages installs the module cv2.
-OPENCV = (
-    "opencv-python-headless",
-    "opencv-python",
-    "opencv-contrib-python",
-    "opencv-contrib-python-headless",
-)
+OPENCV = [f"opencv-{kind}{end}" for kind in ("python", "contrib-python") for end in ("-headless", "")]
 
 
 def requirements() -> list[str]:
@@ -39,28 +32,25 @@ def requirements() -> list[str]:
     path = BESIDE / "requirements.txt"
     lines = path.read_text().splitlines() if path.is_file() else metadata.requires("beit3lib") or []
     lines = [line.split("#")[0].strip() for line in lines if "extra ==" not in line]
-    return [line for line in lines if line and Requirement(line).name not in NOT_IN_A_KERNEL] + [
-        *WITHOUT_DEPENDENCIES
-    ]
+    lines = [line for line in lines if line and Requirement(line).name not in NOT_IN_A_KERNEL]
+    return [*lines, *WITHOUT_DEPENDENCIES]
 
 
 def installed(line: str) -> str | None:
     """Return the installed version of a package, or of another one with the same module, or None."""
     name = Requirement(line).name
-    for other in OPENCV if name in OPENCV else (name,):
-        for found in metadata.distributions(name=other):
-            return found.version
-    return None
+    names = OPENCV if name in OPENCV else [name]
+    return next((found.version for other in names for found in metadata.distributions(name=other)), None)
 
 
 def missing_packages() -> list[str]:
     """Return the requirements that no installed version satisfies."""
-    versions = {line: installed(line) for line in requirements()}
-    return [
-        line
-        for line, v in versions.items()
-        if not v or not Requirement(line).specifier.contains(v, prereleases=True)
-    ]
+    missing = []
+    for line in requirements():
+        version = installed(line)
+        if version is None or not Requirement(line).specifier.contains(version, prereleases=True):
+            missing.append(line)
+    return missing
 
 
 def install_missing() -> list[str]:
@@ -78,10 +68,11 @@ def install_missing() -> list[str]:
             print(f"kept, although older than tested: {line} (found {installed(line)})")
             missing.remove(line)
     print(f"installing {', '.join(missing) or 'nothing'}", flush=True)
-    if lines := [line for line in missing if line not in WITHOUT_DEPENDENCIES]:
-        run_pip("install", *source, *lines)
-    if lines := [line for line in missing if line in WITHOUT_DEPENDENCIES]:
-        run_pip("install", "--no-deps", *source, *lines)
+    alone = [line for line in missing if line in WITHOUT_DEPENDENCIES]
+    if others := [line for line in missing if line not in alone]:
+        run_pip("install", *source, *others)
+    if alone:
+        run_pip("install", "--no-deps", *source, *alone)
     importlib.invalidate_caches()
     return missing
 
@@ -100,14 +91,13 @@ def prepare_host() -> None:
     # when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     missing = missing_packages()
-    if missing and not (kaggle_root().is_dir() or "COLAB_RELEASE_TAG" in os.environ):
+    if missing and (kaggle_root().is_dir() or "COLAB_RELEASE_TAG" in os.environ):
+        install_missing()
+    elif missing:
         raise RuntimeError(
             f"{sys.executable}: expected {', '.join(missing)}, found older versions or none. Start Jupyter "
-            "with the project's Python (.venv), or run this in a new cell: "
-            "beit3lib.pipeline.packages.install_missing()"
+            "with the project's .venv, or run in a cell: beit3lib.pipeline.packages.install_missing()"
         )
-    if missing:
-        install_missing()
 
 
 if __name__ == "__main__":

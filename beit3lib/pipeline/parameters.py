@@ -5,7 +5,6 @@ number in YAML 1.1. Here an unknown name is an error that suggests the closest k
 float.
 """
 
-import difflib
 import inspect
 import re
 import traceback
@@ -15,6 +14,8 @@ from typing import Annotated, Any
 
 from IPython import get_ipython
 from pydantic import Field, Strict, ValidationError, validate_call
+
+from beit3lib.config import TrainConfig, closest
 
 # Without Strict, pydantic accepts True and "3" as whole numbers.
 Whole, Count = Annotated[int, Strict(), Field(ge=0)], Annotated[int, Strict(), Field(ge=1)]
@@ -31,6 +32,9 @@ def checked(stage: Callable) -> Callable:
     def explain(problem: Mapping[str, Any]) -> str:
         name, value = problem["loc"][0], problem["input"]
         name = names[name] if isinstance(name, int) else name  # pydantic numbers positional arguments
+        if problem["type"] == "unexpected_keyword_argument":
+            hint = closest(name, [*names, *TrainConfig.__dataclass_fields__])
+            return f"{name}: expected a parameter of '{stage.__name__}', got an unknown name.{hint}"
         text = f"{name}: expected {problem['msg'].removeprefix('Input should be ')}, got {value!r}."
         if problem["type"] == "string_type":  # papermill's -p turns the run name 2026 into a number
             text += f" With papermill, write `-r {name} {value}` instead of `-p {name} {value}`."
@@ -55,10 +59,9 @@ def check_parameters(namespace: Mapping[str, Any], *known: Callable | Iterable[s
     """
     if shell := get_ipython():
         shell.set_custom_exc((ValueError, OSError, RuntimeError), _show_own_errors_in_one_line)
-    names = [
-        name for part in known for name in (inspect.signature(part).parameters if callable(part) else part)
-    ]
-    cells = []
+    names, cells = [], []
+    for part in known:
+        names += inspect.signature(part).parameters if callable(part) else part
     for source in namespace.get("In", ()):  # IPython's list of executed cells
         if re.search("^run: str = ", source, re.MULTILINE):
             cells = [source]
@@ -68,11 +71,6 @@ def check_parameters(namespace: Mapping[str, Any], *known: Callable | Iterable[s
         if name not in names and not name.startswith("PAPERMILL_"):  # papermill --inject-paths
             hint = closest(name, names) or f" It has {', '.join(names)}."
             raise ParameterError(f"{name}: expected a parameter of this notebook, got an unknown name.{hint}")
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean X?" for the known name X most similar to `name`, or "" if none is similar."""
-    return "".join(f" Did you mean {x}?" for x in difflib.get_close_matches(name, list(known), n=1))
 
 
 def _show_own_errors_in_one_line(shell, kind, error, trace, tb_offset=None) -> None:

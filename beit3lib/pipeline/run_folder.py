@@ -1,8 +1,12 @@
 """Open the folder of a run, and keep one record per stage of the inputs and options that it used.
 
-    runs/<name>/   records/<stage>.json, phases.csv, segments.csv, images/, captions/{train,val}/,
-                   coco_captioning.{train,val,test}.jsonl, tokenizer.spm, best/, last/, log.jsonl,
-                   predictions.json, gallery.html, scores.json, submission.json, summary.json
+    runs/<name>/   records/<stage>.json, summary.json
+        prepare    phases.csv, segments.csv, questions.jsonl, images/, frames/, captions/{train,val}/
+        index      coco_captioning.{train,val,test}.jsonl, questions.{train,val,test}.jsonl, tokenizer.spm
+        finetune   best/, last.pt, log.jsonl, results.json
+        caption    predictions.json, answers.json, gallery.html
+        score      scores.json, submission.{val,train}.json, answers.{val,train}.json
+        submit     submission.json, submission_answers.json
 
 A stage writes its record twice: without `outputs` when it starts, and with them when everything else is
 written. As in a build tool, a stage is out of date if its record is missing or unfinished, or if its inputs
@@ -37,20 +41,13 @@ class Stage(NamedTuple):
     after: str | None  # the stage that writes the inputs
 
 
-TRAINING_INDEX = [
-    f"{kind}.{split}.jsonl" for kind in ("coco_captioning", "questions") for split in ("train", "val")
-]
-CAPTIONED_INDEX = [
-    f"{kind}.{split}.jsonl" for kind in ("coco_captioning", "questions") for split in ("val", "test")
-]
+PREPARED = (PHASES_NAME, "images", "captions")
 CAPTIONED = (PREDICTIONS_NAME, "answers.json", SEGMENTS_NAME)
-STAGES = {
-    "prepare": Stage((), (PHASES_NAME, SEGMENTS_NAME, "images", "captions"), None),
-    "index": Stage(
-        (PHASES_NAME, QUESTIONS_NAME, "images", "captions"), ("coco_captioning.*.jsonl", SPM_NAME), "prepare"
-    ),
-    "finetune": Stage((*TRAINING_INDEX, SPM_NAME), ("best",), "index"),
-    "caption": Stage(("{checkpoint}", *CAPTIONED_INDEX), (PREDICTIONS_NAME,), "finetune"),
+STAGES = {  # *.train.jsonl are the indexes of captions and of questions
+    "prepare": Stage((), (*PREPARED, SEGMENTS_NAME), None),
+    "index": Stage((*PREPARED, QUESTIONS_NAME), ("coco_captioning.*.jsonl", SPM_NAME), "prepare"),
+    "finetune": Stage(("*.train.jsonl", "*.val.jsonl", SPM_NAME), ("best",), "index"),
+    "caption": Stage(("{checkpoint}", "*.val.jsonl", "*.test.jsonl"), (PREDICTIONS_NAME,), "finetune"),
     "score": Stage(CAPTIONED, (SCORES_NAME, "submission.*.json"), "caption"),
     "submit": Stage(CAPTIONED, (SUBMISSION_NAME,), "caption"),
 }
@@ -59,7 +56,7 @@ STAGES = {
 def project_folder() -> Path:
     """Return the start of relative paths: the project if a notebook runs in it, else the working folder."""
     folders = (Path(), *Path.cwd().parents)
-    return next((folder for folder in folders if (folder / "beit3lib" / "__init__.py").is_file()), Path())
+    return next((folder for folder in folders if (folder / "beit3lib/__init__.py").is_file()), Path())
 
 
 @checked
@@ -74,7 +71,10 @@ def open_run(run: str, folder: str = "runs") -> Path:
     path = project_folder() / folder / run
     mounted = [folder / "runs" / run for folder in kaggle_inputs() if (folder / "runs" / run).is_dir()]
     if mounted and not path.exists():
-        source = max(mounted, key=_last_end)
+        ends = {
+            source: [read_record(source, stage).get("ended", 0.0) for stage in STAGES] for source in mounted
+        }
+        source = max(mounted, key=lambda source: max(ends[source]))
         print(f"{path}: continues {source}")
         copy = path.with_name(f".{run}.new")  # renamed when it is complete
         shutil.rmtree(copy, ignore_errors=True)
@@ -85,22 +85,15 @@ def open_run(run: str, folder: str = "runs") -> Path:
     return path
 
 
-def _last_end(run: Path) -> float:
-    """Return when the last stage of a run ended."""
-    return max(read_record(run, stage).get("ended", 0.0) for stage in STAGES)
-
-
 def read_record(run: Path, stage: str) -> dict[str, Any]:
     """Return the record of a stage; {} if it has not run here."""
-    return _read(run / "records" / f"{stage}.json")
+    path = run / "records" / f"{stage}.json"
+    return read_json(path, dict) if path.is_file() else {}
 
 
 def read_summary(run: Path) -> dict[str, Any]:
     """Return summary.json, which has a section for each stage that has run; {} if there is none."""
-    return _read(run / SUMMARY_NAME)
-
-
-def _read(path: Path) -> dict[str, Any]:
+    path = run / SUMMARY_NAME
     return read_json(path, dict) if path.is_file() else {}
 
 
@@ -117,15 +110,14 @@ def fingerprints(run: Path, names: tuple[str, ...], options: dict[str, Any]) -> 
     do not count, because a copy of a run may lose them.
     """
     hashes = {}
-    for path in [path for name in names for path in sorted(run.glob(name.format(**options)))]:
+    for path in [path for name in names for path in run.glob(name.format(**options))]:
         if path.is_file():
             hashes[path.name] = file_hash(path)
             continue
         digest = hashlib.sha256()
-        for file in sorted(path.rglob("[!.]*")):
-            if file.is_file():
-                content = file_hash(file) if file.suffix == ".json" else file.stat().st_size
-                digest.update(f"{file.relative_to(path)} {content}\n".encode(errors="surrogateescape"))
+        for file in sorted(filter(Path.is_file, path.rglob("[!.]*"))):
+            content = file_hash(file) if file.suffix == ".json" else file.stat().st_size
+            digest.update(f"{file.relative_to(path)} {content}\n".encode(errors="surrogateescape"))
         hashes[path.name] = digest.hexdigest()
     return hashes
 
@@ -150,9 +142,7 @@ def stale(run: Path, stage: str) -> str:
 
 
 @contextmanager
-def record_stage(
-    run: Path, stage: str, options: dict[str, Any], lock: bool = True
-) -> Iterator[dict[str, Any]]:
+def record_stage(run: Path, stage: str, options: dict, lock: bool = True) -> Iterator[dict[str, Any]]:
     """Lock the run while a stage runs; at the end, write its record and its section of summary.json.
 
     Yields the section, a dict for the stage to fill; `seconds` is added. If the stage is not finished, it

@@ -1,15 +1,17 @@
-"""The stages of a run as functions that notebooks call: prepare, index, finetune, caption; `scoring.py` has the rest.
+"""The stages 1 to 4 of a run as functions for notebooks: prepare, index, finetune, caption.
 
-A stage first brings the stages before it up to date (`ensure`), and records its options and inputs (`run_folder`).
+`scoring.py` has stage 5. A stage first brings the stages before it up to date (`ensure`), and records its
+options and inputs (`run_folder`).
 """
 
 import dataclasses
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pandas as pd
+from pydantic import Field
 
 from beit3lib import sample
 from beit3lib.config import TrainConfig
@@ -32,7 +34,7 @@ from beit3lib.data.views import VIEW_CHOICES, choose_views, first_boxes
 from beit3lib.data.wts import list_segments, read_wts, split_by_group
 from beit3lib.files import Problem, atomic_folder, lock_folder, read_json
 from beit3lib.pipeline.manifest import READERS, load_manifest
-from beit3lib.pipeline.parameters import Count, ParameterError, Whole, checked, closest
+from beit3lib.pipeline.parameters import Count, ParameterError, Whole, checked
 from beit3lib.pipeline.run_folder import (
     PHASES_NAME,
     QUESTIONS_NAME,
@@ -79,13 +81,11 @@ def ensure(run: Path, stage: str) -> None:
         return
     others = sorted(path.parents[1].name for path in run.parent.glob("*/records/prepare.json"))
     if stage == "prepare" and not record and others:
-        raise StageError(
-            f"{run}: expected a prepared run, one of {', '.join(others)}. Correct `run`, or prepare it."
-        )
+        expected = f"a prepared run, one of {', '.join(others)}"
+        raise StageError(f"{run}: expected {expected}. Correct `run`, or prepare it.")
     if stage in SLOW and not is_sample(run):
-        raise StageError(
-            f"{run}: expected {STAGES[stage].outputs[0]}, found none. Run stage '{stage}': {reason}."
-        )
+        expected = f"{STAGES[stage].outputs[0]}, found none"
+        raise StageError(f"{run}: expected {expected}. Run stage '{stage}': {reason}.")
     print(f"{run}: stage '{stage}' runs now: {reason}.")
     stages = {"prepare": prepare, "index": index, "finetune": finetune, "caption": caption}
     stages[stage](run, **record.get("options", {}))
@@ -112,9 +112,7 @@ def find_data(dataset: str = "auto", data_root: str = "") -> tuple[str, Path]:
             return kind, found
     if data_root and kinds:
         wanted = " or ".join(manifest.entries[name].description for name in kinds)
-        raise ParameterError(
-            f"data_root: expected {wanted}, got {given}. Empty: data_manifest.yaml is searched."
-        )
+        raise ParameterError(f"data_root: expected {wanted}, got {given}. Empty: all known folders.")
     if found := given if data_root else manifest.search("sample")[0]:
         return "sample", found
     folder = project_folder() / "data" / "sample"
@@ -146,11 +144,12 @@ def prepare(
     jobs: Whole = 0,
     max_scenarios: Whole = 0,
 ) -> Prepared:
-    """Stage 1: write phases.csv, segments.csv, questions.jsonl, the caption files, and an image per phase and video.
+    """Stage 1: write phases.csv, segments.csv, questions.jsonl, caption files, an image per phase and video.
 
-    Existing images of the same options are kept; other images, and the caption files of earlier data, are removed.
-    With `frames` (None: for real videos) a sharp frame of each phase is written to frames/, to look at. `jobs` is the
-    number of processes (0: one per core), `max_scenarios` limits the scenarios of each split (0: all).
+    Existing images of the same options are kept; other images, and the caption files of earlier data, are
+    removed. With `frames` (None: for real videos) a sharp frame of each phase is written to frames/, to look
+    at. `jobs` is the number of processes (0: one per core), `max_scenarios` limits the scenarios of each
+    split (0: all).
     """
     kind, root = find_data(dataset, data_root)
     print(f"data: {load_manifest().entries[kind].description}, in {root}")
@@ -172,20 +171,19 @@ def prepare(
             prepared = Prepared(phases, problems, pd.DataFrame(), pd.concat(segments), questions, len(phases))
         else:
             prepared = _prepare_videos(run, root, kind, options, jobs)
-        phases = prepared.phases
-        for path in set((run / "images").glob("[!.]*")) - {run / "images" / name for name in phases["image"]}:
-            if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+        images = set(prepared.phases["image"])
+        for path in (run / "images").glob("[!.]*"):
+            if path.name not in images and path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
                 path.unlink()  # an image of earlier data or options
         write_table(run / SEGMENTS_NAME, prepared.segments)
-        write_table(run / PHASES_NAME, phases)
+        write_table(run / PHASES_NAME, prepared.phases)
         write_questions(run / QUESTIONS_NAME, prepared.questions)
         (run / sample.DRAWN_NAME).unlink(missing_ok=True)
         if kind == "sample":
             shutil.copyfile(root / sample.DRAWN_NAME, run / sample.DRAWN_NAME)
-        section |= options | {"phases_read": prepared.phases_read, "images": len(phases)}
-        section["questions"] = len(prepared.questions)
-        section["problem_count"] = len(prepared.problems)
-        section["problems"] = [str(problem) for problem in prepared.problems[:MAX_LISTED]]
+        section |= options | {"phases_read": prepared.phases_read, "images": len(prepared.phases)}
+        section |= {"questions": len(prepared.questions), "problem_count": len(prepared.problems)}
+        section["problems"] = list(map(str, prepared.problems[:MAX_LISTED]))
     return prepared
 
 
@@ -204,26 +202,26 @@ def _prepare_videos(run: Path, root: Path, kind: str, options: dict[str, Any], j
         tables.append(first_boxes(folder, chosen.phases))
         segments.append(list_segments(phases))
         asked = read_questions(folder, set(read.phases["scenario"]))
-        # Questions of scenarios that are left out, because their recording is in val too, or by max_scenarios.
-        keys = set(zip(phases["split"], phases["scenario"], strict=True))
-        kept = [key in keys for key in zip(asked.table["split"], asked.table["scenario"], strict=True)]
-        questions.append(asked.table[kept])
-        if count := len(kept) - sum(kept):
+        questions.append(asked.table.merge(phases[["split", "scenario"]].drop_duplicates()))
+        # Scenarios are left out by max_scenarios, or because their recording is in val, too.
+        if count := len(asked.table) - len(questions[-1]):
             problems.append(Problem("questions", f"{count} of scenarios that are not used; skipped"))
         choices += chosen.choices
         problems += [*read.problems, *split_problems, *chosen.problems, *asked.problems]
     table = pd.concat(tables, ignore_index=True)
     frames = run / "frames" if options["frames"] else None
-    blurred = blur_table(
-        table, run / "images", options["image_size"], jobs or None, options["weights"], frames
-    )
+    size, weights = options["image_size"], options["weights"]
+    blurred = blur_table(table, run / "images", size, jobs or None, weights, frames)
     with atomic_folder(run / "captions") as new:
         for split, part in blurred.phases[blurred.phases["split"] != "test"].groupby("split"):
             write_caption_files(part, new / str(split))
-    problems = sorted({*problems, *blurred.problems})
-    asked = pd.concat(questions, ignore_index=True)
     return Prepared(
-        blurred.phases, problems, pd.DataFrame(choices), pd.concat(segments), asked, sum(map(len, tables))
+        phases=blurred.phases,
+        problems=sorted({*problems, *blurred.problems}),
+        choices=pd.DataFrame(choices),
+        segments=pd.concat(segments),
+        questions=pd.concat(questions, ignore_index=True),
+        phases_read=len(table),
     )
 
 
@@ -238,52 +236,45 @@ def index(run: Path, tokenizer: str = "auto", max_tokens: Count = 64) -> dict[st
 
     With `tokenizer` "auto" the sample has its own, and real data need `beit3.spm`: public weights were
     trained with it, and the sample's 168 pieces make captions so long that half of their text would be cut.
-    Captions of more than `max_tokens` - 2 tokens are counted and listed, because training cuts them
+    Captions of more than `max_tokens` - 2 tokens are listed, because training cuts them
     (`num_max_bpe_tokens`).
     """
     from beit3lib.tokenizer import load_tokenizer
 
     ensure(run, "prepare")
-    phases, spm_path = read_table(run / PHASES_NAME), Path(tokenizer).expanduser()
+    phases, images = read_table(run / PHASES_NAME), run / "images"
     if phases.empty:
-        raise StageError(
-            f"{run / 'images'}: expected images, found none. See the problems of stage 'prepare'."
-        )
-    if tokenizer == "auto" and is_sample(run):
+        raise StageError(f"{images}: expected images, found none. See the problems of stage 'prepare'.")
+    if tokenizer != "auto":
+        spm_path = Path(tokenizer).expanduser()
+    elif is_sample(run):
         spm_path = sample.SPM_PATH
-    elif tokenizer == "auto":
+    else:
         spm_path, _ = load_manifest().search("tokenizer", _data_root(run), required=True)
     loaded = load_tokenizer(spm_path)
     with record_stage(run, "index", {"tokenizer": tokenizer, "max_tokens": max_tokens}) as section:
         if spm_path.resolve() != (run / SPM_NAME).resolve():
             shutil.copyfile(spm_path, run / SPM_NAME)
-        for path in [
-            *run.glob(INDEX_NAME.format(split="*")),
-            *run.glob(QUESTION_INDEX_NAME.format(split="*")),
-        ]:
-            path.unlink()  # otherwise the index of a split that the data no longer have would stay
+        for name in (INDEX_NAME, QUESTION_INDEX_NAME):
+            for path in run.glob(name.format(split="*")):
+                path.unlink()  # otherwise the index of a split that the data no longer have would stay
         reports = {}
         for split, part in phases.groupby("split"):
-            captions, images, path = (
-                run / "captions" / split,
-                run / "images",
-                run / INDEX_NAME.format(split=split),
-            )
+            path = run / INDEX_NAME.format(split=split)
             if split == "test":
-                report = index_images(part, images, path)
+                reports[split] = index_images(part, images, path)
             else:
-                report = build_index(captions, images, loaded, path, part, max_tokens)
-            print(report)
-            reports[split] = report
-            section[split] = report._asdict() | {"path": path.name, "problems": len(report.problems)}
+                reports[split] = build_index(run / "captions" / split, images, loaded, path, part, max_tokens)
         if (run / QUESTIONS_NAME).is_file():
             questions = read_question_index(run / QUESTIONS_NAME)[list(COLUMNS)]
-            questions, problems = add_images(questions, phases, run / "images", run)
+            questions, problems = add_images(questions, phases, images, run)
             for split, part in questions.groupby("split"):
-                write_questions(run / QUESTION_INDEX_NAME.format(split=split), part)
-                print(f"{QUESTION_INDEX_NAME.format(split=split)}: {len(part)} questions")
-            for problem in problems:
-                reports.get(problem.where.partition("/")[0], report).problems.append(problem)
+                path = write_questions(run / QUESTION_INDEX_NAME.format(split=split), part)
+                print(f"{path.name}: {len(part)} questions")
+            next(iter(reports.values())).problems.extend(problems)
+        for split, report in reports.items():
+            print(report)
+            section[split] = report._asdict() | {"path": report.path.name, "problems": len(report.problems)}
     return reports
 
 
@@ -322,11 +313,6 @@ def training_config(run: Path, **options: Any) -> TrainConfig:
     """
     import torch
 
-    known = [field.name for field in dataclasses.fields(TrainConfig)]
-    for name in options.keys() - known:
-        raise ParameterError(
-            f"{name}: expected an option of TrainConfig, got an unknown name.{closest(name, known)}"
-        )
     ensure(run, "index")
     values = {name: value for name, value in options.items() if value is not None}
     values = (SAMPLE_OPTIONS if is_sample(run) else WTS_OPTIONS) | values
@@ -356,28 +342,28 @@ def find_checkpoint(run: Path, model: str) -> str:
 
 @checked
 def finetune(run: Path, num_gpus: Whole = 1, resume: bool | None = None, **options: Any) -> dict[str, Any]:
-    """Stage 3: train and write best/, last/, log.jsonl and results.json; return the results.
+    """Stage 3: train and write best/, last.pt, log.jsonl and results.json; return the results.
 
     `num_gpus` 0 means all. `options` are those of `training_config`. By default (`resume` None) a training
     run with the same options and data resumes, and a finished one is kept; otherwise training starts from
     scratch.
     """
     from beit3lib import train
+    from beit3lib.run.state import LAST_NAME, differences, index_hashes, read_last
 
-    config, processes = training_config(run, **options), _processes(num_gpus)
-    if resume is None:
-        reason = _why_from_scratch(run, config)
-        resume = not reason
-        if reason and (run / "last.pt").is_file():
-            print(f"{run}: training starts from scratch, because {reason}")
-    config = dataclasses.replace(config, auto_resume=resume)
+    config, processes, last = training_config(run, **options), _processes(num_gpus), run / LAST_NAME
+    if resume is None and last.is_file():
+        different = differences(read_last(last, mmap=True), config, index_hashes(run))
+        resume = not different
+        if different:
+            print(f"{run}: training starts from scratch, because {'; '.join(different)}")
+    config = dataclasses.replace(config, auto_resume=bool(resume))
     with record_stage(run, "finetune", options | {"num_gpus": num_gpus}, lock=False) as section:
         results = train.finetune(config) if processes == 1 else train.launch(config, processes)
         section |= results
-        if results["steps"] < results["total_steps"] and results["stopped"] != "no better score":
-            section["unfinished"] = (
-                f"it stopped early, after {results['steps']} of {results['total_steps']} steps"
-            )
+        steps, total = results["steps"], results["total_steps"]
+        if steps < total and results["stopped"] != "no better score":
+            section["unfinished"] = f"it stopped early, after {steps} of {total} steps"
     return results
 
 
@@ -391,19 +377,10 @@ def _processes(num_gpus: int) -> int:
     return num_gpus or found if found else 1
 
 
-def _why_from_scratch(run: Path, config: TrainConfig) -> str:
-    """Return the reason why a training run with `config` cannot resume from last.pt, or "" if it can."""
-    from beit3lib.run.state import LAST_NAME, differences, index_hashes, read_last
-
-    if not (run / LAST_NAME).is_file():
-        return f"there is no {LAST_NAME}"
-    return "; ".join(differences(read_last(run / LAST_NAME, mmap=True), config, index_hashes(run)))
-
-
 @checked
 def caption(
     run: Path,
-    checkpoint: Literal["best", "last.pt"] = "best",
+    checkpoint: Annotated[str, Field(pattern=r"^(best|last\.pt|checkpoint-\d+)$")] = "best",
     num_beams: Count = 3,
     batch_size: Whole = 0,
     max_images: Whole = 0,
@@ -412,8 +389,9 @@ def caption(
 ) -> pd.DataFrame:
     """Stage 4: caption val and test images, or without a val split those of train; write predictions.json.
 
-    An interrupted run resumes. `num_gpus` 0 means all. With `max_images` only so many images of each split
-    are captioned, as a preview, and the captions are written to predictions.quick.json instead.
+    If the model answers questions, answers.json is written, too. An interrupted run resumes. `num_gpus` 0
+    means all. With `max_images` only so many images of each split are captioned, as a preview, in
+    predictions.quick.json.
     """
     from beit3lib.caption import caption_run
     from beit3lib.run.captioning import partial_path
@@ -426,15 +404,9 @@ def caption(
         splits = ["train", *splits]
     options = {"checkpoint": checkpoint, "num_beams": num_beams}
     with nullcontext({}) if max_images else record_stage(run, "caption", options) as section:
-        table = caption_run(
-            run,
-            splits=splits,
-            **options,
-            batch_size=batch_size or None,
-            max_images=max_images or None,
-            max_minutes=max_minutes,
-            num_gpus=_processes(num_gpus),
-        )
+        limits = {"max_images": max_images or None, "max_minutes": max_minutes}
+        machine = {"batch_size": batch_size or None, "num_gpus": _processes(num_gpus)}
+        table = caption_run(run, splits=splits, **options, **limits, **machine)
         section |= options | {"splits": splits, "images": table["image"].nunique(), "captions": len(table)}
         if partial_path(run / PREDICTIONS_NAME).exists():
             section["unfinished"] = "it stopped early, because of max_minutes"

@@ -1,1 +1,1 @@
-"""What keeps a long run alive: validation, resumable captioning, saved state, child processes, log, memory."""
+"""What keeps a long run alive: validation, resumable captioning, saved state, processes, log, memory."""

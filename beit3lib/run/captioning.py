@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ from beit3lib.data.questions import (
     questions_of_images,
     write_image_answers,
 )
-from beit3lib.data.schema import IMAGE_COLUMNS, UNNAMED, CaptionType
+from beit3lib.data.schema import IMAGE_COLUMNS, CaptionType
 from beit3lib.dataset import group_captions, num_workers
 from beit3lib.decode import Caption, inference_weights, word_probs
 from beit3lib.device import inference_precision
@@ -52,6 +53,14 @@ from beit3lib.transforms import to_tensor
 MAX_BATCH = {"cuda": 64, "cpu": 32}  # images decoded together
 CPU_BEAMS = 512  # beams decoded together; larger batches are not faster on a CPU (tiny model)
 ABOUT = ("image", *IMAGE_COLUMNS)
+
+
+class Captioned(NamedTuple):
+    """Result of an image: one caption per caption type, log-probabilities of the options of each question."""
+
+    captions: list[Caption]
+    answers: list[list[float]]
+    problem: str = ""  # why the image cannot be read
 
 
 def caption_images(
@@ -78,15 +87,12 @@ def caption_images(
     paths = [Path(root, path) for path in images.get("path", images["image"])]
     images = images.drop(columns="path", errors="ignore")
     size = batch_size or choose_batch_size(captioner, num_beams)
-    assert num_beams > 0 and size > 0, f"expected 1 or more, got num_beams {num_beams}, batch_size {size}"
     options = {**meta, "num_beams": num_beams, "batch_size": size, **_identity(captioner, images, paths)}
-    # An image whose question the model cannot answer is captioned only.
+    # A model that was trained without questions only captions.
     can_answer = captioner.model.config.answers and "questions" in images
-    asked = images["questions"] if can_answer else [[]] * len(images)
-    questions = [
-        [encode_question(captioner.tokenizer, row["question"], row["options"]) for row in rows]
-        for rows in asked
-    ]
+    asked = images["questions"].tolist() if can_answer else [[]] * len(images)
+    encode = partial(encode_question, captioner.tokenizer)
+    questions = [[encode(row["question"], row["options"]) for row in rows] for rows in asked]
     rank, processes, wait = _processes(captioner)
     if output.is_file() and not partial_path(output).exists() and not _changes(read_meta(output), options):
         if not quiet:
@@ -99,21 +105,22 @@ def caption_images(
         finished = _read_finished(output)
         batches = [range(len(names))[i : i + size] for i in range(0, len(names), size)][rank::processes]
         batches = [batch for batch in batches if any(names[i] not in finished for i in batch)]
-        style = {"unit": "image", "mininterval": 1, "ncols": 100, "file": sys.stdout, "disable": quiet or rank > 0}
+        style = {
+            "unit": "image",
+            "mininterval": 1,
+            "ncols": 100,
+            "file": sys.stdout,
+            "disable": quiet or rank > 0,
+        }
         bar = tqdm(total=sum(map(len, batches)), desc=output.name, **style)
         with bar, inference_precision(captioner.device), inference_weights(captioner.model):
             stream = caption_batches(captioner, paths, batches, num_beams, num_workers, questions)
-            for batch, done in zip(batches, stream, strict=True):
-                found = {
-                    i: {"captions": [_plain(captioner, c) for c in done.captions[i]]} for i in done.captions
-                }
-                for i, answers in done.answers.items():
-                    asked = zip(images["questions"].iloc[i], answers, strict=True)
-                    found[i]["answers"] = {
-                        row["id"]: _letters(row["options"], values) for row, values in asked
-                    }
-                found |= {i: {"problem": problem} for i, problem in done.problems.items()}
-                _append(partial_path(output, rank), [{"image": names[i], **found[i]} for i in batch])
+            for batch, results in zip(batches, stream, strict=True):
+                lines = [
+                    {"image": names[i], **_plain(captioner.tokenizer, result, asked[i])}
+                    for i, result in zip(batch, results, strict=True)
+                ]
+                _append(partial_path(output, rank), lines)
                 bar.update(len(batch))
                 if time.monotonic() > deadline:
                     break
@@ -128,7 +135,7 @@ def _identity(captioner: Captioner, images: pd.DataFrame, paths: list[Path]) -> 
         "max_tokens": captioner.max_tokens,
         "length_penalty": captioner.length_penalty,
         "image_size": captioner.model.config.image_size,
-        "caption_types": [list(caption_type) for caption_type in captioner.caption_types or [UNNAMED]],
+        "caption_types": [list(caption_type) for caption_type in captioner.caption_types],
         "images": len(paths),
         "images_sha256": hashlib.sha256(f"{images.to_dict('records')} {sizes}".encode()).hexdigest(),
     }
@@ -136,9 +143,8 @@ def _identity(captioner: Captioner, images: pd.DataFrame, paths: list[Path]) -> 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> str:
     """The options of `new` that differ from `old`, as a phrase."""
-    return "; ".join(
-        f"{name} was {old.get(name)}, is {new[name]}" for name in new if old.get(name) != new[name]
-    )
+    changed = [name for name in new if old.get(name) != new[name]]
+    return "; ".join(f"{name} was {old.get(name)}, is {new[name]}" for name in changed)
 
 
 def partial_path(output: str | Path, rank: int = 0) -> Path:
@@ -162,18 +168,17 @@ def _processes(captioner: Captioner) -> tuple[int, int, Callable[[], None]]:
 
 def _start(output: Path, options: dict[str, Any]) -> None:
     """Keep the files of all processes if they have these options, else rename them and start from scratch."""
-    path, files = partial_path(output), _partial_files(output)
+    path, old = partial_path(output), {}
     if path.exists():
         old = json.loads(path.read_bytes().partition(b"\n")[0])
-    else:
-        old = read_meta(output) if output.exists() else {}
-    changed = _changes(old, options)
-    if path.exists() and not changed:
-        return
+        if not _changes(old, options):
+            return
+    elif output.exists():
+        old = read_meta(output)
     if old:
-        print(f"{output}: starts from scratch, because {changed}.")
+        print(f"{output}: starts from scratch, because {_changes(old, options)}.")
     # The file of process 0 is the last, so that a kill leaves no captions without their options.
-    for file in files:  # not deleted, because they may be hours of work
+    for file in _partial_files(output):  # not deleted, because they may be hours of work
         file.replace(file.with_name(file.name.replace(".partial", ".old")))
     write_text(path, json.dumps(options))
 
@@ -201,14 +206,19 @@ def _append(path: Path, lines: list[dict[str, Any]]) -> None:
         raise OSError(f"{path}: {error.strerror}. {todo}") from None
 
 
-def _plain(captioner: Captioner, caption: Caption) -> list[Any]:
-    """[text, log_prob, word_probs], as in the records of predictions.json."""
-    log_prob = round(caption.log_prob, 4) if math.isfinite(caption.log_prob) else None  # fp16 may overflow
-    return [caption.text, log_prob, [round(p, 4) for p in word_probs(captioner.tokenizer, caption)]]
-
-
-def _letters(options: dict[str, str], log_probs: list[float]) -> dict[str, float]:
-    return {letter: round(value, 4) for letter, value in zip(options, log_probs, strict=True)}
+def _plain(tokenizer, result: Captioned, asked: list[dict[str, Any]]) -> dict[str, Any]:
+    """A result as JSON: [text, log_prob, word_probs] per caption type, {letter: log_prob} per question id."""
+    if result.problem:
+        return {"problem": result.problem}
+    captions = []
+    for caption in result.captions:
+        log_prob = round(caption.log_prob, 4) if math.isfinite(caption.log_prob) else None  # overflow in fp16
+        captions.append([caption.text, log_prob, [round(p, 4) for p in word_probs(tokenizer, caption)]])
+    answers = {
+        row["id"]: {letter: round(p, 4) for letter, p in zip(row["options"], log_probs, strict=True)}
+        for row, log_probs in zip(asked, result.answers, strict=True)
+    }
+    return {"captions": captions, "answers": answers} if asked else {"captions": captions}
 
 
 def _finish(output: Path, images: pd.DataFrame, options: dict[str, Any]) -> pd.DataFrame:
@@ -256,7 +266,7 @@ def images_to_caption(
         if not path.is_file():
             continue
         lines = read_index(path)
-        examples = group_captions(lines, captioner.caption_types or [UNNAMED], captioner.tokenizer)
+        examples = group_captions(lines, captioner.caption_types, captioner.tokenizer)
         references: dict[str, dict[CaptionType, str]] = {}
         for example in examples:  # an index without caption types may have several examples of an image
             texts = {caption_type: text for caption_type, (_, text) in example.captions.items()}
@@ -279,18 +289,8 @@ def choose_batch_size(captioner: Captioner, num_beams: int) -> int:
     """How many images to decode together. On a GPU, batches that do not fit in memory are halved."""
     if captioner.device.type == "cuda":
         return MAX_BATCH["cuda"]
-    beams = max(1, len(captioner.caption_types)) * num_beams
+    beams = len(captioner.caption_types) * num_beams
     return max(1, min(MAX_BATCH["cpu"], CPU_BEAMS // beams))
-
-
-class Captioned(NamedTuple):
-    """Results of a batch by index: one caption per caption type, log-probabilities of options, or why it
-    failed.
-    """
-
-    captions: dict[int, list[Caption]]
-    answers: dict[int, list[list[float]]]
-    problems: dict[int, str]
 
 
 def caption_batches(
@@ -300,11 +300,10 @@ def caption_batches(
     num_beams: int,
     workers: int,
     questions: Sequence[Sequence[Question]] = (),
-) -> Iterator[Captioned]:
+) -> Iterator[list[Captioned]]:
     """Caption batches of indices into `paths`, and answer `questions[index]`, in one pass of each image.
 
     Worker processes load images while the model decodes. Call it inside autocast and `inference_weights`.
-    `problems` has the images that cannot be read.
     """
     size, longest = captioner.model.config.image_size, max(map(len, batches), default=1)
     workers = min(num_workers(workers, longest * 3 * size * size * 4), max(0, len(batches) - 1))
@@ -316,12 +315,14 @@ def caption_batches(
         num_workers=workers,
         worker_init_fn=outlive_signals,
     )
-    for indices, pixels, problems in loader:
-        asked = [questions[index] if questions else [] for index in indices]
-        captions, answers = _generate(captioner, pixels, asked, num_beams) if indices else ([], [])
-        each = len(captions) // max(1, len(indices))
-        by_image = {index: captions[i * each : (i + 1) * each] for i, index in enumerate(indices)}
-        yield Captioned(by_image, dict(zip(indices, answers, strict=True)), problems)
+    each = len(captioner.caption_types)
+    for batch, (readable, pixels, problems) in zip(batches, loader, strict=True):
+        asked = [questions[index] if questions else [] for index in readable]
+        captions, answers = _generate(captioner, pixels, asked, num_beams) if readable else ([], [])
+        found = {index: Captioned([], [], problem) for index, problem in problems.items()}
+        for i, index in enumerate(readable):
+            found[index] = Captioned(captions[i * each : (i + 1) * each], answers[i])
+        yield [found[index] for index in batch]
 
 
 class _Batches(Dataset):
@@ -343,9 +344,7 @@ class _Batches(Dataset):
 def _generate(
     captioner: Captioner, pixels: Tensor, questions: Sequence[Sequence[Question]], num_beams: int
 ) -> tuple[list[Caption], list[list[list[float]]]]:
-    """Caption (B, 3, S, S) and answer the questions of each image, in halves if the device runs out of
-    memory.
-    """
+    """Caption (B, 3, S, S) and answer the questions of each image, in halves if memory runs out."""
     try:
         with torch.inference_mode():
             memory = captioner.model.encode_image(pixels.to(captioner.device))

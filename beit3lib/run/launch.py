@@ -18,19 +18,13 @@ import beit3lib
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # SIGHUP: the terminal was closed
 WORKER_GRACE_S = 10
 # The launcher ends with this traceback when a signal stops it as it should.
-STOPPED_LAUNCHER = re.compile(
-    r"Traceback \(most recent call last\):\n(?: .*\n)+torch\S*SignalException: .*\n"
-)
+STOPPED_LAUNCHER = re.compile(r"Traceback .*:\n(?: .*\n)+torch\S*SignalException: .*\n")
 
 
 @contextmanager
 def on_signals(handle: Callable[[int], None]) -> Iterator[None]:
-    """Call `handle(number)` on SIGTERM, SIGINT and SIGHUP instead of ending the process, while the block
-    runs.
-    """
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # Python allows handlers in the main thread only
+    """Call `handle(number)` on SIGTERM, SIGINT and SIGHUP in the block, instead of ending the process."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
         yield
         return
     before = [signal.signal(number, lambda number, _: handle(number)) for number in SIGNALS]
@@ -42,8 +36,7 @@ def on_signals(handle: Callable[[int], None]) -> Iterator[None]:
 
 
 def outlive_signals(_: int) -> None:
-    """Let a loader worker outlive a signal to the whole process group, because its process decides when to
-    stop.
+    """Let a loader worker outlive a signal to the whole process group: its process decides when to stop.
 
     A step still needs the images of its workers, and a worker that ends by itself is reported as an error.
     But Python ends the workers of a failed process by SIGTERM and waits for them, so that one ends a worker
@@ -55,8 +48,7 @@ def outlive_signals(_: int) -> None:
 
 
 def run_processes(module: str, arguments: Sequence[str], num_processes: int, device: str) -> None:
-    """Run `python -m module arguments` in `num_processes` processes with torch's launcher, and print their
-    output here.
+    """Run `python -m module arguments` in `num_processes` processes, and print their output here.
 
     Signals are passed on; when the processes have ended, this one exits with the status of the signal. Raises
     `RuntimeError` with the last lines of the output if a process failed.
@@ -71,10 +63,9 @@ def run_processes(module: str, arguments: Sequence[str], num_processes: int, dev
         "-m",
         "torch.distributed.run",
         "--standalone",
-        "--nproc_per_node",
-        str(num_processes),
+        f"--nproc_per_node={num_processes}",
     ]
-    command += ["--local-addr", "127.0.0.1"]  # in many containers the name of the host does not resolve
+    command += ["--local-addr=127.0.0.1"]  # in many containers the name of the host does not resolve
     # A notebook may have found the package in a folder that is not installed.
     folders = [str(Path(beit3lib.__file__).parents[1]), os.environ.get("PYTHONPATH")]
     child = subprocess.Popen(
@@ -111,7 +102,5 @@ def run_processes(module: str, arguments: Sequence[str], num_processes: int, dev
     if child.returncode:
         # The launcher's own traceback comes last; the message ends with that of the failed process.
         lines = output.partition("torch/distributed/elastic")[0].splitlines()[:-1]
-        tail = "\n".join(lines[-20:])
-        raise RuntimeError(
-            f"{module} in {num_processes} processes failed, status {child.returncode}:\n{tail}"
-        )
+        what = f"{module} in {num_processes} processes failed, status {child.returncode}"
+        raise RuntimeError("\n".join([f"{what}:", *lines[-20:]]))

@@ -1,18 +1,15 @@
-"""log.jsonl, one event of a training run per line, and the same events for TensorBoard or another tracker.
+"""log.jsonl, one event of a training run per line, and the same events for TensorBoard.
 
-{"event": "step", "step": 12, "epoch": 0, "loss": 4.2, "grad_norm": 1.3, "lr": 4e-5, "skipped": 0, "timing":
-{…}} {"event": "validation", "step": 50, "epoch": 0, "score": 31.5, "samples": [{"image": …, "caption": …},
-…], …}
+{"event": "step", "step": 12, "epoch": 0, "loss": 4.2, "grad_norm": 1.3, "lr": 4e-5, "timing": {…}, …}
+{"event": "validation", "step": 50, "score": 31.5, "samples": [{"image": …, "caption": …}, …], …}
 """
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from beit3lib.config import OptionError, TrainConfig
 from beit3lib.data.images import open_image
 from beit3lib.files import write_text
 
@@ -21,12 +18,8 @@ LOG_NAME = "log.jsonl"
 
 def append_event(path: Path, event: dict[str, Any]) -> None:
     """Append one event to a log.jsonl."""
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(_line(event))
-    except OSError as error:
-        error.filename = str(path)  # writing to a full disk does not set it
-        raise
+    with path.open("a", encoding="utf-8") as file:
+        file.write(_line(event))
 
 
 def write_log(path: Path, events: list[dict[str, Any]]) -> None:
@@ -39,28 +32,14 @@ def _line(event: dict[str, Any]) -> str:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """Return the events of a log.jsonl, [] if there is none; an incomplete last line, left by a kill, is
-    skipped.
-    """
+    """Return the events of a log.jsonl, [] if there is none, without a last line that a kill has cut."""
     path = Path(path)
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
     return [json.loads(line) for line in lines[:-1]]  # not splitlines: captions may contain U+2028
 
 
-def tracker_name(config: TrainConfig) -> str | None:
-    """Return the tracker for accelerate's `log_with`; None for log.jsonl alone."""
-    name = config.report_to
-    if name == "auto":
-        return "tensorboard" if config.log_dir else None
-    if name != "none" and not importlib.util.find_spec(name):
-        raise OptionError(
-            f"--report_to {name}: expected an installed package, got none. Run pip install {name}."
-        )
-    return None if name == "none" else name
-
-
 def track_event(accelerator, event: dict[str, Any], image_root: Path, image_size: int) -> None:
-    """Send the numbers of an event, and the images and captions of a validation, to accelerate's trackers."""
+    """Send the numbers of an event, and the images and captions of a validation, to TensorBoard."""
     if not accelerator.trackers:
         return
     kind, step, samples = event["event"], event["step"], event.get("samples", [])
@@ -73,7 +52,6 @@ def track_event(accelerator, event: dict[str, Any], image_root: Path, image_size
     accelerator.log(values, step=step)
     paths = dict.fromkeys(image_root / sample["image"] for sample in samples)
     images = [np.asarray(open_image(path).resize((image_size, image_size))) for path in paths]
-    for tracker in accelerator.trackers:
-        if images and hasattr(tracker, "log_images"):
-            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({f"{kind}/images": np.stack(images)}, step=step, **layout)
+    if images:
+        tracker = accelerator.get_tracker("tensorboard")
+        tracker.log_images({f"{kind}/images": np.stack(images)}, step=step, dataformats="NHWC")

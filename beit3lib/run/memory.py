@@ -13,8 +13,7 @@ from beit3lib.dataset import CaptionDataset
 
 
 def largest_batch(size: int, loss_model: nn.Module, optimizer, train_set: CaptionDataset, accelerator) -> int:
-    """Reduce a batch size to a divisor of it until forward and backward of the longest captions fit in
-    memory.
+    """Reduce a batch size to a divisor of it until a step with the longest captions fits in memory.
 
     Call it before the first step, and without communication: a process that runs out of memory in a step
     would leave the others waiting for its gradients.
@@ -30,11 +29,8 @@ def largest_batch(size: int, loss_model: nn.Module, optimizer, train_set: Captio
 def _fits(examples: list, loss_model: nn.Module, optimizer, train_set: CaptionDataset, accelerator) -> bool:
     try:
         # Before the first step, leave room for the two moments that AdamW keeps of every parameter.
-        moments = (
-            []
-            if optimizer.state
-            else [torch.empty_like(p) for p in loss_model.parameters() for _ in range(2)]
-        )
+        missing = 0 if optimizer.state else 2
+        moments = [torch.empty_like(p) for p in loss_model.parameters() for _ in range(missing)]
         batch = train_set.collate(examples).to(accelerator.device)
         with accelerator.autocast(), accelerator.no_sync(loss_model):
             losses = loss_model.train()(batch)

@@ -1,8 +1,9 @@
 """The state of a training run, saved to `last.pt`, from which the run resumes.
 
-best/          the captioner with the best validation score last.pt        the weights, the optimizer and
-everything else of `TrainState`, in one file that is replaced atomically log.jsonl      one event per line: a
-step or a validation results.json   the results, written at the end
+    best/          the captioner with the best validation score
+    last.pt        weights, optimizer and everything else of `TrainState`, in one file, replaced atomically
+    log.jsonl      one event per line: a step or a validation
+    results.json   the results, written at the end
 
 Validations are recorded in log.jsonl and not in last.pt: a run is saved before it validates, and one that is
 killed while it validates repeats the validation when it resumes.
@@ -21,41 +22,22 @@ from safetensors import SafetensorError
 from timm.utils import ModelEmaV3
 
 from beit3lib.captioner import Captioner
-from beit3lib.checkpoint import load_captioner, write_captioner_files
+from beit3lib.checkpoint import captioner_meta, load_captioner, write_captioner_files
 from beit3lib.config import TrainConfig
 from beit3lib.data.index import INDEX_NAME
 from beit3lib.data.questions import QUESTION_INDEX_NAME
 from beit3lib.files import atomic_folder, atomic_path, check_regular_file, file_hash
-from beit3lib.model import CaptionModel, ModelConfig
+from beit3lib.model import CaptionModel
 from beit3lib.run.log import LOG_NAME, read_log, write_log
 
 LAST_NAME, RESULTS_NAME, VALIDATION_NAME = "last.pt", "results.json", "validation.json"
-SESSION_OPTIONS = {  # options that do not change the result of a run, so that a resumed run may have others
-    *(
-        "output_dir",
-        "data_path",
-        "log_dir",
-        "sentencepiece_model",
-        "finetune",
-        "resume",
-        "auto_resume",
-        "eval",
-    ),
-    *(
-        "dist_eval",
-        "device",
-        "precision",
-        "checkpoint_activations",
-        "num_workers",
-        "pin_mem",
-        "eval_batch_size",
-    ),
-    *("report_to", "samples", "max_minutes", "max_steps", "save_every_minutes", "save_ckpt_freq", "patience"),
-    *(
-        "batch_size",
-        "update_freq",
-    ),  # their product with the number of processes, the global batch, is compared
-}
+# Options that do not change the result of a run, so that a resumed run may have others. Of the last two only
+# their product with the number of processes matters, the global batch, which is compared.
+SESSION_OPTIONS = set(
+    """output_dir data_path log_dir sentencepiece_model finetune resume auto_resume eval dist_eval device
+    precision checkpoint_activations num_workers pin_mem eval_batch_size samples max_minutes max_steps
+    save_every_minutes save_ckpt_freq patience batch_size update_freq""".split()
+)
 
 
 class TrainingStopped(RuntimeError):
@@ -63,9 +45,7 @@ class TrainingStopped(RuntimeError):
 
 
 class ResumeError(ValueError):
-    """A run that cannot be resumed: last.pt is damaged, or has other options or data, which the message
-    names.
-    """
+    """A run that cannot be resumed: last.pt is damaged, or has other options or data."""
 
 
 @dataclasses.dataclass
@@ -73,7 +53,7 @@ class TrainState:
     """Everything that training changes."""
 
     model: CaptionModel
-    optimizer: Any  # torch's AdamW, wrapped by accelerate
+    optimizer: Any = None  # torch's AdamW, wrapped by accelerate
     ema: ModelEmaV3 | None = None  # moving average of the weights
     scaler: Any = None  # of the loss, in fp16
     step: int = 0  # optimizer steps so far
@@ -85,14 +65,12 @@ class TrainState:
 
     def parts(self) -> dict[str, Any]:
         """Return {name in last.pt: object with a `state_dict`}."""
-        ema = self.ema.module if self.ema is not None else None
+        ema = self.ema and self.ema.module
         parts = {"model": self.model, "optimizer": self.optimizer, "ema": ema, "scaler": self.scaler}
         return {name: part for name, part in parts.items() if part is not None}
 
     def add_validation(self, step: int, score: float | None) -> bool:
-        """Record a validation; return whether its score is the best so far. Without scores the latest is the
-        best.
-        """
+        """Record a validation; return whether it is the best so far: without scores, the latest is."""
         is_best = score is None or self.best_score is None or score > self.best_score
         self.last_validated_step = step
         self.best_score = score if is_best else self.best_score
@@ -101,12 +79,10 @@ class TrainState:
 
 
 def index_hashes(data_path: str | Path) -> dict[str, str | None]:
-    """SHA-256 of the training and validation index of captions and of questions, None for one that does not
-    exist.
-    """
-    root, splits = Path(data_path).expanduser(), ("train", "val")
-    paths = {split: root / INDEX_NAME.format(split=split) for split in splits}
-    paths |= {f"{split} questions": root / QUESTION_INDEX_NAME.format(split=split) for split in splits}
+    """SHA-256 of the index files of captions and of questions, None for one that does not exist."""
+    names = {split: INDEX_NAME.format(split=split) for split in ("train", "val")}
+    names |= {f"{split} questions": QUESTION_INDEX_NAME.format(split=split) for split in ("train", "val")}
+    paths = {name: Path(data_path).expanduser() / file for name, file in names.items()}
     return {name: file_hash(path) if path.is_file() else None for name, path in paths.items()}
 
 
@@ -117,22 +93,19 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         raise TrainingStopped(
-            f"{path}: saving failed ({error}). The state saved before is intact. If the disk is full, free some "
-            "space, then rerun the same command."
+            f"{path}: saving failed ({error}). The state saved before is intact. If the disk is full, free "
+            "some space, then rerun the same command."
         ) from error
 
 
 def save_last(
-    output: Path, state: TrainState, meta: dict[str, Any], global_batch: int, spm_path: str
+    output: Path, state: TrainState, captioner: Captioner, global_batch: int, spm_path: str
 ) -> None:
-    """Save `state`, with `meta` (the content of meta.json) and the tokenizer, so that last.pt can also
-    caption.
-    """
+    """Save `state`, with meta.json and tokenizer of `captioner`, so that last.pt can also caption."""
     content = {
         **{name: part.state_dict() for name, part in state.parts().items()},
         **{"step": state.step, "skipped_steps": state.skipped_steps, "global_batch": global_batch},
-        **{"options": meta["options"], "index": meta["index"], "meta": meta},
-        "model_config": dataclasses.asdict(state.model.config),
+        "meta": captioner_meta(captioner),
         "tokenizer": torch.frombuffer(bytearray(Path(spm_path).read_bytes()), dtype=torch.uint8),
     }
     with disk_errors(output / LAST_NAME), atomic_path(output / LAST_NAME) as temporary:
@@ -144,24 +117,25 @@ def read_last(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     path = check_regular_file(path)
     try:
         content = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
-        if not {"model", "optimizer", "step", "options", "index", "global_batch"} <= content.keys():
+        if not {"model", "optimizer", "step", "meta", "global_batch"} <= content.keys():
             raise KeyError("another kind of file")
     except Exception as error:  # torch.load raises a dozen classes for damaged files
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ResumeError(
-            f"{path}: expected the state of a training run, got a truncated or other file ({reason}). Copy it "
-            "again, or start from scratch with --no_auto_resume."
+            f"{path}: expected the state of a training run, got a truncated or other file ({reason}). "
+            "Copy it again, or start from scratch with --no_auto_resume."
         ) from None
     return content
 
 
 def differences(saved: dict[str, Any], config: TrainConfig, index: dict[str, str | None]) -> list[str]:
     """Return the options and index files that differ from the saved run, [] if it can be resumed."""
+    options, files = saved["meta"]["options"], saved["meta"]["index"]
     return [
-        f"{name} {saved['options'].get(name)} (now {value})"
+        f"{name} {options.get(name)} (now {value})"
         for name, value in dataclasses.asdict(config).items()
-        if name not in SESSION_OPTIONS and value != saved["options"].get(name)
-    ] + [f"another {split} index" for split in index if index[split] != saved["index"].get(split)]
+        if name not in SESSION_OPTIONS and value != options.get(name)
+    ] + [f"another {name} index" for name in index if index[name] != files.get(name)]
 
 
 def load_last(
@@ -178,8 +152,8 @@ def load_last(
         different.append(f"a global batch of {saved['global_batch']} (now {global_batch})")
     if different:
         raise ResumeError(
-            f"{path}: expected a run with the same options and data, got {', '.join(different)}. Use the same, or "
-            f"start from scratch with --no_auto_resume (from these weights with --finetune {path})."
+            f"{path}: expected a run with the same options and data, got {', '.join(different)}. Use the same,"
+            f" or start from scratch with --no_auto_resume (from these weights with --finetune {path})."
         )
     for name, part in state.parts().items():
         if name in saved or name != "scaler":  # a run that was saved in another precision has no scaler
@@ -191,16 +165,12 @@ def load_last(
 
 
 def drop_later_events(output: Path, step: int) -> None:
-    """Drop the events after `step` from the log of a run that resumes there, because they will be logged
-    again.
-    """
+    """Drop the events after `step` from the log of a run that resumes there, which will log them again."""
     write_log(output / LOG_NAME, [event for event in read_log(output / LOG_NAME) if event["step"] <= step])
 
 
 def copy_run(source: Path, output: Path) -> None:
-    """Copy last.pt, best/ and the log of another run, for example from a read-only mount, to resume it in
-    `output`.
-    """
+    """Copy last.pt, best/ and the log of a run, for example from a read-only mount, to resume it here."""
     check_regular_file(source / LAST_NAME)
     write_log(output / LOG_NAME, read_log(source / LOG_NAME))
     if (source / "best").is_dir():
@@ -222,6 +192,5 @@ def open_captioner(path: str | Path, device: str | torch.device | None = None) -
     with tempfile.TemporaryDirectory() as folder:
         spm_path = Path(folder, "tokenizer.spm")
         spm_path.write_bytes(saved["tokenizer"].numpy().tobytes())
-        config, weights = ModelConfig(**saved["model_config"]), saved.get("ema", saved["model"])
-        write_captioner_files(Path(folder), weights, config, spm_path, saved["meta"])
+        write_captioner_files(Path(folder), saved.get("ema", saved["model"]), spm_path, saved["meta"])
         return load_captioner(folder, device)

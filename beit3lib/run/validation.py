@@ -22,8 +22,7 @@ from beit3lib.track2.metrics import meteor_is_comparable, score_predictions
 def validate(
     captioner: Captioner, val_set: CaptionDataset, train_set: CaptionDataset | None, config, accelerator
 ) -> dict[str, Any]:
-    """Caption `config.val_images` validation images, shared among processes, and score them; equal on every
-    process.
+    """Caption `config.val_images` images, shared among processes, and score them; equal in all processes.
 
     `score`: mean official score, None if no image has a reference. `facts`: precision and recall of the facts
     that captions state, and their harmonic mean `f1`, in percent, None without references. `accuracy`:
@@ -33,6 +32,7 @@ def validate(
     captions than distinct references indicate mode collapse.
     """
     started = time.monotonic()
+    captioner.model.eval()
     chosen = _spread(len(val_set), config.val_images)
     processes = accelerator.num_processes if config.dist_eval else 1
     size = config.eval_batch_size or min(config.batch_size, choose_batch_size(captioner, config.num_beams))
@@ -40,22 +40,24 @@ def validate(
     batches = [chosen[i : i + size] for i in range(0, len(chosen), size)]
     batches = batches[accelerator.process_index % processes :: processes]
     paths = [val_set.root / example.image for example in val_set.examples]
-    asked = [val_set.questions.get(example.image, []) for example in val_set.examples]
     questions = [
-        [encode_question(captioner.tokenizer, row.question, row.options, row.correct) for row in rows]
-        for rows in asked
+        [
+            encode_question(captioner.tokenizer, row.question, row.options, row.correct)
+            for row in val_set.questions.get(example.image, [])
+        ]
+        for example in val_set.examples
     ]
     texts, right = [], []  # (index, one text per caption type); whether each answer is correct
     with accelerator.autocast(), inference_weights(captioner.model):
-        for done in caption_batches(
-            captioner, paths, batches, config.num_beams, config.num_workers, questions
-        ):
-            texts += [(index, [caption.text for caption in done.captions[index]]) for index in done.captions]
-            for index, answers in done.answers.items():
-                pairs = zip(answers, questions[index], strict=True)
-                right += [int(np.argmax(log_probs)) == question.correct for log_probs, question in pairs]
-            for index, problem in done.problems.items():
-                print(f"{paths[index]}: {problem}. Validation skips it.", flush=True)
+        work = (captioner, paths, batches, config.num_beams, config.num_workers, questions)
+        for batch, results in zip(batches, caption_batches(*work), strict=True):
+            for index, result in zip(batch, results, strict=True):
+                if result.problem:
+                    print(f"{paths[index]}: {result.problem}. Validation skips it.", flush=True)
+                    continue
+                texts.append((index, [caption.text for caption in result.captions]))
+                answered = zip(result.answers, questions[index], strict=True)
+                right += [int(np.argmax(log_probs)) == question.correct for log_probs, question in answered]
     if processes > 1:
         texts, right = gather_object(texts), gather_object(right)
     result = None
@@ -63,12 +65,9 @@ def validate(
         followed = [chosen[i] for i in _spread(len(chosen), config.samples)] if config.samples else []
         result = _validation_result(texts, followed, val_set, train_set)
         result |= {"accuracy": 100 * float(np.mean(right)) if right else None, "questions": len(right)}
-        measures = {
-            "score": result["score"],
-            "facts": (result["facts"] or {}).get("f1"),
-            "accuracy": result["accuracy"],
-        }
-        result |= {"best_by": measures[config.best_by], "seconds": round(time.monotonic() - started, 1)}
+        best_by = result[config.best_by]
+        result["best_by"] = best_by and best_by["f1"] if config.best_by == "facts" else best_by
+        result["seconds"] = round(time.monotonic() - started, 1)
     return broadcast_object_list([result])[0]
 
 
@@ -100,7 +99,7 @@ def _validation_result(
     if len(scored) < len(table):
         without = f"{len(table) - len(scored)} of {len(table)} captions have no reference and no score"
         print(f"validation: {without}", flush=True)
-    known = (train_set.reference(index) for index in range(len(train_set) if train_set is not None else 0))
+    known = [] if train_set is None else map(train_set.reference, range(len(train_set)))
     trained = {(_name(caption_type), text) for captions in known for caption_type, text in captions.items()}
     samples = table[table["index"].isin(followed)]
     by_type = scored.groupby("caption_type", sort=False)["official_score"].mean().round(2)
@@ -117,9 +116,7 @@ def _validation_result(
 
 
 def _facts(table: pd.DataFrame) -> dict[str, float] | None:
-    """Precision, recall and F1 of the facts of captions, in percent; None if neither captions nor references
-    have any.
-    """
+    """Precision, recall and F1 of the facts of captions, in percent; None if no text has any."""
     counts = fact_scores(table).loc["all"].fillna(0) if len(table) else None
     if counts is None or not counts[["equal", "wrong", "omitted", "added"]].any():
         return None
@@ -146,11 +143,8 @@ def summary(result: dict[str, Any]) -> str:
     score = "no score" if result["score"] is None else f"score {result['score']:.1f}"
     facts = result["facts"]
     facts = f", facts {facts['precision']:.1f} % precision {facts['recall']:.1f} % recall" if facts else ""
-    answers = (
-        ""
-        if result["accuracy"] is None
-        else f", {result['accuracy']:.1f} % of {result['questions']} answers right"
-    )
+    accuracy = result["accuracy"]
+    answers = "" if accuracy is None else f", {accuracy:.1f} % of {result['questions']} answers right"
     distinct = f"{result['distinct']:.0%} distinct (references: {result['references']['distinct']:.0%})"
     memorized = f"{result['memorized']:.0%} equal to a training caption"
     return f"{score} on {result['captions']} captions{facts}{answers}, {distinct}, {memorized}"

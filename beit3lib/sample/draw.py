@@ -9,7 +9,7 @@ and, through the motion blur, the motion of both. The sample contains no image a
 import argparse
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,8 +40,8 @@ CLOTHES = {
 UPPER, LOWER = ("red", "yellow", "blue", "white"), ("black", "green", "beige")
 SURFACE = {"asphalt": (92, 94, 100), "gravel": (176, 148, 112)}
 VEHICLES = ((188, 104, 200), (96, 200, 205), (240, 140, 60))  # paint that no caption mentions
-TRAIL_UNITS = {"stopped": 0.0, "slow": 1.1, "fast": 3.2}
-WALK_UNITS = {"standing": 0.0, "walking": 0.9, "rushing": 2.4}
+TRAIL_UNITS = {"stopped": 0.0, "slow": 1.3, "fast": 3.2}
+WALK_UNITS = {"standing": 0.0, "walking": 1.3, "rushing": 2.6}
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,14 @@ VALUES: dict[str, tuple[str, ...]] = {
 PHASE_ATTRIBUTES = ("side", "distance", "vehicle_motion", "pedestrian_motion")
 
 
-def draw_values(rng: np.random.Generator, names=tuple(VALUES)) -> dict[str, str]:
+def draw_values(rng: np.random.Generator, names: Iterable[str] = VALUES) -> dict[str, str]:
     """Draw a value for each attribute, independently."""
     return {name: str(rng.choice(VALUES[name])) for name in names}
 
 
 GAPS = {"near": "close to", "far": "far from"}
 # {fact: {value: wordings}}; the file explains them.
-WORDINGS: dict[str, dict[str, list[str]]] = yaml.safe_load(
-    Path(__file__).with_name("wordings.yaml").read_text(encoding="utf-8")
-)
+WORDINGS = yaml.safe_load(Path(__file__).with_name("wordings.yaml").read_text(encoding="utf-8"))
 FACTS = {  # of each (subject, aspect)
     (subject, aspect): facts
     for subject in SUBJECTS
@@ -112,8 +110,8 @@ def describe(scene: Scene, subject: str) -> dict[str, str]:
     them.
     """
     rng = np.random.default_rng((scene.wording, SUBJECTS.index(subject))) if scene.wording else None
-    surface = f"{'an' if scene.surface == 'asphalt' else 'a'} {scene.surface}"
-    values = vars(scene) | {"gap": GAPS[scene.distance], "surface": surface}
+    article = "an" if scene.surface == "asphalt" else "a"
+    values = vars(scene) | {"gap": GAPS[scene.distance], "surface": f"{article} {scene.surface}"}
     parts = {}
     for aspect in READING_ORDER[subject]:
         sentences = []
@@ -167,32 +165,31 @@ class Canvas:
         self.scale = (image.width / UNITS, image.height / UNITS)
         self.offset = (camera.shift_x, camera.shift_y)
 
-    def _px(self, points, offset) -> list[float]:
+    def _px(self, points, fixed: bool = False) -> list[float]:
+        offset = (0, 0) if fixed else self.offset
         return [(value + offset[i % 2]) * self.scale[i % 2] for i, value in enumerate(points)]
 
     def box(self, box, color, radius: float = 0, fixed: bool = False) -> None:
         """Draw a box (left, top, right, bottom); a fixed one does not move with the camera."""
-        corners = self._px(box, (0, 0) if fixed else self.offset)
-        self.pen.rounded_rectangle(corners, radius * self.scale[1], fill=color)
+        self.pen.rounded_rectangle(self._px(box, fixed), radius * self.scale[1], fill=color)
 
     def ellipse(self, box, color) -> None:
         """Draw an ellipse in its box."""
-        self.pen.ellipse(self._px(box, self.offset), fill=color)
+        self.pen.ellipse(self._px(box), fill=color)
 
     def line(self, points, color, width: float) -> None:
         """Draw a line through points (x, y, x, y, …)."""
-        self.pen.line(self._px(points, self.offset), fill=color, width=max(1, round(width * self.scale[1])))
+        self.pen.line(self._px(points), fill=color, width=max(1, round(width * self.scale[1])))
 
 
 def draw_frames(scene: Scene, camera: Camera, count: int, size=(WIDTH_PX, HEIGHT_PX)) -> Iterator[np.ndarray]:
     """Yield the frames of a phase, uint8 (height, width, 3); captions describe the last one."""
-    rng = np.random.default_rng(camera.seed)
-    background = Canvas(Image.new("RGB", size), camera)
+    rng, background = np.random.default_rng(camera.seed), Canvas(Image.new("RGB", size), camera)
     _draw_sky(background, scene, rng)
     _draw_road(background, scene, rng)
     light = np.float32([0.44, 0.46, 0.56] if scene.light == "dark" else [1, 1, 1])
     gain = light * np.float32(camera.gain) * np.float32(0.2 if scene.condition == "very dark" else 1)
-    noise = np.random.default_rng(camera.seed).normal(0, 4, (size[1], size[0], 1)).astype(np.float32)
+    noise = np.random.default_rng(camera.seed).normal(0, 4, (*size[::-1], 1)).astype(np.float32)
     for number in range(count):
         canvas = Canvas(background.image.copy(), camera)
         vehicle, pedestrian = boxes_at(scene, number / (count - 1) if count > 1 else 1.0)
@@ -239,34 +236,34 @@ def _draw_road(canvas: Canvas, scene: Scene, rng: np.random.Generator) -> None:
             canvas.box((x, 3.2, x + 1.1, 3.6), (250, 246, 220))
 
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom in units
-VEHICLE_UNITS, PEDESTRIAN_UNITS = (2.4, 1.9), (1.4, 3.5)
+VEHICLE_UNITS, PEDESTRIAN_UNITS = (2.4, 1.9), (1.4, 3.5)  # width and height
 WAIST_UNITS = 2.0  # below the top of the head
 GAP_UNITS = {"near": 0.2, "far": 2.2}
 DISTANT_SCALE = 0.4
 
 
-def boxes_at(scene: Scene, time: float) -> tuple[Box, Box]:
-    """Return the boxes of vehicle and pedestrian at a time of the phase, from 0 (start) to 1 (end)."""
-    gap, back = GAP_UNITS[scene.distance], 1 - time
-    width = VEHICLE_UNITS[0] + gap + PEDESTRIAN_UNITS[0]
-    left = 4 - width / 2 - back * TRAIL_UNITS[scene.vehicle_motion]
-    vehicle = (left, 4.45, left + VEHICLE_UNITS[0], 4.45 + VEHICLE_UNITS[1])
-    start = 4 + width / 2 - PEDESTRIAN_UNITS[0] + back * WALK_UNITS[scene.pedestrian_motion]
-    pedestrian = (start, 3.35, start + PEDESTRIAN_UNITS[0], 3.35 + PEDESTRIAN_UNITS[1])
+def boxes_at(scene: Scene, time: float) -> np.ndarray:
+    """Return the boxes of vehicle and pedestrian at a time of the phase, from 0 (start) to 1 (end).
+
+    The shape is (2, 4): left, top, right and bottom in units.
+    """
+    width = VEHICLE_UNITS[0] + GAP_UNITS[scene.distance] + PEDESTRIAN_UNITS[0]
+    # If far apart, both move in one direction, so that the edge of the image cuts off no trail.
+    center, walk = (4.6, -1) if scene.distance == "far" else (4, 1)
+    vehicle = np.array([center - width / 2, 4.45])
+    pedestrian = np.array([center + width / 2 - PEDESTRIAN_UNITS[0], 3.35])
+    vehicle[0] -= (1 - time) * TRAIL_UNITS[scene.vehicle_motion]
+    pedestrian[0] += walk * (1 - time) * WALK_UNITS[scene.pedestrian_motion]
+    boxes = np.array([[*vehicle, *vehicle + VEHICLE_UNITS], [*pedestrian, *pedestrian + PEDESTRIAN_UNITS]])
     if scene.side == "right":
-        vehicle, pedestrian = (
-            (UNITS - box[2], box[1], UNITS - box[0], box[3]) for box in (vehicle, pedestrian)
-        )
+        boxes[:, [0, 2]] = UNITS - boxes[:, [2, 0]]
     if scene.condition == "distant":  # smaller, and near the middle of the far side of the road
         center = np.array([UNITS / 2, 3.2] * 2)
-        vehicle, pedestrian = (
-            tuple(center + DISTANT_SCALE * (np.array(box) - center)) for box in (vehicle, pedestrian)
-        )
-    return vehicle, pedestrian
+        boxes = center + DISTANT_SCALE * (boxes - center)
+    return boxes
 
 
-def _draw_vehicle(canvas: Canvas, box: Box, paint) -> None:
+def _draw_vehicle(canvas: Canvas, box: np.ndarray, paint) -> None:
     left, top, right, bottom = box
     width, unit = right - left, (bottom - top) / VEHICLE_UNITS[1]
     canvas.box((left, top + 0.5 * unit, right, bottom - 0.2 * unit), paint, 0.15 * unit)
@@ -277,7 +274,7 @@ def _draw_vehicle(canvas: Canvas, box: Box, paint) -> None:
         canvas.ellipse((x, bottom - 0.5 * unit, x + 0.2 * width, bottom), (20, 20, 22))
 
 
-def _draw_pedestrian(canvas: Canvas, box: Box, scene: Scene) -> None:
+def _draw_pedestrian(canvas: Canvas, box: np.ndarray, scene: Scene) -> None:
     left, top, right, bottom = box
     unit = (bottom - top) / PEDESTRIAN_UNITS[1]
     center, waist = (left + right) / 2, top + WAIST_UNITS * unit
@@ -298,7 +295,7 @@ def draw_blur(scene: Scene, camera: Camera, frames: int = 8, size: int = 64) -> 
 # Scenarios with events, normal_trimmed and BDD.
 COUNTS = {"train": (64, 8, 20), "val": (16, 4, 8), "test": (4, 2, 3)}
 CAPTION_FOLDER = {"train": "train", "val": "val", "test": "test/public_challenge"}
-VIDEO_FOLDER = {"train": "train", "val": "val", "test": "test/public"}
+VIDEO_FOLDER = CAPTION_FOLDER | {"test": "test/public"}
 MAIN_VIEWS_CSV = "view_used_as_main_reference_for_multiview_scenario.csv"
 
 
@@ -314,7 +311,7 @@ class Scenario:
 
     @property
     def seed(self) -> int:
-        """A number of 48 bits from the whole name: names that end alike must not share their cameras."""
+        """A number from the whole name: scenarios whose names end alike must not share their cameras."""
         return int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:6], "big")
 
     def times(self, start_s: float) -> dict[int, tuple[float, float]]:
@@ -342,13 +339,11 @@ class Scenario:
 
 def plan(counts: dict[str, tuple[int, int, int]] = COUNTS) -> list[Scenario]:
     """Plan the scenarios of every split; equal counts give the same sample."""
-    rng = np.random.default_rng(0)
-    planned: list[Scenario] = []
+    rng, kinds = np.random.default_rng(0), []
     for split, numbers in counts.items():
         for kind, count in zip(("event", "normal", "bdd"), numbers, strict=True):
-            for _ in range(count):
-                planned.append(_plan_scenario(len(planned), split, kind, rng))
-    return planned
+            kinds += [(split, kind)] * count
+    return [_plan_scenario(number, *kind, rng) for number, kind in enumerate(kinds)]
 
 
 def _plan_scenario(number: int, split: str, kind: str, rng: np.random.Generator) -> Scenario:
@@ -357,12 +352,12 @@ def _plan_scenario(number: int, split: str, kind: str, rng: np.random.Generator)
         "normal": f"202310{13 + number % 10}_{105827 + number}_normal_192.168.0.14_1_event_{1 + number % 3}",
         "bdd": f"video{1000 + number}",
     }[kind]
-    scenario_values = draw_values(rng, tuple(name for name in VALUES if name not in PHASE_ATTRIBUTES))
+    scenario_values = draw_values(rng, [name for name in VALUES if name not in PHASE_ATTRIBUTES])
     # Some scenarios lack phases, as in WTS.
     present = {0: [4], 1: [2, 3, 4], 2: [0, 1, 2, 3]}.get(number % 12, list(range(5)))
     phases, values = {}, {}
     for phase in present:
-        values = scenario_values | _draw_phase_values(rng, values)
+        values = scenario_values | _draw_phase_values(rng, before=values)
         # One scene in five has low visibility, but no bright one is very dark.
         condition = str(rng.choice(LOW_VISIBILITY)) if rng.random() < 0.2 else "plain"
         if condition == "very dark" and values["light"] == "bright":
@@ -372,15 +367,11 @@ def _plan_scenario(number: int, split: str, kind: str, rng: np.random.Generator)
 
 
 def _draw_phase_values(rng: np.random.Generator, before: dict[str, str]) -> dict[str, str]:
-    """Draw the attributes of a phase, which depend on those `before` it and on each other, as in a real
-    event.
-    """
+    """Draw the attributes of a phase, which depend on the phase `before` and on each other."""
     values = draw_values(rng, PHASE_ATTRIBUTES)
     values |= {name: before[name] for name in PHASE_ATTRIBUTES if before and rng.random() < 0.7}
-    if rng.random() < 0.7:
-        values["distance"] = {"fast": "far", "stopped": "near"}.get(
-            values["vehicle_motion"], values["distance"]
-        )
+    if rng.random() < 0.7 and values["vehicle_motion"] != "slow":
+        values["distance"] = "far" if values["vehicle_motion"] == "fast" else "near"
     return values
 
 
@@ -391,21 +382,18 @@ def write_sample(root: str | Path, counts: dict[str, tuple[int, int, int]] = COU
     """
     from joblib import Parallel, delayed
 
-    root = Path(root)
-    if root.is_file() or (root.is_dir() and any(root.iterdir()) and not (root / DRAWN_NAME).is_file()):
-        raise FileExistsError(
-            f"{root}: expected a new folder or an earlier sample, found something else. Name another folder."
-        )
-    scenarios = plan(counts)
+    root, scenarios = Path(root), plan(counts)
+    if root.exists() and not (root / DRAWN_NAME).is_file() and (root.is_file() or any(root.iterdir())):
+        expected = "a new folder or an earlier sample"
+        raise FileExistsError(f"{root}: expected {expected}, found other files. Name another folder.")
     with atomic_folder(root) as folder:
         Parallel(n_jobs=jobs)(delayed(write_scenario)(folder, scenario) for scenario in scenarios)
         write_questions(folder, scenarios)
         drawn = {s.name: {str(phase): asdict(scene) for phase, scene in s.phases.items()} for s in scenarios}
         write_json(folder / DRAWN_NAME, drawn)
-        lines = [f"{s.name},{next(iter(next(s.views())[1]))},,,\n" for s in scenarios if s.kind == "event"]
-        write_text(
-            folder / MAIN_VIEWS_CSV, "".join(["Scene,Viewpoint1,Viewpoint2,Viewpoint3,Viewpoint4\n", *lines])
-        )
+        lines = ["Scene,Viewpoint1,Viewpoint2,Viewpoint3,Viewpoint4\n"]
+        lines += [f"{s.name},{next(iter(next(s.views())[1]))},,,\n" for s in scenarios if s.kind == "event"]
+        write_text(folder / MAIN_VIEWS_CSV, "".join(lines))
         shutil.copyfile(SPM_PATH, folder / "beit3.spm")
         shutil.copyfile(CHECKPOINT_PATH, folder / CHECKPOINT_PATH.name)
     return root
@@ -416,16 +404,13 @@ def write_scenario(root: Path, scenario: Scenario) -> None:
     bdd, split = scenario.kind == "bdd", scenario.split
     base = root / "external/BDD_PC_5K" if bdd else root
     for view, videos, start_s in scenario.views():
-        folder = f"{'normal_trimmed/' if scenario.kind == 'normal' else ''}{scenario.name}/{view}"
-        folder = "" if bdd else folder
+        trimmed = "normal_trimmed/" if scenario.kind == "normal" else ""
+        folder = "" if bdd else f"{trimmed}{scenario.name}/{view}"
         for name, camera in videos.items():
-            boxes = _write_video(
-                base / "videos" / VIDEO_FOLDER[split] / folder / name, scenario, camera, start_s
-            )
-            if bdd:
-                boxes = {
-                    "": boxes["pedestrian"]
-                }  # BDD has no boxes of vehicles, and no folder for the subject
+            path = base / "videos" / VIDEO_FOLDER[split] / folder / name
+            boxes = _write_video(path, scenario, camera, start_s)
+            if bdd:  # it has no boxes of vehicles, and no folder for the subject
+                boxes = {"": boxes["pedestrian"]}
             for subject, annotations in boxes.items():
                 path = base / "annotations/bbox_annotated" / subject / VIDEO_FOLDER[split] / folder
                 write_json(path / f"{name.removesuffix('.mp4')}_bbox.json", {"annotations": annotations})
@@ -469,18 +454,16 @@ def _write_video(path: Path, scenario: Scenario, camera: Camera, start_s: float)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     boxes: dict[str, list[dict]] = {subject: [] for subject in SUBJECTS}
+    size_px, shift = np.array([WIDTH_PX, HEIGHT_PX] * 2), [camera.shift_x, camera.shift_y] * 2
     for phase, (_, end_s) in scenario.times(start_s).items():
-        for subject, box in zip(SUBJECTS, boxes_at(scenario.phases[phase], 1.0), strict=True):
-            boxes[subject].append(_annotation(box, camera, round(end_s * FRAMES_PER_S) - 1, phase))
+        frame = round(end_s * FRAMES_PER_S) - 1
+        corners_px = (boxes_at(scenario.phases[phase], 1.0) + shift) / UNITS * size_px
+        for subject, corners in zip(SUBJECTS, corners_px.clip(0, size_px).tolist(), strict=True):
+            left, top, right, bottom = corners
+            bbox = [round(value, 2) for value in (left, top, right - left, bottom - top)]
+            entry = {"image_id": frame, "bbox": bbox, "auto-generated": False, "phase_number": str(phase)}
+            boxes[subject].append(entry)
     return boxes
-
-
-def _annotation(box: Box, camera: Camera, frame: int, phase: int) -> dict:
-    size_px = np.array([WIDTH_PX, HEIGHT_PX] * 2)
-    corners_px = (np.array(box) + [camera.shift_x, camera.shift_y] * 2) / UNITS * size_px
-    left, top, right, bottom = corners_px.clip(0, size_px).tolist()
-    bbox_xywh_px = [round(value, 2) for value in (left, top, right - left, bottom - top)]
-    return {"image_id": frame, "bbox": bbox_xywh_px, "auto-generated": False, "phase_number": str(phase)}
 
 
 @exit_on_error()

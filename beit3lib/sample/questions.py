@@ -28,16 +28,14 @@ QUESTIONS = {  # {attribute of a scene: (question, values)}
     "lanes": ("Is the road one-way or two-way?", "one-way two-way"),
     "sidewalk": ("Where is the sidewalk?", "both no"),
 }
-OPTIONS = {  # of values that are not options themselves
-    **{"standing": "standing still", "walking": "walking slowly", "rushing": "rushing out"},
-    **{"slow": "going slowly", "fast": "going fast"},
-    **{"near": "close", "both": "on both sides", "no": "no sidewalk"},
-}
-NEW_OPTIONS = {  # never in train
-    **{"standing": "standing", "walking": "walking", "rushing": "rushing"},
-    **{"slow": "slowly", "fast": "fast", "both": "both sides"},
-}
-NEW_SHARE = 0.3  # of the questions of val and test that could have new options
+# Of values that are not options themselves.
+OPTIONS = {"standing": "standing still", "walking": "walking slowly", "rushing": "rushing out"}
+OPTIONS |= {"slow": "going slowly", "fast": "going fast", "near": "close"}
+OPTIONS |= {"both": "on both sides", "no": "no sidewalk"}
+# Options that are never in train, in three of ten questions of val and test that could have them.
+NEW_OPTIONS = {name: name for name in ("standing", "walking", "rushing", "fast")}
+NEW_OPTIONS |= {"slow": "slowly", "both": "both sides"}
+NEW_SHARE = 0.3
 OF_VIEW = {"overhead_view": ("pedestrian_motion",), "vehicle_view": ("vehicle_motion", "side", "distance")}
 
 
@@ -49,26 +47,22 @@ def answer_of(scene: Any, question: str, options: Mapping[str, str]) -> str:
 
 
 def ask(scenario: Any, attribute: str, phase: int) -> dict[str, str]:
-    """Return a question about a phase of a `draw.Scenario`, as in the files: without a correct letter in the
-    test split.
-    """
+    """Return a question about a phase of a `draw.Scenario`; in the test split without the correct letter."""
     rng = np.random.default_rng((scenario.seed, list(QUESTIONS).index(attribute), phase))
-    scene, (question, values) = scenario.phases[phase], QUESTIONS[attribute]
+    true, (question, values) = getattr(scenario.phases[phase], attribute), QUESTIONS[attribute]
     texts = OPTIONS | (NEW_OPTIONS if scenario.split != "train" and rng.random() < NEW_SHARE else {})
-    wrong = [value for value in rng.permutation(values.split()) if value != getattr(scene, attribute)]
+    wrong = [value for value in rng.permutation(values.split()) if value != true]
     wrong = wrong[: 1 + rng.integers(len(wrong))] if rng.random() < 0.25 else wrong
-    shown = rng.permutation([getattr(scene, attribute), *wrong]).tolist()
+    shown = rng.permutation([true, *wrong]).tolist()
     options = {letter: texts.get(value, value) for letter, value in zip("abcd", shown, strict=False)}
     if scenario.split == "test":
         identity = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{scenario.name}/{attribute}/{phase}"))
         return {"id": identity, "question": question, **options}
-    return {"question": question, **options, "correct": answer_of(scene, question, options)}
+    return {"question": question, **options, "correct": "abcd"[shown.index(true)]}
 
 
 def question_files(scenario: Any) -> Iterator[tuple[str, dict]]:
-    """Yield the view and the object of each file of a scenario; without a vehicle view, overhead cameras have
-    all questions.
-    """
+    """Yield the view and the object of each file of a scenario; a single view has all questions."""
     views, about = list(scenario.views()), {"id": scenario.seed % 1000}
     key, of_scenario = "overhead_videos", "environment"
     if scenario.kind == "bdd":

@@ -1,12 +1,14 @@
 """Compare captions of the sample with the facts of the drawn scenes, and locate attention."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from beit3lib.data.facts import agree, fact_table, stated_values
-from beit3lib.files import FileError, read_json
+from beit3lib.data.schema import SUBJECTS
+from beit3lib.files import read_json
 from beit3lib.sample import DRAWN_NAME
 from beit3lib.sample.draw import (
     UNITS,
@@ -23,10 +25,8 @@ Truth = dict[tuple[str, int], Scene]  # by (scenario, phase)
 
 MOTIONS = {
     "stopped": {"motion": "stopped", "speed_kmh": 0},
-    **{
-        name: {"motion": "straight", "speed": name, "speed_kmh": km_h}
-        for name, km_h in {"slow": 10, "fast": 30}.items()
-    },
+    "slow": {"motion": "straight", "speed": "slow", "speed_kmh": 10},
+    "fast": {"motion": "straight", "speed": "fast", "speed_kmh": 30},
     "standing": {"motion": "standing"},
     "walking": {"motion": "walking", "speed": "slow"},
     "rushing": {"motion": "rushing out"},
@@ -37,23 +37,14 @@ OPTIONAL = ("light", "lower_garment", "lower_color", "distance", "sidewalk", "sp
 
 def read_drawn(root: str | Path) -> Truth:
     """Read the drawn values of every phase of a sample: {(scenario, phase): Scene}."""
-    path = Path(root) / DRAWN_NAME
-    scenarios = read_json(path, dict).items()
-    try:
-        return {
-            (name, int(phase)): Scene(**values)
-            for name, phases in scenarios
-            for phase, values in phases.items()
-        }
-    except (AttributeError, TypeError, ValueError) as error:
-        raise FileError(
-            f"{path}: expected {{scenario: {{phase: values}}}}, found {error}. Draw the sample again."
-        ) from None
+    scenarios = read_json(Path(root) / DRAWN_NAME, dict).items()
+    return {
+        (name, int(phase)): Scene(**drawn) for name, phases in scenarios for phase, drawn in phases.items()
+    }
 
 
 def scene_facts(scene: Scene, subject: str, aspect: str) -> dict[str, str | int]:
-    """Return the facts that captions of a type state of a scene: {slot: value}, empty if they do not mention
-    the aspect.
+    """Return the facts {slot: value} that captions of a type state of a scene; {} if they skip the aspect.
 
     The position is the side of the vehicle in captions of the pedestrian, too.
     """
@@ -76,9 +67,9 @@ def states_correctly(caption: str, scene: Scene, subject: str, aspect: str) -> b
 
     Optional facts may be left out. Every value counts if a caption states several of a slot.
     """
-    if not (facts := scene_facts(scene, subject, aspect)):
+    facts, stated = scene_facts(scene, subject, aspect), stated_values(caption, subject)
+    if not facts:
         return not caption.strip()
-    stated = stated_values(caption, subject)
     complete = all(slot in stated or slot in OPTIONAL or value in OPTIONAL for slot, value in facts.items())
     return complete and all(
         agree(slot, facts[slot], value) for slot in facts for value in stated.get(slot, ())
@@ -86,8 +77,7 @@ def states_correctly(caption: str, scene: Scene, subject: str, aspect: str) -> b
 
 
 def scene_table(predictions: pd.DataFrame, drawn: Truth) -> pd.DataFrame:
-    """Return a row per caption and slot as `fact_table` does, with the drawn scene as `reference` and its
-    `condition`.
+    """Return the `fact_table` of captions with the drawn scenes as references, and their `condition`.
 
     `predictions` has a row per caption with scenario, phase, subject, aspect and caption; others than drawn
     are skipped.
@@ -111,55 +101,42 @@ def attribute_shares(predictions: pd.DataFrame, drawn: Truth, seed: int = 0) -> 
     `captions`, their number. `predictions` as in `scene_table`.
     """
     table = _with_scenes(predictions, drawn)
-    rng = np.random.default_rng(seed)
-    rows = {}
+    rng, rows = np.random.default_rng(seed), {}
     for aspect, group in table.groupby("aspect"):
-        names, scenes = group["scenario"].to_numpy(), group["scene"].tolist()
+        names, scenes = group["scenario"].to_numpy(), group["scene"].to_numpy()
         others = [np.flatnonzero(names != name) for name in names]
         shuffled = [scenes[rng.choice(other)] if len(other) else scenes[0] for other in others]
-        correct, hard = (
-            _are_correct(group, scenes),
-            np.array([scene.condition != "plain" for scene in scenes]),
-        )
-        rows[aspect] = {
-            "own": _mean(correct),
-            "plain": _mean(correct[~hard]),
-            "hard": _mean(correct[hard]),
-            "shuffled": _mean(_are_correct(group, shuffled)),
-            "captions": len(group),
-        }
+        own = _are_correct(group, scenes)
+        hard = group["scene"].map(lambda scene: scene.condition != "plain")
+        shares = {"own": own, "plain": own[~hard], "hard": own[hard]}
+        shares["shuffled"] = _are_correct(group, shuffled)
+        rows[aspect] = {name: part.mean() for name, part in shares.items()} | {"captions": len(group)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("aspect")
 
 
-def _are_correct(captions: pd.DataFrame, scenes: list[Scene]) -> np.ndarray:
+def _are_correct(captions: pd.DataFrame, scenes: Iterable[Scene]) -> pd.Series:
     rows = zip(captions["caption"], scenes, captions["subject"], captions["aspect"], strict=True)
-    return np.array([states_correctly(*row) for row in rows])
-
-
-def _mean(correct: np.ndarray) -> float:
-    return float(correct.mean()) if len(correct) else float("nan")
+    return pd.Series([states_correctly(*row) for row in rows], captions.index)
 
 
 def share_in_box(
     weights: np.ndarray, box_xywh: tuple[float, float, float, float], size: tuple[float, float]
 ) -> float:
-    """Return the share of attention weights (rows, columns) inside a box of an image of `size` (width,
-    height).
+    """Return the share of attention weights (rows, columns) in a box of an image of `size` (width, height).
 
     A patch on the edge of the box counts in proportion to its area inside.
     """
-    weights = np.asarray(weights, float)
+
+    def covered(patches: int, start: float, extent: float, length: float) -> np.ndarray:
+        """Return the share of each patch of an axis that is inside the box."""
+        edges = np.linspace(0, length, patches + 1).clip(start, start + extent)
+        return np.diff(edges) * patches / length
+
     x, y, width, height = box_xywh
-    inside = []
-    for cells, low, high, length in (
-        (weights.shape[0], y, y + height, size[1]),
-        (weights.shape[1], x, x + width, size[0]),
-    ):
-        edges = np.linspace(0, length, cells + 1)
-        inside.append(
-            np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None) * cells / length
-        )
-    return float(inside[0] @ weights @ inside[1] / weights.sum())
+    inside = np.outer(
+        covered(weights.shape[0], y, height, size[1]), covered(weights.shape[1], x, width, size[0])
+    )
+    return float((inside * weights).sum() / weights.sum())
 
 
 def attention_shares(captioner, scenes: int = 50, seed: int = 0) -> pd.DataFrame:
@@ -172,23 +149,19 @@ def attention_shares(captioner, scenes: int = 50, seed: int = 0) -> pd.DataFrame
     from beit3lib.viz.attention import word_attention
 
     rng, rows = np.random.default_rng(seed), []
+    words = {
+        "color of the jacket": ("pedestrian", "pedestrian_description", UPPER),
+        "motion of the vehicle": ("vehicle", "moving", ("stopped", "slowly", "fast")),
+    }
     for _ in range(scenes):
         scene, camera = Scene(**draw_values(rng)), draw_camera(rng)
-        image = draw_blur(scene, camera)
-        vehicle, pedestrian = boxes_at(scene, 1.0)
-        for name, subject, aspect, words, (left, top, right, bottom) in (
-            ("color of the jacket", "pedestrian", "pedestrian_description", UPPER, pedestrian),
-            ("motion of the vehicle", "vehicle", "moving", ("stopped", "slowly", "fast"), vehicle),
-        ):
-            found = word_attention(captioner, image, subject, aspect, words)
-            if found is not None:
-                box = (left + camera.shift_x, top + camera.shift_y, right - left, bottom - top)
-                rows.append(
-                    (
-                        name,
-                        share_in_box(found.weights.numpy(), box, (UNITS, UNITS)),
-                        box[2] * box[3] / UNITS**2,
-                    )
-                )
+        image, shift = draw_blur(scene, camera), [camera.shift_x, camera.shift_y] * 2
+        boxes = dict(zip(SUBJECTS, boxes_at(scene, 1.0) + shift, strict=True))
+        for name, (subject, *kind) in words.items():
+            if found := word_attention(captioner, image, subject, *kind):
+                left, top, right, bottom = boxes[subject]
+                box = (left, top, right - left, bottom - top)
+                share = share_in_box(found.weights.numpy(), box, (UNITS, UNITS))
+                rows.append((name, share, box[2] * box[3] / UNITS**2))
     table = pd.DataFrame(rows, columns=["word", "in_box", "box"]).groupby("word").mean()
     return table.assign(times=table["in_box"] / table["box"])

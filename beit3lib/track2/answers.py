@@ -1,7 +1,7 @@
-"""Score answers to WTS's questions, make those of a scenario consistent, and write both files of a
-submission.
+"""Score answers to WTS's questions, make those of a scenario consistent, and write both submission files.
 
-    python -m beit3lib.track2.answers --predictions_file answers.json --ground_truth data/wts/annotations/vqa/val
+    python -m beit3lib.track2.answers --predictions_file answers.json \
+        --ground_truth data/wts/annotations/vqa/val
 
 A table of questions has the columns of `data.questions`; answers are {id: letter}. Questions and options are
 compared by `question_key`. Half of the challenge's score is the accuracy, see `s2`.
@@ -29,19 +29,17 @@ GRID = (0.0, 0.1, 0.3, 1.0)  # weights to choose from
 
 
 class Accuracy(NamedTuple):
-    """The share of right answers, and in `parts` for each scope, source and question: questions, right and
-    accuracy.
-    """
+    """The share of right answers."""
 
     accuracy: float
     right: int
     questions: int
     missing: list[str]  # ids without an answer, which count as wrong
-    parts: dict[str, pd.DataFrame]
+    parts: dict[str, pd.DataFrame]  # by scope, source and question: questions, right and accuracy
 
 
 def read_answers(path: str | Path) -> dict[str, str]:
-    """Read `[{"id", "correct"}, …]` as {id: letter}; the last entry of an id counts, and null is no answer."""
+    """Read `[{"id", "correct"}, …]` as {id: letter}; the last entry of an id counts, null is no answer."""
     answers = {}
     for entry in read_json(path, list):
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), (str, int)):
@@ -51,9 +49,7 @@ def read_answers(path: str | Path) -> dict[str, str]:
 
 
 def read_truth(path: str | Path) -> pd.DataFrame:
-    """Read questions with correct answers from a folder of question files, an index of questions or a list of
-    answers.
-    """
+    """Read correct answers from a folder of question files, an index (.jsonl) or a list of answers."""
     if Path(path).is_dir():
         table = read_questions(path).table
     elif Path(path).suffix == ".jsonl":
@@ -74,37 +70,33 @@ def accuracy(answers: dict[str, str], truth: pd.DataFrame) -> Accuracy:
     columns scope, source and question, if it has them.
     """
     truth = truth.drop_duplicates("id", keep="last")
-    given = [(answers.get(identity) or "").lower() for identity in truth["id"]]
-    table = truth.assign(right=[a == b.lower() for a, b in zip(given, truth["correct"], strict=True)])
+    given = pd.Series([answers.get(identity) or "" for identity in truth["id"]], truth.index).str.lower()
+    table = truth.assign(right=given == truth["correct"].str.lower())
     parts = {}
     for name in ("scope", "source", "question"):
         if name in table:
             groups = table.groupby(table[name].map(question_key), sort=False)
             part = groups.agg(text=(name, "first"), questions=("right", "size"), right=("right", "sum"))
             parts[name] = part.assign(accuracy=part["right"] / part["questions"]).set_index("text")
-    missing = [identity for identity, letter in zip(truth["id"], given, strict=True) if not letter]
+    missing = truth["id"][given == ""].tolist()
     return Accuracy(table["right"].mean(), int(table["right"].sum()), len(table), missing, parts)
 
 
 def s2(caption_score: float, accuracy: float) -> float:
-    """Return the challenge's score since 2025: the mean of the caption score (0 to 100) and 100 · accuracy."""
+    """Return the challenge's score since 2025: the mean of the caption score and 100 · accuracy."""
     return (caption_score + 100 * accuracy) / 2
 
 
 def s2_of_editions(captions: Scores, answers: Accuracy) -> dict[str, float]:
-    """Return S2 by the rules of 2025, and of 2026 if there are captions and questions of WTS, because then
-    only they count.
+    """Return S2 by the rules of each edition.
 
     In 2025 the caption score is the mean of internal (WTS) and external (BDD) segments, and all questions
-    count.
+    count. In 2026 only captions and questions of WTS count; without any the edition is absent.
     """
     editions = {"2025": s2(captions.final, answers.accuracy)}
     if captions.internal and "wts" in (sources := answers.parts.get("source", pd.DataFrame())).index:
         editions["2026"] = s2(captions.internal["score"], float(sources.loc["wts", "accuracy"]))
     return editions
-
-
-WHOLE = -9  # the phase of questions about a whole scenario, which no other phase follows
 
 
 class Asked(NamedTuple):
@@ -113,9 +105,12 @@ class Asked(NamedTuple):
     id: str
     scenario: str
     view: str
-    phase: int
+    phase: int  # WHOLE if it is about the whole scenario
     question: str
     options: dict[str, str]  # by letter
+
+
+WHOLE = -9  # no other phase follows
 
 
 def _asked(questions: pd.DataFrame) -> list[Asked]:
@@ -156,8 +151,7 @@ class AnswerCounts:
 def most_frequent_answers(
     counts: AnswerCounts, questions: pd.DataFrame, by_phase: bool = True
 ) -> dict[str, str]:
-    """Return for each question the option whose text is most often correct in training, for the question and
-    phase.
+    """Return for each question the option that is most often correct in training for the question and phase.
 
     Equally frequent options, as those of a new question, are compared by how often they answer the question
     in any phase, and then any question. `by_phase=False` ignores the phase.
@@ -171,10 +165,9 @@ def most_frequent_answers(
 
 
 def shuffled_answers(questions: pd.DataFrame, answers: dict[str, str], seed: int = 0) -> dict[str, str]:
-    """Return what was answered to the same question of another scenario, and so about another image.
+    """Return answers that were given to the same question of another scenario, and so about another image.
 
-    Only answers that are options of a question can be given; if there is none, the question keeps its own
-    answer.
+    A question keeps its own answer if none of them is among its options.
     """
     rng, shuffled, others = np.random.default_rng(seed), {}, defaultdict(list)
     asked = _asked(questions[questions["id"].isin(answers)])
@@ -202,16 +195,15 @@ def mutual_information(counts: Counter) -> float:
 
 
 def log_shares(counts: list | np.ndarray) -> np.ndarray:
-    """Return log P of each option, normalized over the options (the last axis), from counts with `ALPHA`
-    added.
-    """
+    """Return log P of each option from counts with `ALPHA` added, normalized over the options (last axis)."""
     smoothed = np.asarray(counts, float) + ALPHA
     return np.log(smoothed / smoothed.sum(-1, keepdims=True))
 
 
 def viterbi(scores: list[np.ndarray], steps: list[np.ndarray]) -> list[int]:
-    """Return the path with the largest sum: `scores[t][i]` of state i at time t, `steps[t][i, j]` of i
-    followed by j.
+    """Return the path with the largest sum.
+
+    `scores[t][i]` is for state i at time t, `steps[t][i, j]` for i at t followed by j.
     """
     best, pointers = scores[0], []
     for step, score in zip(steps, scores[1:], strict=True):
@@ -225,7 +217,7 @@ def viterbi(scores: list[np.ndarray], steps: list[np.ndarray]) -> list[int]:
 
 
 class Weights(NamedTuple):
-    """Weights of the log-probabilities beside that of the model, which has weight 1; 0 switches a term off."""
+    """Weights of the terms beside the model, which has weight 1; 0 switches a term off."""
 
     single: float = 0.0
     pairs: float = 0.0
@@ -233,15 +225,14 @@ class Weights(NamedTuple):
 
 
 class AnswerGraph:
-    """Questions that a model has answered, linked to the related questions of their phase and to their next
-    phase.
+    """Questions that a model has answered, with all tables of log-probabilities that connect them.
 
     `questions` has a column `log_probs`, {letter: log-probability}; questions without any, which have no
     image, are left out. A chain is a question in the phases of a scenario.
     """
 
     def __init__(self, questions: pd.DataFrame, counts: AnswerCounts) -> None:
-        questions = questions[[bool(log_probs) for log_probs in questions["log_probs"]]]
+        questions = questions[questions["log_probs"].notna()]
         self.asked = _asked(questions)
         texts = [list(q.options.values()) for q in self.asked]
 
@@ -263,9 +254,10 @@ class AnswerGraph:
                 link = (log_shares(both) + log_shares(both.T).T) / 2  # the mean of P(j | i) and P(i | j)
                 self.related[i].append((j, link))
                 self.related[j].append((i, link.T))
-        self.chains, self.steps = list(chains.values()), []
-        for (_, _, question), chain in chains.items():
-            self.steps.append([log_shares(table(counts.steps[question], i, j)) for i, j in pairwise(chain)])
+        self.chains = [  # (questions, log-probabilities of each followed by the next)
+            (chain, [log_shares(table(counts.steps[question], i, j)) for i, j in pairwise(chain)])
+            for (_, _, question), chain in chains.items()
+        ]
 
     def choose(self, weights: Weights) -> dict[str, str]:
         """Return answers for which the weighted sum of all log-probabilities is large.
@@ -278,9 +270,9 @@ class AnswerGraph:
         choice = [int(m.argmax()) for m in self.model]
         for _ in range(20):
             before = list(choice)
-            for chain, steps in zip(self.chains, self.steps, strict=True):
-                linked = [sum(link[:, choice[j]] for j, link in self.related[i]) for i in chain]
-                scores = [own[i] + weights.pairs * links for i, links in zip(chain, linked, strict=True)]
+            for chain, steps in self.chains:
+                links = [sum(link[:, choice[j]] for j, link in self.related[i]) for i in chain]
+                scores = [own[i] + weights.pairs * link for i, link in zip(chain, links, strict=True)]
                 best = viterbi(scores, [weights.steps * step for step in steps])
                 for i, option in zip(chain, best, strict=True):
                     choice[i] = option
@@ -290,8 +282,7 @@ class AnswerGraph:
 
 
 def choose_weights(validation: pd.DataFrame, counts: AnswerCounts) -> tuple[Weights, pd.DataFrame]:
-    """Return the weights in `GRID` with the best accuracy on validation questions, and the accuracy of all
-    that were tried.
+    """Return the weights in `GRID` with the best accuracy on validation questions, and all accuracies tried.
 
     One weight at a time is changed as long as the accuracy rises, from 0. In simulations this led to the best
     of all 64 combinations after 21 to 26 of them; 16,000 questions took half a minute on a CPU core.
@@ -312,8 +303,7 @@ def choose_weights(validation: pd.DataFrame, counts: AnswerCounts) -> tuple[Weig
 
 
 def consistent_answers(questions: pd.DataFrame, counts: AnswerCounts, weights: Weights) -> pd.DataFrame:
-    """Return the questions with `answer`, a letter, and `changed`, whether the model alone would answer
-    otherwise.
+    """Return the questions with `answer`, a letter, and `changed`, whether the model alone answers otherwise.
 
     A question without `log_probs` has the answer None.
     """
@@ -327,11 +317,10 @@ def consistent_answers(questions: pd.DataFrame, counts: AnswerCounts, weights: W
 def check_answers(answers: dict[str, str], questions: pd.DataFrame) -> list[str]:
     """Return all problems of answers to `questions`, which are all of the test file.
 
-    The server reports no missing id: a team of 2026 lost 21 points because it answered questions about phases
-    only.
+    The server reports no missing id: a team of 2026 that skipped questions about scenarios lost 21 points.
     """
-    unknown = sorted(answers.keys() - set(questions["id"]))
-    problems = [f"{identity}: not a question of the test file" for identity in unknown]
+    unknown = answers.keys() - set(questions["id"])
+    problems = [f"{identity}: not a question of the test file" for identity in sorted(unknown)]
     for row in questions.itertuples():
         letter, asked = answers.get(row.id), f"{row.question!r} ({row.scenario}, {row.scope} {row.phase})"
         if not letter:
@@ -354,12 +343,13 @@ def write_submissions(
     """Write the file of captions and the file of answers, or raise SubmissionError and write neither.
 
     With `fill_missing`, missing captions and answers are replaced by `most_frequent`, the results of
-    `submission.most_frequent_captions`
-    and of `most_frequent_answers`, and listed in the result.
+    `submission.most_frequent_captions` and of `most_frequent_answers`, and listed in the result.
     """
-    captions, filled = fill(captions, expected, most_frequent[0]) if fill_missing else (captions, [])
-    missing = [identity for identity in questions["id"] if fill_missing and not answers.get(identity)]
-    answers = {**answers, **{identity: most_frequent[1].get(identity, "") for identity in missing}}
+    filled, missing = [], []
+    if fill_missing:
+        captions, filled = fill(captions, expected, most_frequent[0])
+        missing = [identity for identity in questions["id"] if not answers.get(identity)]
+        answers = answers | {identity: most_frequent[1].get(identity, "") for identity in missing}
     refuse(captions_path, check_submission(captions, expected), "Caption all images of both subjects")
     refuse(answers_path, check_answers(answers, questions), "Answer all questions")
     entries = [{"id": identity, "correct": answers[identity].lower()} for identity in questions["id"]]

@@ -196,10 +196,8 @@ def score_segments(
     problems, rows, missing = list(problems), [], []
     submitted = read_segments(submission, problems)
     if unknown := sorted(submitted.keys() - truth.keys()):
-        what = (
-            f"{len(unknown)} segments not in the ground truth, such as {' label '.join(unknown[0])}; skipped"
-        )
-        problems.append(Problem("submission", what))
+        what = f"{len(unknown)} segments not in the ground truth, such as {' label '.join(unknown[0])}"
+        problems.append(Problem("submission", f"{what}; skipped"))
     for (scenario, label), references in truth.items():
         for subject in SUBJECTS:
             caption = submitted.get((scenario, label), {}).get(f"caption_{subject}") or ""
@@ -283,11 +281,8 @@ def report(scores: Scores) -> str:
     """Return the scores as text, with all missing captions and problems."""
     parts = {"internal": scores.internal, "external": scores.external}
     table = pd.DataFrame({name: part for name, part in parts.items() if part}).T
-    count = len(scores.segments) // len(SUBJECTS)
-    lines = [
-        table.to_string(float_format="{:.4f}".format),
-        f"{scores.name}: {scores.final:.2f} over {count} segments",
-    ]
+    lines = [table.to_string(float_format="{:.4f}".format)]
+    lines += [f"{scores.name}: {scores.final:.2f} over {len(scores.segments) // len(SUBJECTS)} segments"]
     for heading, items in (("missing, counted as 0", scores.missing), ("problems", scores.problems)):
         if items:
             lines += [f"{len(items)} {heading}:", *(f"  {item}" for item in items)]

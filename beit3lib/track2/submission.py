@@ -40,12 +40,11 @@ def compose(parts: Mapping[str, str], subject: str) -> str:
     """
     if parts.get("full"):
         return parts["full"]
-    kept: dict[str, str] = {}
-    seen: set[str] = set()
+    first: dict[str, str] = {}  # {sentence: its first aspect}
     for aspect in READING_ORDER[subject]:
-        sentences = [text for text in split_sentences(parts.get(aspect) or "") if text not in seen]
-        kept[aspect] = " ".join(dict.fromkeys(sentences))
-        seen.update(sentences)
+        for sentence in split_sentences(parts.get(aspect) or ""):
+            first.setdefault(sentence, aspect)
+    kept = {a: " ".join(text for text in first if first[text] == a) for a in READING_ORDER[subject]}
     return merge_aspects(kept, subject)
 
 
@@ -126,12 +125,11 @@ def write_submission(
 def refuse(path: str | Path, problems: Sequence[str], todo: str) -> None:
     """Raise SubmissionError with the first 50 problems, if there are any."""
     if problems:
-        listed = "\n  ".join(problems[:50]) + (
-            f"\n  … {len(problems) - 50} more" if len(problems) > 50 else ""
-        )
+        more = [f"… {len(problems) - 50} more"] if len(problems) > 50 else []
+        listed = "\n  ".join([*problems[:50], *more])
         raise SubmissionError(
-            f"{path}: found {len(problems)} problems, wrote nothing. {todo}, or set fill_missing to use the most "
-            f"frequent ones of the training data.\n  {listed}"
+            f"{path}: found {len(problems)} problems, wrote nothing. {todo}, or set fill_missing to use the "
+            f"most frequent ones of the training data.\n  {listed}"
         )
 
 
@@ -161,8 +159,7 @@ def most_frequent_submission(train: pd.DataFrame, segments: pd.DataFrame) -> Sub
 
     Both tables have a row per phase and view.
     """
-    captions = dict.fromkeys(CAPTIONS, "") | most_frequent_captions(train)
-    return _first_rows(segments.assign(**captions))
+    return _first_rows(segments.assign(**dict.fromkeys(CAPTIONS, "") | most_frequent_captions(train)))
 
 
 def nearest_submission(

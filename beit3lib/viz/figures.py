@@ -10,6 +10,7 @@ are those of Okabe and Ito, which color-blind readers can tell apart. Images wit
 `gallery.caption_cards`.
 """
 
+import html
 import io
 import math
 import textwrap
@@ -30,7 +31,7 @@ from beit3lib.files import finite
 if TYPE_CHECKING:  # before pandas 3, this module imports matplotlib.pyplot
     from pandas.io.formats.style import Styler
 
-BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 
 
 class Chart(Figure):
@@ -56,57 +57,74 @@ def _chart(
     return chart, panels
 
 
-def _series(log: Iterable[Mapping], event: str, name: str) -> pd.Series:
-    """Values of `name` by step; of a step that was logged twice, as after a resumed run, the last counts."""
-    found = {row.get("step"): finite(row.get(name)) for row in log if row.get("event") == event}
+def _series(log: Iterable[Mapping], event: str, name: str, part: str | None = None) -> pd.Series:
+    """Values of `name`, or of `part` of it, by step; of a step that was logged twice, the last counts."""
+    found = {}
+    for row in log:
+        if row.get("event") == event:
+            value = row.get(name)
+            found[row.get("step")] = finite((value or {}).get(part) if part else value)
     return pd.Series(found, dtype=float).dropna().sort_index()
 
 
 def learning_curve(log: Sequence[Mapping], score_name: str = "validation score") -> Chart:
-    """Draw loss and validation score by step: `log` is what `log.read_log` returns."""
+    """Draw losses, validation score, and facts and answers of validation by step; `log` is that of `read_log`.
+
+    A circle marks the epoch of `best/`. Panels of what was not measured are left out.
+    """
     loss, score = _series(log, "step", "loss"), _series(log, "validation", "score")
+    shares = {
+        "facts: precision": _series(log, "validation", "facts", "precision"),
+        "facts: recall": _series(log, "validation", "facts", "recall"),
+        "right answers": _series(log, "validation", "accuracy"),
+    }
+    shares = {name: values for name, values in shares.items() if len(values)}
     title = f"Loss {loss.iloc[0]:.2f} → {loss.iloc[-1]:.2f} in {loss.index[-1]:,} steps"
     if len(score):
         title += f", best {score_name} {score.max():.1f}"
-    chart, panels = _chart(title, 5 if len(score) else 3.4, 1 + bool(len(score)), sharex=True)
+    rows = 1 + bool(len(score)) + bool(shares)
+    chart, panels = _chart(title, 1.6 + 1.8 * rows, rows, sharex=True)
     axes, window = panels[0, 0], max(1, len(loss) // 25)
-    axes.plot(loss, color=BLUE, linewidth=0.8, alpha=0.4, label="each record")
+    axes.plot(loss, color=BLUE, linewidth=0.8, alpha=0.4)
     smooth = loss.rolling(window, center=True, min_periods=1).mean()
-    axes.plot(smooth, color=BLUE, linewidth=2, label=f"mean of {window} records")
-    axes.set(ylabel="loss (nats per token)")
+    axes.plot(smooth, color=BLUE, linewidth=2, label=f"captions, mean of {window} records")
+    questions = _series(log, "step", "question_loss").rolling(window, center=True, min_periods=1).mean()
+    if len(questions):
+        axes.plot(questions, color=ORANGE, linewidth=2, linestyle="--", label="questions")
+    axes.set(ylabel="loss (nats)")
     axes.set_ylim(bottom=0)
     axes.legend()
+    best = _series(log, "validation", "best_by")
     if len(score):
         below = panels[1, 0]
         below.plot(score, "o-", color=GREEN, markersize=4)
-        below.plot(score.idxmax(), score.max(), "o", markersize=11, mfc="none", mec="black")
+        step = best.idxmax() if len(best) else score.idxmax()
+        below.plot(step, score.get(step), "o", markersize=11, mfc="none", mec="black")
         below.set(ylabel=score_name, ylim=(0, 1.1 * max(score.max(), 1e-9)))
+    for (name, values), color, marker in zip(shares.items(), (BLUE, GREEN, ORANGE), "os^", strict=False):
+        panels[-1, 0].plot(values, f"{marker}-", color=color, markersize=4, label=name)
+        panels[-1, 0].set(ylabel="facts and answers (%)", ylim=(0, 105))
+        panels[-1, 0].legend(loc="lower right")
     panels[-1, 0].set(xlabel="step")
     panels[-1, 0].xaxis.set_major_locator(MaxNLocator(8, integer=True))
     return chart
 
 
-def attribute_bars(own: Mapping[str, float], shuffled: Mapping[str, float]) -> Chart:
-    """Draw the share (0 to 1) of captions without a wrong attribute, by aspect.
-
-    `own`: captions of the image itself; `shuffled`: of an image of another scenario.
-    """
-    shares = pd.DataFrame(
-        {"own image": pd.Series(own), "image of another scenario": pd.Series(shuffled)}, own.keys()
-    )
-    means = [f"{100 * mean:.0f} %" for mean in shares.mean()]
-    title = f"Captions without a wrong attribute: {means[0]}; for another scenario's image {means[1]}"
+def share_bars(shares: pd.DataFrame, title: str) -> Chart:
+    """Draw shares (0 to 1): a group of bars per row, a bar per column; NaN was not measured."""
     chart, panels = _chart(title, 4)
-    axes, positions = panels[0, 0], np.arange(len(shares))
-    for name, offset, color, hatch in zip(shares, (-0.2, 0.2), (BLUE, ORANGE), (None, "///"), strict=True):
+    axes, positions, width = panels[0, 0], np.arange(len(shares)), 0.8 / len(shares.columns)
+    looks = zip((BLUE, ORANGE, GREEN, PURPLE), (None, "///", "...", "xx"), strict=True)
+    for number, (name, (color, hatch)) in enumerate(zip(shares, looks, strict=False)):
+        offsets = positions + (number - (len(shares.columns) - 1) / 2) * width
         look = {"label": name, "color": color, "hatch": hatch, "edgecolor": "white"}
-        bars = axes.bar(positions + offset, shares[name], 0.38, **look)
-        axes.bar_label(bars, ["" if np.isnan(v) else f"{100 * v:.0f} %" for v in shares[name]], padding=4)
-    axes.set_xticks(positions, [name.replace("_", " ") for name in shares.index])
-    axes.set(ylim=(0, 1.15), ylabel="share of captions")
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+        bars = axes.bar(offsets, shares[name], 0.95 * width, **look)
+        axes.bar_label(bars, ["" if np.isnan(v) else f"{100 * v:.0f}" for v in shares[name]], padding=3)
+    axes.set_xticks(positions, [textwrap.fill(name.replace("_", " "), 14) for name in shares.index])
+    axes.set(ylim=(0, 1.12), ylabel="share (%)")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     axes.grid(axis="x", visible=False)
-    chart.legend(loc="outside lower center", ncols=2)
+    chart.legend(loc="outside lower center", ncols=len(shares.columns))
     return chart
 
 
@@ -168,20 +186,26 @@ def attention_map(image: Image.Image | str | Path, weights: np.ndarray, word: st
     return chart
 
 
-def confusion(pairs: Iterable[tuple[object, object]], attribute: str) -> "Styler":
-    """Count (drawn value, value in the caption) of one attribute as a table; None is "not stated"."""
-    names = (
-        pd.DataFrame(pairs, columns=["drawn", "caption"], dtype=object)
-        .fillna("not stated")
-        .replace("", "not stated")
+def confusion(pairs: Iterable[tuple[object, object]], slot: str, most: int = 8) -> HTML:
+    """Count (reference, prediction) of a fact as a table, right ones bold; None is "not mentioned".
+
+    Values beyond the `most` frequent ones are "others".
+    """
+    names = pd.DataFrame(pairs, columns=["reference", "caption"], dtype=object)
+    names = names.fillna("not mentioned").astype(str)
+    frequent = names.melt()["value"].value_counts().index[:most]
+    names = names.where(names.isin(frequent), "others")
+    order = sorted(frequent, key=lambda name: (name == "not mentioned", name)) + ["others"]
+    counts = pd.crosstab(names["reference"], names["caption"])
+    counts = counts.reindex(
+        index=[n for n in order if n in counts.index], columns=[n for n in order if n in counts]
     )
-    table = pd.crosstab(names["drawn"], names["caption"])
-    table = table[sorted(table, key=lambda name: name not in table.index)]  # right values on the diagonal
-    table.index.name, table.columns.name = "drawn ↓ caption →", None
-    right = (names["drawn"] == names["caption"]).sum()
-    caption = f"{attribute.replace('_', ' ').capitalize()}: {right} of {len(names)} as drawn"
-    styled = table.style.background_gradient("Blues", axis=None, vmax=1.3 * table.to_numpy().max())
-    return styled.format_index(escape="html").format_index(escape="html", axis=1).set_caption(caption)
+    shown = counts.astype(str).replace("0", "")
+    for name in set(counts.index) & set(counts) - {"others"}:
+        shown.loc[name, name] = f"<b>{counts.loc[name, name]}</b>"
+    shown.columns, shown.index = map(html.escape, shown.columns), map(html.escape, shown.index)
+    shown.index.name = f"{html.escape(slot.replace('_', ' '))}: reference ↓ caption →"
+    return HTML(shown.rename_axis(columns=shown.index.name, index=None).to_html(escape=False, justify="left"))
 
 
 def reading_table(table: pd.DataFrame, empty: str = "No rows.") -> "Styler | HTML":

@@ -422,7 +422,8 @@ def storyboard(predictions: pd.DataFrame, scenario: str, image_root: str | Path 
 
 def image_row(images: Sequence[Image.Image | str | Path], captions: Sequence[str], title: str = "") -> HTML:
     """Return images side by side, each with its caption below, as a table."""
-    items = [(embed(image, 2 * EMBED_PX), caption) for image, caption in zip(images, captions, strict=True)]
+    breakable = [caption.replace("_", "_\u200b") for caption in captions]  # names of files are long words
+    items = [(embed(image, 2 * EMBED_PX), text) for image, text in zip(images, breakable, strict=True)]
     return _table("image_row", items, title)
 
 

@@ -1,18 +1,28 @@
-"""Mark the words of a caption that differ from its reference, and find contradictions within a scenario."""
+"""Mark the words of a caption that differ from its reference, and find contradictions.
+
+Captions of one scenario contradict each other (`find_contradictions`), or an answer about the same phase
+(`answer_contradictions`).
+"""
 
 import string
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
+import pandas as pd
+
 from beit3lib.data.facts import agree, find_facts, read_facts, split_sentences
+from beit3lib.data.questions import question_key
+from beit3lib.data.schema import SUBJECTS
+from beit3lib.track2.answers import mutual_information
 
 SAME, MOVED, OTHER = "s", "m", "o"
 FACTS = {"wrong": "w", "omitted": "d"}
 CONFIDENT = 0.75  # words below this probability are grey
+MIN_COUNT, MAX_SHARE = 10, 0.01  # training captions of a fact; the share with an answer that contradicts it
 
 # Slots that cannot change within a scenario, which lasts seconds.
 CONSTANT_SLOTS = set(
@@ -117,3 +127,67 @@ def _phases(records: list[dict[str, Any]]) -> str:
     phases = sorted({record["phase"] for record in records} - {""})
     captions = f"{len(records)} caption{'' if len(records) == 1 else 's'}"
     return captions + (f" (phase{'' if len(phases) == 1 else 's'} {', '.join(phases)})" if phases else "")
+
+
+class AnswerFacts:
+    """Which answers go with which facts, counted from training data; no list of questions is needed.
+
+    `phases` has scenario, phase and captions, `questions` the training questions with correct answers.
+    A question has the slots whose values tell most about its answer.
+    """
+
+    def __init__(self, phases: pd.DataFrame, questions: pd.DataFrame) -> None:
+        facts: dict[tuple, dict] = defaultdict(dict)  # {(scenario, phase or None): {(subject, slot): value}}
+        for row in phases.drop_duplicates(["scenario", "phase"]).to_dict("records"):
+            for subject in SUBJECTS:
+                for slot, value in read_facts(row[f"caption_{subject}"] or "", subject).items():
+                    for phase in (row["phase"], None):
+                        facts[row["scenario"], phase][subject, slot] = value
+        counts: dict[str, dict[tuple, Counter]] = defaultdict(lambda: defaultdict(Counter))
+        for row in questions.dropna(subset=["correct"]).itertuples():
+            answer = question_key(row.options[row.correct])
+            for slot, value in facts.get((row.scenario, row.phase), {}).items():
+                counts[question_key(row.question)][slot][value, answer] += 1
+        self.counts = {}  # {question: {(subject, slot): {(value, answer): count}}}
+        for question, of_slots in counts.items():
+            tells = {slot: mutual_information(found) for slot, found in of_slots.items()}
+            slots = [slot for slot in of_slots if tells[slot] >= 0.5 * max(tells.values()) > 0]
+            self.counts[question] = {slot: of_slots[slot] for slot in slots}
+
+    def contradictions(self, question: str, answer: str, subject: str, facts: dict) -> list[str]:
+        """Return the slots whose value is frequent in training, but almost never with this answer."""
+        found = []
+        for (of_subject, slot), counts in self.counts.get(question, {}).items():
+            if of_subject == subject and slot in facts and answer in {other for _, other in counts}:
+                with_value = sum(n for (value, _), n in counts.items() if value == facts[slot])
+                if with_value >= MIN_COUNT and counts[facts[slot], answer] <= MAX_SHARE * with_value:
+                    found.append(slot)
+        return found
+
+
+def answer_contradictions(
+    predictions: pd.DataFrame, answered: pd.DataFrame, known: AnswerFacts
+) -> pd.DataFrame:
+    """Return a row per fact of a caption that contradicts an answer about the same phase or scenario."""
+    by_moment = {key: rows for key, rows in answered.groupby(["scenario", "phase"], dropna=False)}
+    by_moment = {(name, None if phase != phase else phase): rows for (name, phase), rows in by_moment.items()}
+    rows = []
+    for caption in predictions.itertuples():
+        facts = read_facts(caption.caption or "", caption.subject)
+        for key in ((caption.scenario, caption.phase), (caption.scenario, None)):
+            for asked in by_moment[key].itertuples() if facts and key in by_moment else ():
+                answer = asked.options.get(asked.answer, "")
+                about = (question_key(asked.question), question_key(answer), caption.subject)
+                for slot in known.contradictions(*about, facts):
+                    correct = asked.options.get(asked.correct)
+                    values = (slot.replace("_", " "), facts[slot], asked.question, answer, correct)
+                    rows.append((caption.Index, caption.image, *values))
+    columns = ["index", "image", "fact", "caption", "question", "answer", "correct"]
+    return pd.DataFrame(rows, columns=columns).set_index("index")
+
+
+def contradiction_texts(found: pd.DataFrame) -> pd.Series:
+    """Return a text for each caption with contradictions, by its index."""
+    rows = found[["fact", "caption", "question", "answer"]].itertuples(index=False)
+    texts = [f"{fact} {value}, but “{question}” {answer}" for fact, value, question, answer in rows]
+    return pd.Series(texts, found.index, dtype=object).groupby(level=0).agg("; ".join)

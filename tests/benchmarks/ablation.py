@@ -14,10 +14,12 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 
+from beit3lib import train
 from beit3lib.config import TrainConfig
 from beit3lib.data.facts import read_facts
 from beit3lib.data.index import INDEX_NAME, read_index
@@ -34,15 +36,12 @@ def variants(study: str) -> Iterator[tuple[str, dict[str, str]]]:
         yield from ((flip, {"flip": flip, "aspect": "position"}) for flip in ("swap", "recipe", "none"))
         return
     yield "one model", {}
-    yield from (
-        ("ten models", {"subject": subject, "aspect": aspect}) for subject in SUBJECTS for aspect in ASPECTS
-    )
+    for subject, aspect in product(SUBJECTS, ASPECTS):
+        yield "ten models", {"subject": subject, "aspect": aspect}
 
 
 def measure(config: TrainConfig) -> dict[str, float]:
     """Train and caption all validation images; return seconds of training, and means over caption types."""
-    from beit3lib import train
-
     started = time.monotonic()
     train.finetune(config)
     seconds = time.monotonic() - started
@@ -82,9 +81,7 @@ def main() -> None:
     parser.add_argument("study", choices=("joint", "flip"))
     parser.add_argument("--seeds", type=int, default=3, help="training runs of each variant [3]")
     parser.add_argument("--epochs", type=int, default=6, help="passes over the images [6]")
-    parser.add_argument(
-        "--batch_size", type=int, default=16, help="few images, so that few epochs suffice [16]"
-    )
+    parser.add_argument("--batch_size", type=int, default=16, help="few images: few epochs suffice [16]")
     parser.add_argument("--run", type=Path, default=Path("runs/ablation"), help="folder [runs/ablation]")
     options = parser.parse_args()
     if not (options.run / stages.PHASES_NAME).is_file():

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from beit3lib.data.schema import ASPECTS, SUBJECTS
-from beit3lib.dataset import Batch, collate, pack
+from beit3lib.dataset import Batch, Item, collate, pack
 from beit3lib.files import atomic_path, exit_on_error
 from beit3lib.model import CaptionModel, model_config
 from beit3lib.sample import CHECKPOINT_PATH, MODEL, SPM_PATH
@@ -52,19 +52,14 @@ def short_captions(scene: Scene, rng: np.random.Generator) -> list[str]:
     side, gap = scene.side, GAPS[scene.distance]
     speed, km_h = SPEEDS[scene.vehicle_motion]
     walk, paving = WALKS[scene.pedestrian_motion], PAVING[scene.sidewalk]
+    upper, lower, lanes, surface = scene.upper, scene.lower, scene.lanes, scene.surface
     forms = [
         (f"weather {scene.weather}, brightness {scene.light}", f"{scene.light}, {scene.weather}"),
-        (
-            f"{scene.upper} jacket and {scene.lower} slacks",
-            f"pedestrian in {scene.lower} slacks, {scene.upper} jacket",
-        ),
+        (f"{upper} jacket and {lower} slacks", f"pedestrian in {lower} slacks, {upper} jacket"),
         (f"vehicle on the {side} side, {gap}", f"{gap} the vehicle on the {side} side"),
         (f"vehicle {speed} at {km_h} km/h", f"{km_h} km/h, {speed}"),
         (f"pedestrian {walk}", f"{walk}"),
-        (
-            f"{scene.lanes} road, {scene.surface} surface, {paving}",
-            f"{paving}, {scene.surface}, {scene.lanes}",
-        ),
+        (f"{lanes} road, {surface} surface, {paving}", f"{paving}, {surface}, {lanes}"),
     ]
     return [forms[i][rng.integers(2)] for i in rng.permutation(len(forms))]
 
@@ -114,14 +109,12 @@ def pretrain(folder: str | Path, steps: int = 2400, batch_size: int = 32, seed: 
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=BETAS)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     losses: list[float] = []
-    for step, (batch, labels) in enumerate(
-        _batches(tokenizer, config.image_size, batch_size, steps, seed), start=1
-    ):
-        memory = model.encode_image(batch.images)
-        logits = model(memory, batch.input_ids, batch.positions, batch.doc_ids, batch.mask_positions)
-        caption_loss = F.cross_entropy(
-            logits, batch.labels.flatten()[batch.mask_positions], label_smoothing=SMOOTHING
-        )
+    batches = _batches(tokenizer, config.image_size, batch_size, steps, seed)
+    for step, (batch, labels) in enumerate(batches, start=1):
+        memory, masked = model.encode_image(batch.images), batch.mask_positions
+        states = model.encode_text(memory, batch.input_ids, batch.positions, batch.doc_ids).flatten(0, 1)
+        logits, targets = model.mlm_head(states[masked]), batch.labels.flatten()[masked]
+        caption_loss = F.cross_entropy(logits, targets, label_smoothing=SMOOTHING)
         values = memory.values[-1].transpose(1, 2).flatten(2)[:, 1:]  # (B, H, N, d) -> (B, N - 1, D)
         probed = probe(values)
         parts = zip(probed.split(PROBE_CLASSES, -1), labels.unbind(-1), strict=True)
@@ -133,11 +126,8 @@ def pretrain(folder: str | Path, steps: int = 2400, batch_size: int = 32, seed: 
         schedule.step()
         losses.append(caption_loss.item())
         if step % 50 == 0:
-            mean, seconds = np.mean(losses[-50:]), time.monotonic() - started
-            print(
-                f"step {step}/{steps}: caption loss {mean:.3f}, probe loss {probe_loss:.3f}, {seconds:.0f} s",
-                flush=True,
-            )
+            found = f"caption loss {np.mean(losses[-50:]):.3f}, probe loss {probe_loss:.3f}"
+            print(f"step {step}/{steps}: {found}, {time.monotonic() - started:.0f} s", flush=True)
     with atomic_path(Path(folder) / CHECKPOINT_PATH.name) as temporary:
         torch.save({"model": {name: value.half() for name, value in model.state_dict().items()}}, temporary)
     return {"loss": float(np.mean(losses[-50:])), "seconds": round(time.monotonic() - started)}
@@ -149,7 +139,7 @@ def _batches(
     """Yield batches of random scenes and their patch labels (B, N - 1, 3)."""
     rng = np.random.default_rng(seed)
     for _ in range(steps):
-        samples, labels = [], []
+        items, labels = [], []
         for _ in range(batch_size):
             scene, camera = Scene(**draw_values(rng)), draw_camera(rng, bool(rng.integers(2)))
             image = to_tensor(draw_blur(scene, camera, size=image_size), image_size)
@@ -160,8 +150,8 @@ def _batches(
             texts = [". ".join(group) for group in np.split(parts, cuts)]
             tokens = [(tokenizer.encode(text), 0) for text in texts]  # with <s> and </s>
             sequence = pack(tokens, rng.uniform(0.2, 0.9), tokenizer.mask_token_id, rng)
-            samples.append((image, sequence, ""))
-        yield collate(samples), torch.from_numpy(np.stack(labels))
+            items.append(Item(image, sequence, [], ""))
+        yield collate(items), torch.from_numpy(np.stack(labels))
 
 
 PROBE_CLASSES = [2 + len(UPPER) + len(LOWER), 7, 5]

@@ -5,9 +5,8 @@
     PYTHONPATH=tests python -m benchmarks.speed --precision bf16 --batch 64 --out gpu.json
 
 `generate` is one caption per image; `ten` ten caption types of one image, which the reference captions ten
-times; `train` a training step with one caption per image, `train_ten` with ten packed captions; and `job`,
-without the reference, the captioning of image files beside the decoding of the same batches in memory, with
-the sample's model.
+times; `answer` the same ten captions with the answers to 12 questions, beside the captions alone; `train` a
+training step with one caption per image, `train_ten` with ten packed captions.
 
 The methods of a quantity take turns. Seconds are medians, and a ratio is the median of the ratios within a
 turn. Captions and losses are compared before anything is timed. Seconds are wall time; with `--threads 1` on
@@ -16,43 +15,35 @@ turn and compare their ratios to the reference.
 """
 
 import argparse
-import io
 import json
 import platform
 import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from beit3lib.captioner import Captioner
-from beit3lib.checkpoint import load_pretrained
-from beit3lib.data.images import open_image
 from beit3lib.data.schema import ASPECTS, SUBJECTS
-from beit3lib.dataset import Batch, PackedSequence, collate, pack
+from beit3lib.dataset import Batch, Item, PackedSequence, collate, pack
 from beit3lib.decode import inference_weights
-from beit3lib.device import DTYPES, choose_device, choose_precision, inference_precision
+from beit3lib.device import DTYPES, choose_device, choose_precision
 from beit3lib.files import write_json
 from beit3lib.loss import LossModel
 from beit3lib.model import CaptionModel, model_config
-from beit3lib.run.captioning import caption_images, choose_batch_size
-from beit3lib.sample import CHECKPOINT_PATH, MODEL, SPM_PATH
-from beit3lib.tokenizer import load_tokenizer
-from beit3lib.transforms import to_image, to_tensor
+from beit3lib.question import Question
 
-QUANTITIES = ("generate", "ten", "train", "train_ten", "job")
+QUANTITIES = ("generate", "ten", "answer", "train", "train_ten")
 MODELS = {
     "tiny": "beit3_tiny_patch8_64",
     "base": "beit3_base_patch16_224",
@@ -60,7 +51,6 @@ MODELS = {
 }
 CAPTION_TYPES = [(subject, aspect) for subject in SUBJECTS for aspect in ASPECTS]
 MAX_TOKENS = 64  # the reference pads every caption to this length
-
 Work = Callable[[], Any]
 
 
@@ -81,9 +71,9 @@ class FakeTokenizer:
         return " ".join(map(str, ids))
 
 
-def make_model(name: str, device: torch.device, seed: int = 0) -> CaptionModel:
+def make_model(name: str, device: torch.device, seed: int = 0, **changes: Any) -> CaptionModel:
     """Return a model with random weights, larger than BEiT-3's initialization, so that beams differ."""
-    model, rng = CaptionModel.empty(model_config(name)), torch.Generator().manual_seed(seed)
+    model, rng = CaptionModel.empty(model_config(name, **changes)), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter.ndim > 1:
@@ -105,28 +95,26 @@ def make_batch(
 ) -> tuple[Batch, dict[str, Tensor]]:
     """Return the same masked captions twice: packed, and for the reference a sequence of 64 tokens each."""
     mask_id, rng = FakeTokenizer(model.config.vocab_size).mask_token_id, np.random.default_rng(seed)
-    samples, singles = [], []
+    items, singles = [], []
     for image in make_images(model, images).cpu():
         lengths = rng.integers(14, 31, captions)  # aspects of WTS captions have 22 tokens on average
         ids = [([0, *rng.integers(10, mask_id, length).tolist(), 2], 0) for length in lengths]
         packed = pack(ids, 0.7, mask_id, rng)
-        samples.append((image, packed, ""))
-        for index in range(captions):
-            singles.append((image, PackedSequence(*(part[packed.doc_ids == index] for part in packed)), ""))
+        items.append(Item(image, packed, [], ""))
+        for number in range(captions):
+            single = PackedSequence(*(part[packed.doc_ids == number] for part in packed))
+            singles.append(Item(image, single, [], ""))
     separate = collate(singles)
     masked = torch.zeros(separate.input_ids.numel(), dtype=torch.bool)
     masked[separate.mask_positions] = True
-    parts = {
-        "input_ids": (separate.input_ids, 1),
-        "labels": (separate.labels, 1),
-        "padding": ((separate.doc_ids < 0).long(), 1),
-        "masked": (masked.view_as(separate.input_ids), False),
-    }
+    parts = {"input_ids": (separate.input_ids, 1), "labels": (separate.labels, 1)}
+    parts |= {"padding": ((separate.doc_ids < 0).long(), 1)}
+    parts |= {"masked": (masked.view_as(separate.input_ids), False)}
     fill = MAX_TOKENS - separate.input_ids.shape[1]
     padded = {
         name: F.pad(part, (0, fill), value=value).to(model.device) for name, (part, value) in parts.items()
     }
-    return collate(samples).to(model.device), {"images": separate.images.to(model.device), **padded}
+    return collate(items).to(model.device), {"images": separate.images.to(model.device), **padded}
 
 
 def take_turns(
@@ -141,23 +129,19 @@ def take_turns(
     """
     one_thread = device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if one_thread else time.perf_counter
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(repeats + 1):
         for name in methods if turn % 2 else reversed(methods):
             with prepare(name):
-                _synchronize(device)
+                synchronize()
                 started = clock()
                 methods[name]()
-                _synchronize(device)
+                synchronize()
                 taken = clock() - started
             if turn:
                 seconds[name].append(taken)
     return seconds
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def summarize(
@@ -191,10 +175,10 @@ class Benchmark:
         for name in self.options.only:
             for row in getattr(self, name)():
                 self.rows.append(row)
-                print(
-                    "  ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()),
-                    flush=True,
+                values = (
+                    f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()
                 )
+                print("  ".join(values), flush=True)
             write_json(self.options.out, self.result())
         return self.result()
 
@@ -202,12 +186,11 @@ class Benchmark:
         """Return the figures so far, with hardware and versions."""
         gpu = torch.cuda.get_device_properties(self.device) if self.device.type == "cuda" else None
         cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        packages = ("torch", "transformers", "timm", "beit3-gml")
         machine = {
             "device": gpu.name if gpu else cpu[1] if cpu else platform.processor(),
             "threads": torch.get_num_threads(),
-            "versions": {
-                name: metadata.version(name) for name in ("torch", "transformers", "timm", "beit3-gml")
-            },
+            "versions": {name: metadata.version(name) for name in packages},
         }
         return {"machine": machine, "options": vars(self.options), "rows": self.rows}
 
@@ -225,12 +208,12 @@ class Benchmark:
         return methods
 
     @contextmanager
-    def captioning_job(self, method: str) -> Iterator[None]:
+    def captioning_job(self, method: str, model: CaptionModel | None = None) -> Iterator[None]:
         """Prepare our weights for the precision of a method, which a job of many images does once."""
         if method.startswith("reference"):
             yield
             return
-        with self.autocast(method.removeprefix("ours ")), inference_weights(self.model):
+        with self.autocast(method.split()[-1]), inference_weights(model or self.model):
             yield
 
     def generate(self) -> list[dict[str, Any]]:
@@ -242,7 +225,8 @@ class Benchmark:
         return self._generate(self.images[:1], CAPTION_TYPES)
 
     def _generate(self, images: Tensor, caption_types: list[tuple[str, str]]) -> list[dict[str, Any]]:
-        captioner = Captioner(self.model, self.tokenizer, caption_types, self.options.tokens)
+        tokens = self.options.tokens
+        captioner = Captioner(self.model, self.tokenizer, caption_types, tokens)
 
         def ours(precision: str) -> list[list[int]]:
             with self.autocast(precision):
@@ -250,16 +234,43 @@ class Benchmark:
 
         def theirs(precision: str) -> list[list[int]]:
             with self.autocast(precision):
-                for _ in caption_types or [""]:
-                    ids = self.reference.generate(
-                        self.theirs, images, self.tokenizer, max_tokens=self.options.tokens
-                    )
+                for _ in captioner.caption_types:
+                    ids = self.reference.generate(self.theirs, images, self.tokenizer, max_tokens=tokens)
             return ids
 
         more = {} if caption_types else {"same_captions": ours("fp32") == theirs("fp32")}
-        methods = self.methods(ours, theirs)
-        seconds = take_turns(methods, self.options.repeats, self.device, self.captioning_job)
-        return summarize(f"generate, {len(images)} x {len(caption_types) or 1} captions", seconds, **more)
+        seconds = take_turns(
+            self.methods(ours, theirs), self.options.repeats, self.device, self.captioning_job
+        )
+        return summarize(
+            f"generate, {len(images)} x {len(captioner.caption_types)} captions", seconds, **more
+        )
+
+    def answer(self) -> list[dict[str, Any]]:
+        """Ten caption types of one image, and the answers to 12 questions of four options beside them."""
+        model, rng = (
+            make_model(MODELS[self.options.model], self.device, answers=True),
+            np.random.default_rng(3),
+        )
+        captioner = Captioner(model, self.tokenizer, CAPTION_TYPES, self.options.tokens)
+        asked = [
+            [Question(ids[:20], ids[20:].reshape(4, 5).tolist(), 0) for ids in rng.integers(10, 99, (12, 40))]
+        ]
+
+        def work(questions: list, precision: str) -> list[list[int]]:
+            with self.autocast(precision), torch.inference_mode():
+                memory = model.encode_image(self.images[:1])
+                captioner.log_probs(memory, questions)
+                return [caption.ids for caption in captioner.generate(memory)]
+
+        methods: dict[str, Work] = {}
+        for precision in ("fp32", self.lower) if self.lower in DTYPES else ("fp32",):
+            methods |= {f"captions {precision}": partial(work, [[]], precision)}
+            methods |= {f"with answers {precision}": partial(work, asked, precision)}
+        same = methods["captions fp32"]() == methods["with answers fp32"]()
+        prepare = partial(self.captioning_job, model=model)
+        seconds = take_turns(methods, self.options.repeats, self.device, prepare)
+        return summarize("10 captions, 12 questions", seconds, "captions fp32", same_captions=same)
 
     def train(self) -> list[dict[str, Any]]:
         """A training step with one caption per image."""
@@ -272,19 +283,18 @@ class Benchmark:
     def _train(self, images: int, captions: int) -> list[dict[str, Any]]:
         packed, separate = make_batch(self.model, images, captions)
         loss_model, their_loss = LossModel(self.model, 0.1), self.reference.loss_function(0.1)
-        masked = separate["masked"]
-        inputs = [separate[name] for name in ("images", "input_ids", "padding")]
+        inputs = [separate[name] for name in ("images", "input_ids", "padding", "masked")]
+        labels = separate["labels"][separate["masked"]]
         trained = [p for p in self.model.parameters() if p.requires_grad]
         fused, plain = torch.optim.AdamW(trained, lr=0.0, fused=True), torch.optim.AdamW(trained, lr=0.0)
 
         def ours(precision: str) -> Tensor:
             with self.autocast(precision):
-                return loss_model(packed).mean()
+                return loss_model(packed).captions.mean()
 
         def theirs(precision: str) -> Tensor:
             with self.autocast(precision):
-                logits = self.reference.logits(self.theirs, *inputs, masked)
-                return their_loss(logits, separate["labels"][masked], 0)
+                return their_loss(self.reference.logits(self.theirs, *inputs), labels, 0)
 
         def step(loss: Callable[[str], Tensor], optimizer: torch.optim.Optimizer, precision: str) -> None:
             loss(precision).backward()
@@ -306,37 +316,6 @@ class Benchmark:
                 row["peak_mb"] = round(torch.cuda.max_memory_allocated() / 1e6)
         return rows
 
-    def job(self) -> list[dict[str, Any]]:
-        """A captioning job with its files and loader workers, and decoding of the same batches in memory."""
-        model = CaptionModel(model_config(MODEL)).eval()
-        load_pretrained(model, CHECKPOINT_PATH)
-        captioner = Captioner(model.to(self.device), load_tokenizer(SPM_PATH), CAPTION_TYPES)
-        size, count = model.config.image_size, self.options.images
-        with TemporaryDirectory() as folder:
-            table = pd.DataFrame(
-                {"image": [f"{index:04}.jpg" for index in range(count)], "references": [{}] * count}
-            )
-            paths = [Path(folder, name) for name in table["image"]]
-            for path, pixels in zip(paths, make_images(model, count), strict=True):
-                to_image(pixels).save(path, quality=95, subsampling=0)
-            images = torch.stack([to_tensor(open_image(path), size) for path in paths])
-
-            def decode() -> list[str]:
-                batches = images.split(choose_batch_size(captioner, 3))
-                with inference_precision(self.device), inference_weights(model):
-                    return [caption.text for batch in batches for caption in captioner.generate(batch)]
-
-            def caption_files() -> list[str]:
-                output = Path(folder, "predictions.json")
-                output.unlink(missing_ok=True)  # a complete job would not be repeated
-                with redirect_stdout(io.StringIO()):
-                    return list(caption_images(captioner, table, folder, output, {})["caption"])
-
-            same = decode() == caption_files()
-            methods = {"decoding": decode, "job": caption_files}
-            seconds = take_turns(methods, self.options.repeats, self.device)
-        return summarize(f"job, {count} files", seconds, "decoding", same_captions=same)
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, and write the figures."""
@@ -344,7 +323,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="base", choices=MODELS, help="[base]")
     parser.add_argument("--only", nargs="+", choices=QUANTITIES, default=QUANTITIES, help="quantities [all]")
     parser.add_argument("--batch", type=int, default=8, help="images per batch [8]")
-    parser.add_argument("--images", type=int, default=250, help="image files of `job` [250]")
     parser.add_argument("--tokens", type=int, default=MAX_TOKENS, help=f"longest caption [{MAX_TOKENS}]")
     parser.add_argument("--repeats", type=int, default=3, help="turns that count [3]")
     parser.add_argument(

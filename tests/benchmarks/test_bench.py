@@ -33,12 +33,10 @@ def pretrained():
     return model, load_tokenizer(SPM_PATH), torch.stack([to_tensor(image, 64) for image in drawn])
 
 
-@pytest.mark.parametrize("num_beams", [1, 3])
-def test_trained_weights_give_the_captions_of_the_reference_implementation(pretrained, num_beams):
+def test_trained_weights_give_the_captions_of_the_reference_implementation(pretrained):
     model, tokenizer, images = pretrained
-    theirs = reference.captioning_model(model)
-    expected = reference.generate(theirs, images[:12], tokenizer, num_beams, max_tokens=24)
-    found = generate(model, images[:12], tokenizer, [[]], num_beams, max_tokens=24)
+    expected = reference.generate(reference.captioning_model(model), images[:12], tokenizer, max_tokens=24)
+    found = generate(model, images[:12], tokenizer, [[]], max_tokens=24)
     assert [caption.ids for caption in found] == expected and len(set(map(tuple, expected))) > 5
 
 
@@ -73,7 +71,7 @@ def test_losses_and_gradients_of_packed_captions_equal_the_reference_implementat
     inputs = [separate[name] for name in ("images", "input_ids", "padding", "masked")]
     logits = reference.logits(reference.captioning_model(model), *inputs)
     expected = reference.loss_function(0.1)(logits, separate["labels"][separate["masked"]], 0)
-    found = LossModel(model, 0.1)(packed).mean()
+    found = LossModel(model, 0.1)(packed).captions.mean()
     assert found.item() == pytest.approx(expected.item(), abs=1e-4)
     weights = [p for p in model.parameters() if p.requires_grad]
     for a, b in zip(*(torch.autograd.grad(loss, weights) for loss in (found, expected)), strict=True):
@@ -90,12 +88,11 @@ def test_ratios_are_within_turns_and_the_first_turn_does_not_count():
 
 def test_a_run_measures_every_quantity_and_writes_json(tmp_path):
     out = tmp_path / "speed.json"
-    options = "--model tiny --batch 4 --images 20 --tokens 8 --repeats 1 --cpu --precision bf16 --out"
+    options = "--model tiny --batch 4 --tokens 8 --repeats 1 --cpu --precision bf16 --out"
     speed.main([*options.split(), str(out)])
     rows = json.loads(out.read_text())["rows"]
     checks = [value for row in rows for name, value in row.items() if name.startswith("same_")]
-    assert len(checks) == 3 + 2 * 3 + 2 and all(checks)
-    assert {row["method"] for row in rows} == {"reference", "ours", "ours bf16", "decoding", "job"}
+    assert len(checks) == 3 + 2 * 3 + 4 and all(checks)
     assert len({row["quantity"] for row in rows}) == len(speed.QUANTITIES)
 
 

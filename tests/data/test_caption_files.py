@@ -23,12 +23,7 @@ CAPTIONS = {
 
 @pytest.fixture
 def table():
-    rows = [
-        ("s1", "s1_1.mp4", "0"),
-        ("s1", "s1_2.mp4", "0"),
-        ("s1", "s1_1.mp4", "1"),
-        ("s1", "s1_2.mp4", "1"),
-    ]
+    rows = [("s1", f"s1_{camera}.mp4", label) for label in "01" for camera in (1, 2)]
     rows.append(("video7", "video7.mp4", "action"))
     table = pd.DataFrame(rows, columns=["scenario", "video", "label"])
     return table.assign(phase=table["label"].map(parse_phase), **CAPTIONS)
@@ -52,26 +47,23 @@ def test_every_view_keeps_its_own_captions(tmp_path, table):
     write_caption_files(table, tmp_path)
     content = read(tmp_path)
     # The original repository pairs each caption of an entry with each of its videos, and ignores its name.
-    pairs = {
-        (v, c["label"]): c["caption"] for e in content.values() for v in e["videos"] for c in e["caption"]
-    }
-    assert pairs == {
-        ("s1_1.mp4", "0"): "It turns left.",
-        ("s1_1.mp4", "1"): "It turns left.",
-        ("s1_2.mp4", "0"): "It has stopped.",
-        ("s1_2.mp4", "1"): "It has stopped.",
-        ("video7.mp4", "action"): "It turns left.",
-    }
+    entries = [
+        (video, c) for entry in content.values() for video in entry["videos"] for c in entry["caption"]
+    ]
+    pairs = {(video, caption["label"]): caption["caption"] for video, caption in entries}
+    texts = {"s1_1.mp4": "It turns left.", "s1_2.mp4": "It has stopped."}
+    expected = {(video, label): text for video, text in texts.items() for label in "01"}
+    assert pairs == expected | {("video7.mp4", "action"): "It turns left."}
     assert read(tmp_path, "vehicle_caption_road_datasets.json")["s1"]["videos"] == ["s1_1.mp4", "s1_2.mp4"]
     back, problems = read_caption_files(tmp_path)
     assert problems == [] and set(back["scenario"]) == {"s1", "video7"}
     moving = back[(back["subject"] == "vehicle") & (back["aspect"] == "moving")]
-    assert (
-        dict(zip(zip(moving["video"], moving["label"], strict=True), moving["caption"], strict=True)) == pairs
-    )
+    assert moving.set_index(["video", "label"])["caption"].to_dict() == pairs
 
 
-def test_unusable_files_and_entries_are_listed_and_all_others_are_read(tmp_path):
+def test_unusable_files_and_entries_are_listed(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected caption files such as vehicle_caption_moving"):
+        read_caption_files(tmp_path)
     good = {"label": "0", "caption": "It turns."}
     odd = [{"label": "9", "caption": "x"}, {"label": "1", "caption": " "}, "odd"]
     content = {
@@ -86,26 +78,15 @@ def test_unusable_files_and_entries_are_listed_and_all_others_are_read(tmp_path)
     (tmp_path / "notes.json").write_text("{}")
     captions, problems = read_caption_files(tmp_path)
     assert captions["caption"].tolist() == ["It turns."]
-    listed = "\n".join(map(str, problems))
-    assert len(problems) == 9
-    for part in (
-        "notes.json: expected a name",
-        "road_datasets.json: expected JSON",
-        "found '9'",
-        "s2: expected",
-    ):
-        assert part in listed, listed
+    listed, parts = (
+        "\n".join(map(str, problems)),
+        ("expected a name", "expected JSON", "found '9'", "s2: expected"),
+    )
+    assert len(problems) == 9 and all(part in listed for part in parts), listed
 
 
-@pytest.mark.parametrize("name", ["Vehicle-Caption-%s-datasets.json", "vehicle_caption_%s_datasets.json"])
-def test_the_caption_type_is_read_from_the_file_name(name):
-    for aspect in ("pedestrian_description", "pedestrian-description"):
-        assert caption_type_of(Path(name % aspect)) == ("vehicle", "pedestrian_description")
+def test_the_caption_type_is_read_from_the_file_name():
+    for name in ("Vehicle-Caption-%s-datasets.json", "vehicle_caption_%s_datasets.json"):
+        for aspect in ("pedestrian_description", "pedestrian-description"):
+            assert caption_type_of(Path(name % aspect)) == ("vehicle", "pedestrian_description")
     assert caption_type_of(Path("vehicle_caption_mood_datasets.json")) is None
-
-
-def test_a_folder_without_caption_files_is_an_error(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match="expected caption files such as vehicle_caption_moving_datasets"
-    ):
-        read_caption_files(tmp_path)

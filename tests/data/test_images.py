@@ -37,18 +37,15 @@ def test_the_exif_orientation_is_applied(tmp_path, photo, orientation, opened):
     assert np.abs(np.asarray(image, float) - np.asarray(photo)).mean() < 5
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "YCbCr"])
-def test_every_mode_becomes_rgb(photo, mode):
-    assert open_image(photo.convert("RGBA" if mode == "LA" else "RGB").convert(mode)).mode == "RGB"
-
-
-def test_16_bit_gray_is_scaled_to_8_bit(tmp_path):
+def test_every_mode_becomes_8_bit_rgb(tmp_path, photo):
+    for mode in ("1", "L", "P", "LA", "RGBA", "CMYK", "YCbCr"):
+        assert open_image(photo.convert("RGBA" if mode == "LA" else "RGB").convert(mode)).mode == "RGB"
     ramp = np.linspace(0, 1, 256).reshape(16, 16)
     Image.fromarray((ramp * 65535).astype(np.uint16)).save(tmp_path / "deep.png")
     assert np.abs(np.asarray(open_image(tmp_path / "deep.png"))[..., 0] - ramp * 255).max() <= 1
 
 
-def test_formats_are_told_by_content_and_heic_names_the_package_that_reads_it(tmp_path, photo):
+def test_avif_is_read_and_heic_names_its_package(tmp_path, photo):
     path = tmp_path / "photo.jpg"
     path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
     with pytest.raises(ImageError, match="photo.jpg: expected an image.*pillow-heif"):
@@ -69,7 +66,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", [*BROKEN, "JPEG", "PNG", "WEBP", "GIF", "TIFF"])
-def test_a_truncated_image_or_another_file_is_an_error_with_its_name(tmp_path, photo, kind):
+def test_a_broken_image_is_an_error_with_its_name(tmp_path, photo, kind):
     path = tmp_path / "broken.png"
     if kind in BROKEN:
         BROKEN[kind](path, photo)
@@ -82,9 +79,7 @@ def test_a_truncated_image_or_another_file_is_an_error_with_its_name(tmp_path, p
         open_image(tmp_path / "nothing.jpg")
 
 
-@pytest.mark.parametrize(
-    "name", ["avgaphase4.jpg", "avgaphase4.JPG", "aphase4.Png", "avgaphaseavoidance.jpeg", "aphase04.PNG"]
-)
+@pytest.mark.parametrize("name", ["avgaphase4.JPG", "aphase4.Png", "avgaphaseavoidance.jpeg", "aphase04.PNG"])
 def test_images_of_a_phase_are_found_in_every_spelling(tmp_path, photo, name):
     for file in (name, "avgbphase4.jpg", "phases.png", ".avgaphase4.tmp.jpg"):
         photo.save(tmp_path / file)
@@ -93,10 +88,5 @@ def test_images_of_a_phase_are_found_in_every_spelling(tmp_path, photo, name):
     images = list_images(tmp_path)
     assert find_image(images, "a.mp4", 4, "avoidance", "04") == tmp_path / name
     assert find_image(images, "a.mp4", 3) is None and len(images) == 3
-    assert (
-        parse_image_name(tmp_path / name)[0] == "a.mp4" and parse_image_name(tmp_path / "phases.png") is None
-    )
-    with pytest.raises(
-        FileNotFoundError, match="expected a folder of motion-blur images, found none. Run the"
-    ):
-        list_images(tmp_path / "nothing")
+    assert parse_image_name(tmp_path / name)[0] == "a.mp4"
+    assert parse_image_name(tmp_path / "phases.png") is None

@@ -45,12 +45,9 @@ ABOUT = {"split": "train", "source": "wts", "view": "overhead_view"}
 @pytest.fixture
 def phases():
     videos = (("2023_a", "a_1.mp4"), ("2023_a", "a_192.168.0.14_2.mp4"), ("video7", "video7.mp4"))
-    rows = [
-        {"scenario": scenario, "video": video, "image": image_name(video, n), "label": str(n), "phase": n}
-        for scenario, video in videos
-        for n in (0, 1)
-    ]
-    return pd.DataFrame([row | ABOUT | CAPTIONS for row in rows])
+    rows = [(*names, image_name(names[1], n), str(n), n) for names in videos for n in (0, 1)]
+    table = pd.DataFrame(rows, columns=["scenario", "video", "image", "label", "phase"])
+    return table.assign(**ABOUT, **CAPTIONS)
 
 
 @pytest.fixture
@@ -62,14 +59,13 @@ def run(tmp_path, phases):
     return tmp_path
 
 
-def build(run, tokenizer, phases=None, **options):
+def build(run, tokenizer, phases, **options):
     out = run / "coco_captioning.train.jsonl"
     return build_index(run / "captions", run / "images", tokenizer, out, phases, **options)
 
 
-@pytest.mark.parametrize("by_name", [False, True])
-def test_every_caption_is_paired_with_every_video_of_its_scenario(run, tokenizer, phases, by_name):
-    report = build(run, tokenizer, None if by_name else phases)
+def test_every_caption_is_paired_with_every_video(run, tokenizer, phases):
+    report = build(run, tokenizer, phases)
     assert report.problems == [] and report.skipped == report.cut == 0
     assert report.lines == report.captions == len(phases) * 10 and report.images == len(phases)
     lines = read_index(report.path)
@@ -79,12 +75,12 @@ def test_every_caption_is_paired_with_every_video_of_its_scenario(run, tokenizer
         assert (run / line.image_path).is_file()
     assert (lines.groupby("image_path")["image_id"].nunique() == 1).all()
     assert lines["image_id"].nunique() == len(phases)
-    assert set(lines["view"]) == ({None} if by_name else {"overhead_view"})
+    assert set(lines["view"]) == {"overhead_view"}
     counts = "60 captions, 60 lines, 6 images; longest caption 5 tokens"
     assert str(report) == f"coco_captioning.train.jsonl: {counts}"
 
 
-def test_two_views_with_different_captions_are_indexed_with_their_own(run, tokenizer, phases):
+def test_each_view_is_indexed_with_its_own_captions(run, tokenizer, phases):
     phases.loc[phases["video"] == "a_1.mp4", "caption_vehicle"] = "It has stopped."
     write_caption_files(phases, run / "captions")
     report = build(run, tokenizer, phases)
@@ -93,15 +89,14 @@ def test_two_views_with_different_captions_are_indexed_with_their_own(run, token
     assert (lines["caption"] == "It has stopped.").tolist() == (lines["video"] == "a_1.mp4").tolist()
 
 
-@pytest.mark.parametrize("by_name", [False, True])
 @pytest.mark.parametrize("size", [0, 300])
-def test_captions_without_a_readable_image_are_counted_and_listed(run, tokenizer, phases, by_name, size):
+def test_captions_without_an_image_are_counted_and_listed(run, tokenizer, phases, size):
     broken = run / "images" / "avga_1phase1.jpg"
     whole = broken.read_bytes()
     broken.unlink()
     if size:
         broken.write_bytes(whole[:size])
-    report = build(run, tokenizer, None if by_name else phases)
+    report = build(run, tokenizer, phases)
     assert report.skipped == 10 and report.lines + report.skipped == report.captions
     (problem,) = report.problems
     assert problem.where == "2023_a/a_1.mp4 phase 1" and "10 lines skipped: " in problem.what
@@ -126,7 +121,7 @@ def test_changed_words_and_cut_captions_are_listed_and_kept(run, tokenizer, phas
 GOOD = {"image_path": "a.jpg", "text_segment": [5, 6], "image_id": 0}
 
 
-def test_an_index_of_the_reference_implementation_or_from_windows_is_read(tmp_path):
+def test_indexes_of_the_reference_or_from_windows_are_read(tmp_path):
     path = tmp_path / "coco_captioning.train.jsonl"
     path.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD | {"image_path": "images\\b.jpg"}) + "\n")
     index = read_index(path)
@@ -138,13 +133,9 @@ def test_an_index_of_the_reference_implementation_or_from_windows_is_read(tmp_pa
     "line, message",
     [
         ('{"image_path": "b.j', "Invalid JSON"),
-        ("5", "expected an object"),
         ('{"image_path": "a.jpg"}', "text_segment: Field required"),
-        (json.dumps(GOOD | {"image_path": 5}), "image_path: expected a valid string, found 5"),
         (json.dumps(GOOD | {"text_segment": [1.5]}), "text_segment 0: expected a valid integer, found 1.5"),
-        (json.dumps(GOOD | {"caption": 7}), "caption: expected a valid string, found 7"),
         (json.dumps(GOOD | {"subject": "dog"}), "subject: expected 'vehicle' or 'pedestrian', found 'dog'"),
-        (json.dumps(GOOD | {"phase": "1"}), "phase: expected a valid integer, found '1'"),
     ],
 )
 def test_a_broken_line_is_an_error_with_its_file_and_number(tmp_path, line, message):
@@ -152,22 +143,13 @@ def test_a_broken_line_is_an_error_with_its_file_and_number(tmp_path, line, mess
     path.write_text(json.dumps(GOOD) + "\n" + line + "\n")
     with pytest.raises(FileError, match=f"coco_captioning.train.jsonl, line 2: .*{message}"):
         read_index(path)
-
-
-def test_a_missing_or_empty_index_is_one_clear_error(tmp_path):
-    path = tmp_path / "coco_captioning.train.jsonl"
-    with pytest.raises(FileNotFoundError, match="train.jsonl: expected a file here, found none"):
-        read_index(path)
     path.write_text("")
     with pytest.raises(FileError, match="expected a line"):
         read_index(path)
 
 
-LINE_ENDS = "a\u2028b\u2029c\x85d\re\nf\x0bg"
-
-
 def test_unicode_line_ends_in_captions_and_names_survive(run, tokenizer, phases):
-    phases["caption_vehicle"] = f"It turns {LINE_ENDS}."
+    phases["caption_vehicle"] = "It turns a\u2028b\u2029c\x85d\re\nf\x0bg."
     phases["scenario"] = "s\u2028\x85"
     write_caption_files(phases, run / "captions")
     report = build(run, tokenizer, phases)
@@ -193,13 +175,11 @@ def test_any_text_and_number_survives_a_table(tmp_path, rows):
 
 BROKEN_TABLES = [
     b"",
-    b"{}",
-    b"\x89PNG\r\n\x1a\n\0\0",
-    b"\xff\xfe\0",
+    b"\x89PNG\r\n\x1a\n\0",
     b'"other"\n1\n',
     b'"a","phase"\n"x",y\n',
+    b'"a","phase"\n"x",1\n"y",2',
 ]
-BROKEN_TABLES += [b'"a","phase"\n"x",1\n"y', b'"a","phase"\n"x",1\n"y",2']
 
 
 @pytest.mark.parametrize("content", BROKEN_TABLES)

@@ -25,21 +25,15 @@ RECORD = {
 }  # fmt: skip
 
 
-def write(tmp_path, *records, text=None):
+def write(tmp_path, *records):
     path = tmp_path / "predictions.json"
-    path.write_text(json.dumps({"meta": {}, "predictions": list(records)}) if text is None else text)
+    path.write_text(json.dumps({"meta": {}, "predictions": list(records)}))
     return path
 
 
 def test_predictions_are_written_and_read_without_loss(tmp_path):
     names = ("reference", "official_score", "phase", "source", "log_prob")
-    odd = {
-        "caption": "N/A",
-        "label": "04",
-        "scenario": "null",
-        "reference": "",
-        "view": 'quote " \u2028 line',
-    }
+    odd = {"caption": "N/A", "label": "04", "scenario": "null", "reference": "", "view": '" \u2028'}
     table = predictions_table([RECORD, RECORD | dict.fromkeys(names), RECORD | odd])
     path = write_predictions(tmp_path / "new" / "predictions.json", table, {"checkpoint": "best"})
     again = read_predictions(path)
@@ -47,14 +41,9 @@ def test_predictions_are_written_and_read_without_loss(tmp_path):
     assert read_meta(path) == {"checkpoint": "best"} and list(again.columns) == list(COLUMNS)
     assert again["reference"].tolist() == [RECORD["reference"], None, ""]
     assert path.read_text().count("\n") == 6  # one record per line, readable with less and diff
-
-
-def test_missing_columns_and_values_are_null(tmp_path):
     short = {name: RECORD[name] for name in ("image", "subject", "aspect", "caption")}
     table = pd.DataFrame([short | {"phase": 3}, short])  # a column of floats, because one value is missing
-    path = write_predictions(tmp_path / "p.json", table, {})
-    assert list(json.loads(path.read_text())["predictions"][0]) == list(COLUMNS)
-    again = read_predictions(path)
+    again = read_predictions(write_predictions(path, table, {}))
     assert again["phase"].tolist() == [3, None] and again["word_probs"].tolist() == [None, None]
 
 
@@ -62,11 +51,8 @@ def test_missing_columns_and_values_are_null(tmp_path):
     "change, message",
     [
         ({"caption": ["a"]}, "caption: expected a valid string, found ['a']"),
-        ({"image": 5}, "image: expected a valid string, found 5"),
         ({"subject": "dog"}, "subject: expected 'vehicle', 'pedestrian' or '', found 'dog'"),
         ({"phase": 1.5}, "phase: expected a valid integer"),
-        ({"log_prob": True}, "log_prob: expected a valid number, found True"),
-        ({"word_probs": [[0.5]]}, "word_probs 0: expected a valid number, found [0.5]"),
     ],
 )
 def test_a_wrong_value_is_named_with_file_record_and_key(tmp_path, change, message):
@@ -74,14 +60,9 @@ def test_a_wrong_value_is_named_with_file_record_and_key(tmp_path, change, messa
     with pytest.raises(FileError) as error:
         read_predictions(path)
     assert str(error.value).startswith(f"{path}: predictions 1 {message}")
-
-
-@pytest.mark.parametrize(
-    "text", ["[]", "{}", '{"predictions": 5}', '{"predictions": [5]}', '{"predictions": [{"im']
-)
-def test_a_file_of_another_form_is_one_error(tmp_path, text):
+    path.write_text('{"predictions": [{"im')
     with pytest.raises(FileError, match="predictions.json: .*Use a file that the caption stage wrote"):
-        read_predictions(write(tmp_path, text=text))
+        read_predictions(path)
 
 
 JSON = st.recursive(
@@ -112,11 +93,7 @@ def test_no_image_path_leaves_its_root(tmp_path):
     outside = ["../secret.png", "images/../../secret.png", "..\\secret.png", str(secret), "\\\\host\\x.png"]
     outside += ["up/../../secret.png", "a\0.png"]
     assert [name for name in outside if inside(name, root) is not None] == []
-    within = {
-        "images/avg..2.jpg": "images/avg..2.jpg",
-        "./a b.png": "a b.png",
-        "images\\a.jpg": "images/a.jpg",
-    }
+    within = {"avg..2.jpg": "avg..2.jpg", "./a b.png": "a b.png", "images\\a.jpg": "images/a.jpg"}
     within |= {str(root / "images" / "a.jpg"): "images/a.jpg", "images/../a.jpg": "a.jpg"}
     assert {name: inside(name, root) for name in within} == within
     (tmp_path / "alias").symlink_to(root)

@@ -1,8 +1,7 @@
-"""Read a WTS download: its thirteen quirks, folder layouts, damaged files, and the train/val split."""
+"""Read a WTS download: its quirks (11, boxes, in test_views.py), layouts, damage, the train/val split."""
 
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -12,26 +11,19 @@ from wts_tree import SCENE, add_bdd, add_boxes, add_view, overhead, phase, touch
 
 from beit3lib.data.schema import PHASES
 from beit3lib.data.views import read_boxes
-from beit3lib.data.wts import (
-    find_wts,
-    list_segments,
-    parse_phase,
-    read_wts,
-    recording_group,
-    split_by_group,
-    video_stem,
-)
+from beit3lib.data.wts import find_wts, list_segments, parse_phase, read_wts, recording_group, split_by_group
 
-SHARED = Path(__file__).parents[3] / "shared"
+REAL = Path(__file__).parents[3] / "shared/data/wts_real"
 NORMAL = "20231013_105827_normal_192.168.0.14_1"
+CAPTIONS = ["caption_vehicle", "caption_pedestrian"]
 
 
 def problems(table):
     return [str(problem) for problem in table.problems]
 
 
-def times(table):
-    return table.phases[["start_s", "end_s"]].values.tolist()
+def values(table, *columns):
+    return table.phases[list(columns)].values.tolist()
 
 
 def assert_nothing_is_lost(root, table):
@@ -47,45 +39,51 @@ def assert_nothing_is_lost(root, table):
     assert counts["rows"] == len(table.phases)
 
 
-def test_01_views_of_a_scenario_keep_their_own_times_and_share_segments(tmp_path):
-    add_view(tmp_path, "overhead_view", [overhead(1)], [phase("04", 32.21, 33.527)])
-    add_view(tmp_path, "vehicle_view", [vehicle()], [phase("4", 0.0, 1.317)])
+def test_01_12_each_view_keeps_its_own_times_and_captions(tmp_path):
+    text, other = "A van is present.Overall, the road is dry.  Two spaces", "It has stopped."
+    same = {"caption_vehicle": text, "caption_pedestrian": "He walks."}
+    add_view(
+        tmp_path, "overhead_view", [overhead(1)], [phase("04", 32.21, 33.527, **same), phase("1", 30, 31)]
+    )
+    entries = [phase("4", 0, 1.317, **same), phase("1", 7, 8, caption_vehicle=other)]
+    add_view(tmp_path, "vehicle_view", [vehicle()], entries)
     table = read_wts(tmp_path)
-    assert table.phases["view"].tolist() == ["overhead_view", "vehicle_view"]
-    assert times(table) == [[32.21, 33.527], [0.0, 1.317]]
-    assert table.phases["label"].tolist() == ["04", "04"] and table.phases["phase"].tolist() == [4, 4]
+    assert values(table, "view", "start_s", "end_s", "label", "phase", "caption_vehicle") == [
+        ["overhead_view", 30, 31, "1", 1, "A car in phase 1."],
+        ["overhead_view", 32.21, 33.527, "04", 4, text],
+        ["vehicle_view", 7, 8, "1", 1, other],
+        ["vehicle_view", 0, 1.317, "04", 4, text],
+    ]
     segments = list_segments(table.phases)
-    assert segments[["scenario", "label", "phase"]].values.tolist() == [[SCENE, "04", 4]]
+    assert segments[["scenario", "label", "phase"]].values.tolist() == [[SCENE, "1", 1], [SCENE, "04", 4]]
+    (problem,) = problems(table)
+    assert problem.startswith(f"{SCENE} phase 1: captions of views differ")
 
 
 def test_02_labels_are_digits_or_words(tmp_path):
     add_bdd(tmp_path, 1, [phase("avoidance", 4, 5), phase("0", 0, 1), phase("judgement", 2, 3)], split="test")
-    phases = read_wts(tmp_path).phases
-    assert phases["label"].tolist() == ["0", "judgement", "avoidance"]
-    assert phases["phase"].tolist() == [0, 2, 4]
+    assert values(read_wts(tmp_path), "label", "phase") == [["0", 0], ["judgement", 2], ["avoidance", 4]]
     assert [parse_phase(word) for word in PHASES] == [0, 1, 2, 3, 4] == [parse_phase(n) for n in "01234"]
     assert [parse_phase(label) for label in (3, " Action ", "04", "000")] == [3, 3, 4, 0]
     assert {parse_phase(label) for label in ("5", "-1", "crash", None, "²", "٣", ())} == {None}
 
 
-@pytest.mark.parametrize("fps", ["59.04", "0", None])
-def test_03_06_07_times_are_kept_as_written(tmp_path, fps):
-    """A phase of zero length, an end after the video, and an unused fps: no video is opened here."""
-    add_bdd(tmp_path, 1, [phase("0", 19.025, 19.025), phase("1", 19.025, 1e4)], fps=fps)
+def test_03_to_07_times_and_orders_are_kept_as_written(tmp_path):
+    """A phase without length, an end after the video, fps (unused), one to four phases that overlap."""
+    add_bdd(tmp_path, 1, [phase("0", 19.025, 19.025), phase("1", 19.025, 1e4)], fps="59.04")
+    add_bdd(tmp_path, 2, [phase(n, int(n), int(n) + 1.5) for n in "3120"], fps=None)
+    add_bdd(tmp_path, 3, [phase("4", 0, 1)])
     table = read_wts(tmp_path)
-    assert times(table) == [[19.025, 19.025], [19.025, 1e4]] and not table.problems
+    times = [
+        ["0", 19.025, 19.025],
+        ["1", 19.025, 1e4],
+        *([str(n), n, n + 1.5] for n in range(4)),
+        ["4", 0, 1],
+    ]
+    assert values(table, "label", "start_s", "end_s") == times and not table.problems
 
 
-@pytest.mark.parametrize("labels", ["3120", "4", "243"])
-def test_04_05_fewer_than_five_phases_in_any_order_are_read(tmp_path, labels):
-    entries = [phase(label, int(label), int(label) + 1.5) for label in labels]  # they overlap
-    add_view(tmp_path, "overhead_view", [overhead(1)], entries)
-    table = read_wts(tmp_path)
-    assert table.phases["label"].tolist() == sorted(labels)
-    assert times(table) == [[int(label), int(label) + 1.5] for label in sorted(labels)]
-
-
-def test_08_missing_and_unlisted_videos_are_reported_and_hidden_files_ignored(tmp_path):
+def test_08_missing_and_unlisted_videos_are_reported(tmp_path):
     add_view(tmp_path, "overhead_view", [overhead(1), overhead(3)], listed=[overhead(1), overhead(2)])
     for name in ("videos/train/.DS_Store", f"videos/train/{SCENE}/overhead_view/._{overhead(1)}"):
         touch(tmp_path / name)
@@ -95,28 +93,16 @@ def test_08_missing_and_unlisted_videos_are_reported_and_hidden_files_ignored(tm
     missing, unlisted = problems(table)
     assert overhead(2) in missing and "not on disk" in missing
     assert overhead(3) in unlisted and "not listed" in unlisted
-    assert table.counts["videos"] == 3
     assert_nothing_is_lost(tmp_path, table)
     kept = read_wts(tmp_path, keep_missing=True)
     assert kept.phases.loc[kept.phases["video"] == overhead(2), "video_path"].tolist() == [""] * 5
     assert problems(kept) == problems(table)
 
 
-def test_09_dots_in_names_are_kept(tmp_path):
-    scenario = f"{NORMAL}_event_2"
-    add_view(tmp_path, "overhead_view", [f"{scenario}.mp4"], scenario=scenario, between="normal_trimmed")
-    add_view(tmp_path, "vehicle_view", [vehicle(scenario)], scenario=scenario, between="normal_trimmed")
-    table = read_wts(tmp_path)
-    assert set(table.phases["scenario"]) == {scenario} and not table.problems
-    assert sorted(table.phases["video"].unique()) == [f"{scenario}.mp4", f"{scenario}_vehicle_view.mp4"]
-    assert video_stem("a_192.168.0.28_3.mp4") == "a_192.168.0.28_3" == video_stem("a_192.168.0.28_3")
-
-
 def test_10_train_and_val_share_no_recording(tmp_path):
     splits = {f"{NORMAL}_event_1": "train", f"{NORMAL}_event_2": "val", "20230707_2_CD2_T3": "train"}
     for scenario, split in splits.items():
         add_view(tmp_path, "overhead_view", [f"{scenario}.mp4"], scenario=scenario, split=split)
-    assert recording_group(f"{NORMAL}_event_1") == NORMAL and recording_group("video1004") == "video1004"
     assert recording_group("20230707_2_CD2_T3") == recording_group("20230707_2_CD2_T12") == "20230707_2_CD2"
     apart = split_by_group(read_wts(tmp_path).phases)
     assert set(apart.phases["scenario"]) == {f"{NORMAL}_event_2", "20230707_2_CD2_T3"}
@@ -125,36 +111,9 @@ def test_10_train_and_val_share_no_recording(tmp_path):
     assert apart.counts == {"rows": 15, "train": 5, "val": 5, "test": 0, "skipped": 5}
 
 
-def test_11_boxes_may_be_missing_or_empty(tmp_path):
-    add_view(tmp_path, "overhead_view", [overhead(1), overhead(2)])
-    box = {"image_id": 904, "bbox": [10.5, 20, 30, 40], "auto-generated": False}
-    empty = {"phase_number": "2", "bbox": [5, 5, 0, 9]}
-    entries = [box | {"phase_number": "0"}, box | {"phase_number": 1}, box | empty]
-    path = write(add_boxes(tmp_path, overhead(1), {}), {"annotations": entries})
-    boxes = read_boxes(tmp_path, read_wts(tmp_path).phases)
-    assert boxes.boxes[["video", "phase", "frame"]].values.tolist() == [[overhead(1), n, 904] for n in (0, 1)]
-    assert boxes.boxes["bbox_xywh_px"].tolist() == [[10.5, 20.0, 30.0, 40.0]] * 2
-    assert set(boxes.boxes["subject"]) == {"pedestrian"} and set(boxes.boxes["kind"]) == {"annotated"}
-    (problem,) = problems(boxes)
-    assert path.name in problem and "1 of 3 boxes" in problem
-
-
-def test_12_captions_stay_as_written_and_those_of_views_may_differ(tmp_path):
-    texts = ["A van is present.Overall, the road is dry.  Two spaces", "The car turns left."]
-    entries = [phase(str(n), n, n + 1, caption_vehicle=text) for n, text in enumerate(texts)]
-    add_view(tmp_path, "overhead_view", [overhead(1)], entries)
-    entries[1] = phase("1", 1, 2, caption_vehicle="The car has stopped.")
-    add_view(tmp_path, "vehicle_view", [vehicle()], entries)
-    table = read_wts(tmp_path)
-    assert table.phases["caption_vehicle"].tolist() == [*texts, texts[0], "The car has stopped."]
-    (problem,) = problems(table)
-    assert problem.startswith(f"{SCENE} phase 1: captions of views differ")
-
-
 def test_13_a_broken_file_is_named_and_all_others_are_read(tmp_path):
     whole = add_view(tmp_path, "overhead_view", [overhead(1)])
-    other = "20230707_2_CD2_T1"
-    half = add_view(tmp_path, "overhead_view", [overhead(1, other)], scenario=other)
+    half = add_view(tmp_path, "overhead_view", ["b.mp4"], scenario="20230707_2_CD2_T1")
     half.write_text(whole.read_text()[:200])
     add_bdd(tmp_path, 1).write_text("[]")
     add_bdd(tmp_path, 2).write_bytes(b"\xff\xfe\x00")
@@ -162,19 +121,21 @@ def test_13_a_broken_file_is_named_and_all_others_are_read(tmp_path):
     pipe.unlink()
     os.mkfifo(pipe)
     table = read_wts(tmp_path)
-    assert set(table.phases["scenario"]) == {SCENE} and len(table.phases) == 5 and len(table.problems) == 4
-    for name in (half.name, "video1_caption.json", "video2_caption.json", "video3_caption.json"):
-        assert sum(name in problem for problem in problems(table)) == 1, name
+    assert set(table.phases["scenario"]) == {SCENE} and len(table.phases) == 5
+    names = [half.name, *(f"video{n}_caption.json" for n in (1, 2, 3))]
+    assert all(name in problem for name, problem in zip(names, sorted(problems(table)), strict=True))
     assert table.counts["caption_files"] == table.counts["videos"] == 5
     assert table.counts["caption_files_used"] == table.counts["videos_used"] == 1
     assert_nothing_is_lost(tmp_path, table)
 
 
-def test_every_split_source_and_spelling_is_read_into_one_table(tmp_path):
+def test_09_every_split_source_and_spelling_is_read(tmp_path):
     add_view(tmp_path, "overhead_view", [overhead(1)])
     upper = tmp_path / "videos/train" / SCENE / "overhead_view" / overhead(1)
     upper.rename(upper.with_suffix(".MP4"))
-    add_view(tmp_path, "vehicle_view", [vehicle("v1")], scenario="v1", split="val")
+    add_view(
+        tmp_path, "vehicle_view", [vehicle(NORMAL)], scenario=NORMAL, split="val", between="normal_trimmed"
+    )
     add_bdd(tmp_path, 1)
     add_bdd(tmp_path, 2, folder="BDD_PC_5k", split="val", caption="")
     add_bdd(tmp_path, 3, folder="BDD_TC_5K", split="val")
@@ -182,7 +143,7 @@ def test_every_split_source_and_spelling_is_read_into_one_table(tmp_path):
     rows = table.phases[["scenario", "split", "source", "view", "video"]].drop_duplicates().values.tolist()
     assert rows == [
         [SCENE, "train", "wts", "overhead_view", overhead(1)],
-        ["v1", "val", "wts", "vehicle_view", vehicle("v1")],
+        [NORMAL, "val", "wts", "vehicle_view", vehicle(NORMAL)],
         ["video1", "train", "bdd", "vehicle_view", "video1.mp4"],
         ["video2", "val", "bdd", "vehicle_view", "video2.mp4"],
         ["video3", "val", "bdd", "vehicle_view", "video3.mp4"],
@@ -207,19 +168,20 @@ def test_the_public_test_download_has_segments_without_captions(tmp_path):
     table = read_wts(tmp_path)
     assert table.phases["scenario"].unique().tolist() == [SCENE, NORMAL, "video9"]
     assert set(table.phases["split"]) == {"test"} and len(table.phases) == 6 and not table.problems
-    assert table.phases[["caption_vehicle", "caption_pedestrian"]].isna().all(axis=None)
+    assert table.phases[CAPTIONS].isna().all(axis=None)
 
 
-def test_find_wts_finds_what_read_wts_reads(tmp_path, monkeypatch):
+def test_a_download_is_found_from_inside_or_its_absence_is_one_error(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="expected a WTS download .* found nothing"):
+        read_wts(tmp_path)
     assert find_wts(tmp_path) is None and find_wts(tmp_path / "nothing") is None
     root = tmp_path / "wts"
     caption = add_view(root, "overhead_view", [overhead(1)])
     assert find_wts(root) == root and find_wts(tmp_path) == tmp_path
     assert find_wts(caption.parent) == find_wts(root / "videos") == root
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert find_wts("~/wts") == root and len(read_wts("~/wts").phases) == 5
     (tmp_path / "link").symlink_to(root)
-    assert len(read_wts(tmp_path / "link").phases) == 5
+    assert find_wts("~/wts") == root and len(read_wts("~/link").phases) == 5
     (root / "videos").rename(root / "films")
     assert find_wts(root) is None
 
@@ -250,47 +212,34 @@ def test_files_that_cannot_be_matched_are_reported(tmp_path):
         touch(tmp_path / f"a/videos/val/s{number}/overhead_view/s{number}.mp4")
     table = read_wts(tmp_path)
     assert len(table.phases) == 5
-    listed = problems(table)
-    assert len(listed) == 5
-    for text in (
+    expected = (
         f"caption/train/{SCENE}/{SCENE}_caption.json: expected …/caption/<split>",
         "b/annotations",
         "found 5 phases and 0 videos",
         "videos/train: 1 videos without a caption file",
         "videos/val: 3 videos without a caption file, such as s0.mp4",
-    ):
-        assert any(text in problem for problem in listed), text
+    )
+    assert len(table.problems) == len(expected)
+    assert all(any(text in problem for problem in problems(table)) for text in expected), problems(table)
 
 
-@pytest.mark.parametrize("names, found", [((), "nothing"), (("photos/a.jpg",), "photos")])
-def test_a_root_without_wts_is_one_clear_error(tmp_path, names, found):
-    for name in names:
-        touch(tmp_path / "root" / name)
-    with pytest.raises(FileNotFoundError, match=f"root: expected a WTS download .* found {found}"):
-        read_wts(tmp_path / "root")
+def test_bad_phase_entries_are_skipped_and_listed(tmp_path):
+    bad = [phase("crash", 0, 1), phase("0", "soon", 1), phase("4", "nan", 1), "text", phase("2", 1, 2)]
+    add_view(tmp_path, "overhead_view", [overhead(1)], [phase("2", 2, 3, caption_vehicle=" . "), *bad])
+    table = read_wts(tmp_path)
+    assert values(table, "label", "start_s", "caption_vehicle") == [["2", 2, None]]
+    assert len(table.problems) == len(bad) + 1
+    assert table.counts["phases"] == 6 and table.counts["phases_used"] == 1
 
 
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no real WTS scenario at {REAL}")
 def test_the_real_scenario_is_read():
-    root = SHARED / "data/wts_real"
-    if not root.is_dir():
-        pytest.skip(f"{root} does not exist: real WTS data is not part of the project")
-    table = read_wts(root)
+    table = read_wts(REAL)
     assert len(table.phases) == 15 and table.phases["video"].nunique() == 3
     first, second = problems(table)
     assert "Camera2_1" in first and "Camera3_3" in second
     assert "not on disk" in first and "not on disk" in second
-    assert_nothing_is_lost(root, table)
-
-
-def test_bad_phase_entries_are_skipped_and_odd_ones_reported(tmp_path):
-    bad = [phase("crash", 0, 1), phase("0", "soon", 1), phase("4", "nan", 1), {"start_time": "0"}, "text"]
-    swapped = phase("2", 3, 2, caption_vehicle=" . ", caption_pedestrian=None)
-    add_view(tmp_path, "overhead_view", [overhead(1)], [*bad, swapped, phase("2", 1, 2)])
-    table = read_wts(tmp_path)
-    assert table.phases["label"].tolist() == ["2"] and times(table) == [[2.0, 3.0]]
-    assert table.phases[["caption_vehicle", "caption_pedestrian"]].isna().all(axis=None)
-    assert len(table.problems) == len(bad) + 4 and max(map(len, problems(table))) < 400
-    assert table.counts["phases"] == 7 and table.counts["phases_used"] == 1
+    assert_nothing_is_lost(REAL, table)
 
 
 SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["0", "4"])
@@ -298,7 +247,7 @@ JSON = st.recursive(
     SCALAR,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
 )
-KEYS = ("labels", "start_time", "end_time", "caption_vehicle", "caption_pedestrian")
+KEYS = ("labels", "start_time", "end_time", *CAPTIONS)
 LABELS = st.lists(st.sampled_from(["0", "1", "04", "judgement", 9]))
 ENTRY = st.fixed_dictionaries({}, optional=dict.fromkeys(KEYS, JSON) | {"labels": LABELS | JSON})
 CAPTION_FILE = JSON | st.fixed_dictionaries({"event_phase": st.lists(JSON | ENTRY), "overhead_videos": JSON})
@@ -320,7 +269,7 @@ def test_any_content_of_caption_and_box_files_is_read_or_listed(tmp_path, captio
     assert boxes.problems or len(boxes.boxes) or box["annotations"] == []
 
 
-def test_a_drawn_validation_split_shares_no_recording_and_drops_no_row(tmp_path):
+def test_a_drawn_validation_split_shares_no_recording(tmp_path):
     for number in range(10):
         for take in (1, 2):
             scenario = f"2023_{number}_AB{number}_T{take}"
@@ -332,23 +281,8 @@ def test_a_drawn_validation_split_shares_no_recording_and_drops_no_row(tmp_path)
     drawn, again, other = (split_by_group(phases, 0.2, seed).phases for seed in (1, 1, 2))
     assert drawn["split"].tolist() == again["split"].tolist() != other["split"].tolist()
     assert (drawn.groupby(drawn["scenario"].map(recording_group))["split"].nunique() == 1).all()
-    assert len(drawn) == len(phases)
     val = drawn[drawn["split"] == "val"]
     assert val.groupby("source")["scenario"].nunique().to_dict() == {"wts": 4, "bdd": 1}
     assert drawn.loc[drawn["split"] == "test", "scenario"].unique().tolist() == ["video99"]
     single = split_by_group(phases[phases["scenario"] == "video1"], val_share=0.5)
     assert set(single.phases["split"]) == {"train"} and len(single.problems) == 1
-
-
-@pytest.mark.slow
-def test_two_thousand_scenarios_are_read_in_seconds(tmp_path):
-    for number in range(2000):
-        scenario = f"2023_{number}_AB1_T1"
-        cameras = [overhead(camera, scenario) for camera in range(4)]
-        add_view(tmp_path, "overhead_view", cameras, scenario=scenario)
-        add_view(tmp_path, "vehicle_view", [vehicle(scenario)], scenario=scenario)
-    start = time.perf_counter()
-    phases = read_wts(tmp_path).phases
-    seconds = time.perf_counter() - start
-    print(f"{len(phases)} rows of 2,000 scenarios in {seconds:.2f} s")
-    assert len(phases) == 50_000 and seconds < 20

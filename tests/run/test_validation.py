@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
-from test_captioning import TYPES, caption, captioner, run, saved, tiny_captioner  # noqa: F401  (fixtures)
+from test_captioning import TYPES, caption, captioner, run, saved, tiny_captioner  # noqa: F401
 from test_dataset import index_without_names
 
 from beit3lib.captioner import Captioner
@@ -48,7 +48,10 @@ def test_a_model_that_repeats_a_training_caption_is_recognized(run, captioner, m
     """One text for all of ten caption types and four images: ten distinct captions of forty."""
     text = dataset(run, captioner.tokenizer, "train").reference(0)["vehicle", "road"]
     generate = Captioner.generate
-    same = lambda self, x, **options: [c._replace(text=text) for c in generate(self, x, **options)]  # noqa: E731
+
+    def same(self, x, **options):
+        return [caption._replace(text=text) for caption in generate(self, x, **options)]
+
     monkeypatch.setattr(Captioner, "generate", same)
     found = validated(captioner, run)
     assert found["distinct"] == pytest.approx(10 / 40) and 1 / 10 <= found["memorized"] < 1

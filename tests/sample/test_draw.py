@@ -1,6 +1,5 @@
 """The sample is a small WTS download: same tree, same JSON, and images that show what the captions state."""
 
-import json
 from collections import Counter
 
 import numpy as np
@@ -11,13 +10,13 @@ from beit3lib.data.aspects import split_caption
 from beit3lib.data.schema import PHASES, SUBJECTS
 from beit3lib.data.views import read_boxes
 from beit3lib.data.wts import read_wts
+from beit3lib.files import read_json
 from beit3lib.sample import draw
 from beit3lib.sample.draw import VALUES, Camera, Scene, describe, draw_blur, draw_frames, full_caption
 from beit3lib.tokenizer import load_tokenizer
 
 SMALL = {"train": (3, 1, 1), "val": (1, 0, 1), "test": (1, 0, 1)}
 STILL = Camera(0.0, 0.0, 1.0, 0, 7)
-PHASE_KEYS = {"labels", "caption_pedestrian", "caption_vehicle", "start_time", "end_time"}
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +41,13 @@ def test_the_sample_is_read_as_a_download_without_problems(root):
     assert set(phases.loc[phases["source"] == "bdd", "label"]) <= set(PHASES)
     boxes = read_boxes(root, phases).boxes
     assert len(boxes) and (boxes["bbox_xywh_px"].map(lambda box: box[0] + box[2]) <= draw.WIDTH_PX).all()
+    views = phases[phases["split"] == "train"].groupby(["scenario", "phase"])
+    both = views.filter(lambda rows: rows["view"].nunique() == 2).groupby(["scenario", "phase"])
+    assert set(both["start_s"].nunique()) == {2} and set(both["caption_vehicle"].nunique()) == {1}
 
 
 @pytest.mark.parametrize(
-    ("pattern", "keys"),
+    "pattern, keys",
     [
         ("annotations/caption/train/2*/overhead_view/*", {"id", "overhead_videos"}),
         ("annotations/caption/train/2*/vehicle_view/*", {"vehicle_view"}),
@@ -53,21 +55,12 @@ def test_the_sample_is_read_as_a_download_without_problems(root):
     ],
 )
 def test_caption_files_have_every_key_of_real_ones(root, pattern, keys):
-    content = json.loads(next(root.glob(pattern)).read_text())
-    assert set(content) == {*keys, "event_phase"} and set(content["event_phase"][0]) == PHASE_KEYS
+    content = read_json(next(root.glob(pattern)))
+    of_phase = {"labels", "caption_pedestrian", "caption_vehicle", "start_time", "end_time"}
+    assert set(content) == {*keys, "event_phase"} and set(content["event_phase"][0]) == of_phase
 
 
-def test_views_of_a_scenario_have_different_times_and_one_caption(root):
-    phases = read_wts(root).phases.query("split == 'train'").groupby(["scenario", "phase"])
-    both = phases.filter(lambda rows: rows["view"].nunique() == 2).groupby(["scenario", "phase"])
-    assert (
-        len(both)
-        and (both["start_s"].nunique() == 2).all()
-        and (both["caption_vehicle"].nunique() == 1).all()
-    )
-
-
-def test_every_scenario_has_cameras_of_its_own_and_one_in_nine_lacks_the_vehicle_view():
+def test_every_scenario_has_its_own_cameras_and_one_in_nine_lacks_the_vehicle_view():
     scenarios = [(s.kind, [videos for _, videos, _ in s.views()]) for s in draw.plan() if s.kind != "bdd"]
     cameras = {camera for _, views in scenarios for camera in views[0].values()}
     lacking = [kind for kind, views in scenarios if len(views) == 1]
@@ -89,32 +82,26 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "keep"
 
 
-def test_every_sentence_is_classified_as_the_aspect_it_was_written_for():
+def test_captions_are_sentences_of_their_aspects_that_fit_the_tiny_model():
+    tokenizer, lengths = load_tokenizer(sample.SPM_PATH), []
     for scene in [*scenes(60), *worded(60)]:
         for subject in SUBJECTS:
-            assert split_caption(full_caption(scene, subject), subject) == describe(scene, subject)
-            assert ("pedestrian_description" in describe(scene, subject)) == (
-                subject == "pedestrian" or scene.light == "bright"
-            )
+            parts = describe(scene, subject)
+            assert split_caption(full_caption(scene, subject), subject) == parts
+            seen = subject == "pedestrian" or scene.light == "bright"
+            assert ("pedestrian_description" in parts) == seen
+            lengths += [len(tokenizer.encode(text)) for text in parts.values()]
+    assert max(lengths) <= 42
 
 
-def test_wordings_vary_between_scenes_and_a_second_fact_is_sometimes_left_out():
+def test_wordings_and_conditions_vary_between_scenes():
     texts = [describe(Scene(wording=n), "pedestrian") for n in range(1, 60)]
     assert len({text["road"] for text in texts}) > 15 and len({text["weather"] for text in texts}) == 5
     assert 0.1 < np.mean(["sidewalk" not in text["road"] for text in texts]) < 0.4
-
-
-def test_captions_fit_the_tokens_of_the_tiny_model():
-    tokenizer = load_tokenizer(sample.SPM_PATH)
-    texts = {text for scene in worded(60) for s in SUBJECTS for text in describe(scene, s).values()}
-    assert max(len(tokenizer.encode(text)) for text in texts) <= 42
-
-
-def test_about_a_fifth_of_the_scenes_has_low_visibility_and_no_bright_one_is_very_dark():
-    conditions = Counter(scene.condition for scene in worded(120))
-    assert set(conditions) == {"plain", *draw.LOW_VISIBILITY}
-    assert 0.72 < conditions["plain"] / conditions.total() < 0.88
-    assert all(scene.light == "dark" for scene in worded(120) if scene.condition == "very dark")
+    conditions = Counter((scene.condition, scene.light) for scene in worded(120))
+    assert {condition for condition, _ in conditions} == {"plain", *draw.LOW_VISIBILITY}
+    plain = conditions["plain", "dark"] + conditions["plain", "bright"]
+    assert 0.72 < plain / conditions.total() < 0.88 and conditions["very dark", "bright"] == 0
 
 
 @pytest.mark.parametrize("condition", draw.LOW_VISIBILITY)

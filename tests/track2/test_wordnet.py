@@ -18,15 +18,12 @@ print(scores, metrics.meteor_is_comparable())
 """
 
 
-def run(home, code="", **environment):
+def run(home, code=""):
     """Score synonyms and stems in a process without internet; return stdout and stderr."""
     home.chmod(0o700)  # nltk reads and writes private folders only
-    environment = clean(
-        HOME=str(home), NLTK_DATA="", PYTHONPATH=str(Path(__file__).parents[2]), **environment
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code + SCORE], env=environment, capture_output=True, text=True
-    )
+    environment = clean(HOME=str(home), NLTK_DATA="", PYTHONPATH=str(Path(__file__).parents[2]))
+    command = [sys.executable, "-c", code + SCORE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     return done.stdout.strip(), done.stderr
 
 
@@ -39,7 +36,7 @@ def wordnet():
     return root
 
 
-def test_without_wordnet_stems_match_and_one_line_names_the_command(tmp_path):
+def test_without_wordnet_one_line_names_the_command(tmp_path):
     shown, warning = run(tmp_path)
     assert shown == "[0.0, 0.5] False"
     assert warning.count("\n") == 1 and "Run `python -m nltk.downloader wordnet`" in warning
@@ -49,15 +46,13 @@ def test_without_wordnet_stems_match_and_one_line_names_the_command(tmp_path):
 def test_wordnet_is_downloaded_if_there_is_none(tmp_path, wordnet):
     served = shutil.make_archive(str(tmp_path / "served"), "zip", wordnet.parent, "wordnet")
     (tmp_path / "nltk_data" / "corpora").mkdir(parents=True)
-    target = str(
-        tmp_path / "nltk_data" / "corpora" / "wordnet.zip"
-    )  # where nltk reads it without unpacking it
+    target = str(tmp_path / "nltk_data" / "corpora" / "wordnet.zip")  # nltk reads it without unpacking it
     code = f"import nltk, shutil; nltk.download = lambda *a, **b: shutil.copyfile({served!r}, {target!r})"
     assert run(tmp_path, code) == ("[0.5, 0.5] True", "")
 
 
 @pytest.mark.parametrize("damage", ["empty", "half unpacked", "broken archive"])
-def test_a_damaged_copy_is_named_because_nltk_does_not_look_behind_it(tmp_path, wordnet, damage):
+def test_a_damaged_copy_is_named(tmp_path, wordnet, damage):
     corpora, code = tmp_path / "nltk_data" / "corpora", ""
     damaged = corpora / ("wordnet.zip" if damage == "broken archive" else "wordnet")
     if damage == "broken archive":

@@ -1,5 +1,6 @@
 """Charts and tables: no text overlaps or is cut off, and the numbers are those given."""
 
+import re
 import subprocess
 import sys
 from unittest.mock import patch
@@ -35,32 +36,37 @@ def assert_legible(figure):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 60])
-def test_the_learning_curve_shows_loss_and_best_score(steps):
-    log = [{"event": "step", "step": i, "loss": 6 / i} for i in range(1, steps + 1)]
+def test_the_learning_curve_shows_losses_score_facts_and_answers(steps):
+    log = [{"event": "step", "step": i, "loss": 6 / i, "question_loss": 1 / i} for i in range(1, steps + 1)]
     log.append({"event": "step", "step": steps, "loss": 0.5})  # logged again after a resumed run
-    scores = [
-        (0, None),
-        *((i, 100 - abs(40 - i)) for i in range(20, steps + 1, 20)),
-    ]  # None: no validation split
-    figure = figures.learning_curve(
-        [*log, *({"event": "validation", "step": i, "score": s} for i, s in scores)]
-    )
+    log.append({"event": "validation", "step": 0, "score": None, "facts": None})  # no validation split
+    for i in range(20, steps + 1, 20):
+        facts = {"precision": 90.0 + i / 10, "recall": i, "f1": 1}
+        log.append({"event": "validation", "step": i, "score": 100 - abs(40 - i), "facts": facts})
+        log[-1] |= {"accuracy": 50 + i / 2, "best_by": i}
+    figure = figures.learning_curve(log)
     assert_legible(figure)
     assert len(figure.axes[0].lines[0].get_xdata()) == steps
     assert f"→ 0.50 in {steps} steps" in figure.get_suptitle()
+    assert len(figure.axes) == (3 if steps == 60 else 1)
     if steps == 60:
         assert "best validation score 100.0" in figure.get_suptitle()
-        assert list(figure.axes[1].lines[0].get_ydata()) == [80, 100, 80]
+        score, best = figure.axes[1].lines
+        assert list(score.get_ydata()) == [80, 100, 80]
+        assert list(best.get_xdata()) == [60]  # best/ follows another measure than the score
+        shares = {line.get_label(): list(line.get_ydata()) for line in figure.axes[2].lines}
+        assert shares["facts: recall"] == [20, 40, 60] and shares["right answers"] == [60, 70, 80]
 
 
-def test_attribute_bars_show_the_given_shares():
-    own = dict(zip(ASPECTS, (0.94, 0.99, 0.97, 1.0, 0.98), strict=True))
-    other = dict(zip(ASPECTS[:4], (0.31, 0.08, 0.26, 0.13), strict=True))  # one was not measured
-    figure = figures.attribute_bars(own, other)
+@pytest.mark.parametrize("columns", [1, 2, 3])
+def test_share_bars_show_the_given_shares(columns):
+    names = ("plain scenes", "hard scenes", "image of another scenario")[:columns]
+    shares = pd.DataFrame(0.94, list(ASPECTS), list(names))
+    shares.iloc[0, 0] = np.nan  # not measured
+    figure = figures.share_bars(shares, "Captions without a wrong fact")
     assert_legible(figure)
     heights = [bar.get_height() for bar in figure.axes[0].patches]
-    assert heights == pytest.approx([*own.values(), *other.values(), np.nan], nan_ok=True)
-    assert "98 %; for another scenario's image 20 %" in figure.get_suptitle()
+    assert heights == pytest.approx([np.nan, *[0.94] * (5 * columns - 1)], nan_ok=True)
 
 
 def test_score_bars_draw_each_score_once():
@@ -95,10 +101,13 @@ def test_the_attention_map_shows_multiples_of_an_even_distribution():
 
 def test_confusion_counts_every_pair():
     pairs = [("red", "red")] * 5 + [("red", "blue")] * 2 + [("blue", None), ("blue", "<b>$x$")]
-    table = figures.confusion(iter(pairs), "upper_clothing")
-    assert list(table.data.columns) == ["blue", "red", "<b>$x$", "not stated"]
-    assert table.data.to_numpy().tolist() == [[0, 0, 1, 1], [2, 5, 0, 0]]
-    assert "Upper clothing: 5 of 9 as drawn" in table.to_html() and "<b>" not in table.to_html()
+    html = figures.confusion(iter(pairs), "upper_color").data
+    rows = [re.findall(r"<t[hd][^>]*>(.*)</t[hd]>", row) for row in html.split("</tr>")[:3]]
+    assert rows[0][1:] == ["&lt;b&gt;$x$", "blue", "red", "not mentioned"]
+    assert rows[1:] == [["blue", "1", "<b>0</b>", "", "1"], ["red", "", "2", "<b>5</b>", ""]]
+    assert rows[0][0] == "upper color: reference ↓ caption →"
+    many = figures.confusion([(f"color {i}", f"color {i % 3}") for i in range(20)], "x", most=3).data
+    assert many.count("<tr") == 5 and "others" in many
 
 
 def test_repeated_captions_count_images_and_references():

@@ -83,7 +83,10 @@ def test_words_that_look_the_same_are_joined():
 
 
 def test_words_of_wrong_and_omitted_facts_are_marked():
-    texts = "A man in a big, Red jacket.  No rain.", "A man in a blue jacket. There are sidewalks on both sides."
+    texts = (
+        "A man in a big, Red jacket.  No rain.",
+        "A man in a blue jacket. There are sidewalks on both sides.",
+    )
     slots = (("upper_color", "wrong"), ("sidewalk", "omitted"), ("upper_garment", "equal"))
     facts = [{"slot": slot, "outcome": outcome} for slot, outcome in slots]
     marks = mark_facts(texts, mark_words(*texts), facts)
