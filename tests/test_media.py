@@ -175,7 +175,11 @@ def test_wrong_input_is_named(checkpoint, media, tmp_path):
         ("empty", {}, "empty: expected photos or videos, found none"),
         ("", {}, "out: expected another folder than that of the photos"),
         ("media/none.jpg", {}, "none.jpg: expected a file here"),
-        ("media/sub/clip.mp4", {"annotations": tmp_path / "empty"}, "expected a caption file that lists it"),
+        (
+            "media/sub/clip.mp4",
+            {"annotations": tmp_path / "empty"},
+            "expected a caption file with its phases",
+        ),
         ("media/sub/clip.mp4", {"annotations": tmp_path / "none.json"}, "none.json: expected a file here"),
         ("media/sub/clip.mp4", {"every": 0.01}, "every: expected at least 0.1 seconds, got 0.01"),
     ):
