@@ -116,7 +116,7 @@ def caption_media(
             raise FileError("; ".join(map(str, problems)))
         images = pd.DataFrame(rows, columns=COLUMNS_OF_IMAGES, dtype=object)
         images = images.where(images.notna(), None).assign(questions=[asked] * len(rows))
-        tables, answers = [], []
+        tables, found, answers = [], [], None
         with inference_precision(captioner.device), inference_weights(captioner.model):  # once for all files
             files = images.groupby("scenario", sort=False)
             for name, own in tqdm(files, "captions", unit=" file", mininterval=1, file=sys.stdout):
@@ -125,10 +125,13 @@ def caption_media(
                     caption_images(captioner, own, out, part, meta, **options, num_workers=0, quiet=True)
                 )
                 if asked:
-                    answers.append(read_image_answers(answers_path(part)))
+                    found.append(read_image_answers(answers_path(part)))
         table = pd.concat(tables, ignore_index=True).merge(images[["image", *EXTRA]], on="image")
         failed = [name for name in names if name not in set(table["scenario"])]
-        answers = _answer_table(pd.concat(answers), asked) if asked else None
+        if asked:
+            answers = pd.concat(found).merge(pd.DataFrame(asked, dtype=object), on="id")
+            best = [max(log_probs, key=log_probs.get) for log_probs in answers["log_probs"]]
+            answers = answers.assign(answer=best, changed=False, scope="phase")
         meta = {"checkpoint": str(checkpoint), **meta, "problems": [str(problem) for problem in problems]}
         page = _write(out, source, table, answers, meta)
     return MediaCaptions(table, answers, problems, failed, page)
@@ -138,6 +141,8 @@ def _list_media(source: Path, out: Path) -> list[str]:
     """Return the names of photos and videos in a folder, without what an earlier start wrote to `out`."""
     if not source.is_dir():
         return [check_regular_file(source).name]
+    if source.resolve().is_relative_to(out.resolve()):
+        raise FileError(f"out: expected another folder than that of the photos and videos, got {out}")
     files = [path for path in list_files(source) if not path.resolve().is_relative_to(out.resolve())]
     media = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES]
     print(f"{source}: {len(media)} photos and videos, and {len(files) - len(media)} other files")
@@ -193,24 +198,22 @@ def _videos(
         print("Each video is one phase. Divide it with phases, every or annotations.")
     annotations = annotations and str(Path(annotations).expanduser())
     given = parse_phases(phases) if phases else []
-    files = _caption_files(Path(annotations), problems) if annotations else {}
+    files = _read_phases(Path(annotations), problems) if annotations else {}
     table = []
     for number, name in enumerate(names):
         try:
-            if annotations:
-                # One file for one video may list another name of it.
-                own = files.get(video_stem(Path(name).name)) or (len(names) == 1 and files.get(annotations))
-                spans = _annotated(own, annotations, problems)
-            else:
-                times = given or divide(video_length(folder / name), every)
-                spans = [(f"{a:g}–{b:g} s", i, a, b, None, None) for i, (a, b) in enumerate(times)]
+            times = given or ([] if annotations else divide(video_length(folder / name), every))
+            spans = [(f"{a:g}–{b:g} s", i, a, b, None, None) for i, (a, b) in enumerate(times)]
+            own = files.get(video_stem(Path(name).name)) or (len(names) == 1 and files.get(annotations))
+            if annotations and not own:
+                raise ValueError(f"{annotations}: expected a caption file with its phases, found none")
         except (OSError, ValueError, av.error.FFmpegError) as error:
             reason = (getattr(error, "strerror", None) or str(error)).removeprefix(f"{folder / name}: ")
             problems.append(Problem(name, reason, "no captions"))
             continue
         # Each video is a scenario, so that two of one name in two folders get images of different names.
         about = (f"{number}", name.replace("/", "_"), name, str((folder / name).resolve()))
-        table += [(*about, *span) for span in spans]
+        table += [(*about, *span) for span in own or spans]
     columns = "scenario video name video_path label phase start_s end_s caption_vehicle caption_pedestrian"
     if not table:
         return []
@@ -250,39 +253,29 @@ def divide(length_s: float, every: float) -> list[tuple[float, float]]:
     return list(zip([0.0, *ends], ends, strict=False))
 
 
-def _caption_files(root: Path, problems: list[Problem]) -> dict[str, dict[str, Any]]:
-    """Return {video: the caption file that lists it}, and that of a single file by its own path, too."""
-    if not root.is_dir():
-        paths = [check_regular_file(root)]
-    else:
-        paths = [path for path in list_files(root) if path.name.endswith("_caption.json")]
-    files: dict[str, dict[str, Any]] = {}
-    for path in paths:
-        content = read_object(path.parent, Path(path.name), "event_phase", problems) or {}
+def _read_phases(root: Path, problems: list[Problem]) -> dict[str, list[tuple]]:
+    """Return {video: its phases by time} of a caption file or of all below a folder.
+
+    A phase is (label, phase, start_s, end_s, caption_vehicle, caption_pedestrian). The phases are also found
+    by the path of the file, because the only video may have another name now.
+    """
+    paths = [path for path in list_files(root) if path.name.endswith("_caption.json")]
+    found: dict[str, list[tuple]] = {}
+    for path in paths if root.is_dir() else [check_regular_file(root)]:
+
+        def report(what: str, where: str = path.name) -> None:
+            problems.append(Problem(where, what))
+
+        content = read_object(path.parent, Path(path.name), "event_phase", problems) or {"event_phase": []}
+        phases = [read_phase(entry, True, report) for entry in content["event_phase"]]
+        phases = {phase[1]: phase for phase in phases if phase}.values()  # one image per phase
         listed = [content.get(key) for key in ("overhead_videos", "vehicle_view")]
         listed = [name for value in listed for name in (value if isinstance(value, list) else [value])]
         listed.append(path.name.removesuffix("_caption.json"))  # a file of BDD has the name of its video
         stems = [video_stem(Path(name).name) for name in listed if isinstance(name, str)]
-        for stem in stems if content else ():
-            files.setdefault(stem, content)
-        if path == root:
-            files[str(root)] = content
-    return files
-
-
-def _annotated(content: dict[str, Any] | None, annotations: str, problems: list[Problem]) -> list[tuple]:
-    """Return (label, phase, start_s, end_s, caption_vehicle, caption_pedestrian) of each phase, by time."""
-    if not content:
-        raise ValueError(f"{annotations}: expected a caption file that lists it, found none")
-
-    def report(what: str) -> None:
-        problems.append(Problem(annotations, what))
-
-    spans = [read_phase(entry, True, report) for entry in content["event_phase"]]
-    spans = {span[1]: span for span in spans if span}.values()  # one image per phase
-    if not spans:
-        raise ValueError(f"{annotations}: expected phases with labels, start_time and end_time, found none")
-    return sorted(spans, key=lambda span: span[2:4])
+        for stem in [*stems, str(path)]:
+            found.setdefault(stem, sorted(phases, key=lambda phase: phase[2:4]))
+    return found
 
 
 def _key(name: str, images: pd.DataFrame, meta: dict[str, Any]) -> str:
@@ -290,13 +283,6 @@ def _key(name: str, images: pd.DataFrame, meta: dict[str, Any]) -> str:
     content = [file_hash(path) for path in images["path"]]
     about = images[["image", "label", "references", "questions"]].to_dict("records")
     return hashlib.sha256(f"{name} {content} {about} {meta}".encode()).hexdigest()[:16]
-
-
-def _answer_table(answers: pd.DataFrame, asked: list[dict[str, Any]]) -> pd.DataFrame:
-    """Return the answers with their questions, as `write_gallery` reads them."""
-    table = answers.merge(pd.DataFrame(asked, dtype=object), on="id")
-    best = [max(log_probs, key=log_probs.get) for log_probs in table["log_probs"]]
-    return table.assign(answer=best, changed=False, scope="phase")
 
 
 def _write(

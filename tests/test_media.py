@@ -173,10 +173,16 @@ def test_wrong_input_is_named(checkpoint, media, tmp_path):
         ("media/a.jpg", {"questions": tmp_path / "q.json"}, r"q.json, question 1: expected {\"question\""),
         ("media/broken.jpg", {}, "broken.jpg: expected an image"),
         ("empty", {}, "empty: expected photos or videos, found none"),
+        ("", {}, "out: expected another folder than that of the photos"),
         ("media/none.jpg", {}, "none.jpg: expected a file here"),
-        ("media/sub/clip.mp4", {"annotations": tmp_path / "empty"}, "expected a caption file that lists it"),
+        (
+            "media/sub/clip.mp4",
+            {"annotations": tmp_path / "empty"},
+            "expected a caption file with its phases",
+        ),
         ("media/sub/clip.mp4", {"annotations": tmp_path / "none.json"}, "none.json: expected a file here"),
         ("media/sub/clip.mp4", {"every": 0.01}, "every: expected at least 0.1 seconds, got 0.01"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
-            caption_media(checkpoint, tmp_path / source, tmp_path / "out", device="cpu", **options)
+            out = tmp_path / "out" if source else tmp_path
+            caption_media(checkpoint, tmp_path / source, out, device="cpu", **options)

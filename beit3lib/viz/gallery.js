@@ -24,7 +24,7 @@ const isScored = rows.reference.some(text => text >= 0); // whether any caption 
 
 const initial = {
   view: "overview", run: 0, other: runs.length > 1 ? 1 : -1, query: "", measure: Object.keys(data.measures)[0],
-  order: isScored ? "kind" : "up", low: null, high: null, type: "", by: "type", slot: "",
+  order: isScored ? "kind" : "listed", low: null, high: null, type: "", by: "type", slot: "",
   answered: "", question: "",
 };
 const state = { ...initial };
@@ -549,7 +549,7 @@ function board([scenario, list]) {
   });
   return el("article", { class: "card" }, el("h3", {}, scenario || "(no scenario)"), ...flags,
     el("p", { class: "type" }, `Captions shown: ${typeNames[type]}`), el("div", { class: "scroll" },
-      el("table", { class: "board" }, el("thead", {}, line(...phases.map(phase => head(phase || "image", { scope: "col" })))),
+      el("table", { class: "board", style: phases.length > 5 ? `min-width:${150 * phases.length}px` : null }, el("thead", {}, line(...phases.map(phase => head(phase || "image", { scope: "col" })))),
         ...[...new Set(list.map(image => images[image].camera))].map(body))));
 }
 
