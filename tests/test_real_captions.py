@@ -27,7 +27,7 @@ def train_spm(path):
 
 
 def keep_eight(index):
-    """Reduce the index to the first and last phase of one video, four aspects of the vehicle's caption each."""
+    """Reduce the index to the first and last phase of one video, with four aspects of the vehicle."""
     lines = [json.loads(line) for line in index.read_text().splitlines()]
     video = sorted(line["video"] for line in lines)[0]
     own = [line for line in lines if (line["video"], line["subject"]) == (video, "vehicle")]

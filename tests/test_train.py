@@ -382,11 +382,14 @@ def test_a_run_out_of_time_after_every_step_ends_as_an_uninterrupted_one(drawn, 
     assert results["stopped"] == "finished" and equals(tmp_path, whole)
 
 
-def test_saving_within_an_epoch_changes_nothing(drawn, whole, tmp_path, monkeypatch):
+def test_saving_within_an_epoch_changes_nothing(drawn, tmp_path, monkeypatch):
+    """A saved model still trains with stochastic depth."""
     steps, save = [], train.save
     monkeypatch.setattr(train, "save", lambda run: (steps.append(run.state.step), save(run)))
-    train.finetune(quick(drawn, tmp_path, save_every_minutes=1e-9, **WHOLE))
-    assert steps == [1, 2, 3, 4] and equals(tmp_path, whole)
+    for name, minutes in (("rare", 15), ("often", 1e-9)):
+        train.finetune(quick(drawn, tmp_path / name, drop_path=0.3, save_every_minutes=minutes))
+    assert steps == [2, 4, 1, 2, 3, 4]
+    assert same(last(tmp_path / "rare")["model"], last(tmp_path / "often")["model"])
 
 
 def interrupt(monkeypatch, where, number, at):

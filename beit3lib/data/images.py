@@ -20,9 +20,11 @@ with suppress(ImportError):  # an optional package, which adds HEIC to Pillow's 
 
     pillow_heif.register_heif_opener()
 
-# EPS is absent, because Pillow runs Ghostscript for it; IPTC may contain EPS. Pillow reads AVIF since 11.3.
+# All formats that this Pillow reads (AVIF since 11.3), except EPS, for which it runs Ghostscript, IPTC, which may
+# contain EPS, and those that it only names.
 Image.init()
-FORMATS = Image.OPEN.keys() & {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF"}
+EXCLUDED = ("EPS", "IPTC", "BUFR", "GRIB", "HDF5", "MPEG", "WMF")
+FORMATS = [name for name in Image.ID if name not in EXCLUDED]
 # Suffixes, in lower or upper case, and names of the images of phases.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 NAME = re.compile(rf"(?:avg)?(?P<video>.+)phase(?P<label>0*[0-4]|{'|'.join(PHASES)})")
@@ -38,7 +40,7 @@ def open_image(image: str | Path | Image.Image) -> Image.Image:
         return _to_rgb(image)
     path = check_regular_file(image)
     try:
-        with Image.open(path, formats=list(FORMATS)) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
             return _to_rgb(opened)
     except Exception as error:  # Pillow's decoders raise ValueError, SyntaxError, struct.error and others
         reason = str(error).replace(f" '{path}'", "")

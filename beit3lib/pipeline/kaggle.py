@@ -71,12 +71,10 @@ def stage(out: str | Path, owner: str, attach: Sequence[str] = (), python: str =
     if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9-]{1,48}", owner):
         todo = "Use make kaggle KAGGLE_OWNER=name."
         raise ValueError(f"--owner: expected your user name on Kaggle, got {owner!r}. {todo}")
-    out = Path(out)
-    wheels = fetch_wheels(out / f"wheels-{python}", python)
-    package, *folders = out / PACKAGE_SLUG, *(out / name for name in NOTEBOOKS)
+    package, *folders = [Path(out, name) for name in (PACKAGE_SLUG, *NOTEBOOKS)]
     with atomic_folder(package) as new:
         shutil.copytree(BESIDE / "beit3lib", new / "beit3lib", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(wheels, new / "wheels")
+        fetch_wheels(new / "wheels", python)
         for name in (MANIFEST_NAME, "requirements.txt", "constraints.txt"):
             shutil.copyfile(BESIDE / name, new / name)
         meta = {"title": "beit3lib package", "id": f"{owner}/{PACKAGE_SLUG}", "licenses": [{"name": "other"}]}
@@ -90,16 +88,13 @@ def stage(out: str | Path, owner: str, attach: Sequence[str] = (), python: str =
     return [package, *folders]
 
 
-def fetch_wheels(folder: Path, python: str = PYTHON) -> Path:
-    """Fetch the wheels that Kaggle's image lacks, for its Python, except those that `folder` has."""
-    folder.mkdir(parents=True, exist_ok=True)
-    compiled = ["download", "--only-binary=:all:", "--python-version", python]
-    compiled += [f"--platform={platform}" for platform in PLATFORMS] + ["--dest", folder]
-    for package in (*BINARY_WHEELS, *PURE_WHEELS):
-        if not any(folder.glob(f"{package.split('==')[0].replace('-', '_')}-*.whl")):
-            command = compiled if package in BINARY_WHEELS else ["wheel", "--wheel-dir", folder]
-            run_pip(*command, "--no-deps", "--constraint", BESIDE / "constraints.txt", package)
-    return folder
+def fetch_wheels(folder: Path, python: str = PYTHON) -> None:
+    """Fetch the wheels that Kaggle's image lacks, for its Python."""
+    platforms = [f"--platform={platform}" for platform in PLATFORMS]
+    options = ["--no-deps", "--constraint", BESIDE / "constraints.txt"]
+    compiled = ["--only-binary=:all:", "--python-version", python, *platforms, "--dest", folder]
+    run_pip("download", *compiled, *options, *BINARY_WHEELS)
+    run_pip("wheel", "--wheel-dir", folder, *options, *PURE_WHEELS)
 
 
 @exit_on_error(RuntimeError)

@@ -1,7 +1,7 @@
 """Find every input that `data_manifest.yaml` describes, here and on Kaggle.
 
-python -m beit3lib.pipeline.manifest            a table of all inputs, found or missing
-python -m beit3lib.pipeline.manifest wts        the same for one input; exit code 1 if it is missing
+python -m beit3lib.pipeline.manifest            all inputs, found or missing
+python -m beit3lib.pipeline.manifest wts        one input; exit code 1 if it is missing
 python -m beit3lib.pipeline.manifest beit3_large_patch16_480        the weights for one model
 """
 
@@ -24,7 +24,8 @@ from beit3lib.pipeline.mounts import folders_in, kaggle_inputs
 
 NAME = "data_manifest.yaml"
 SUFFIXES = ("", ".pth", ".zip", ".pt", ".safetensors")
-UNPACKED = ("**/data.pkl", "model.safetensors")  # .pth files, unpacked by Kaggle as zip archives; best/
+# In a folder with weights: a .pth file is a zip archive, which Kaggle unpacks; best/ of a run.
+UNPACKED = ("**/data.pkl", "model.safetensors")
 
 
 def _find_download(folder: Path) -> Path | None:

@@ -128,11 +128,10 @@ def score(
             built, _ = submission.fill(built, submission.expected_segments(segments, split), frequent)
         scores = {"model": score_segments(built, truth)}
         if missing := scores["model"].missing:
-            captioned = {f"caption_{subject}" for subject in predictions["subject"]}
-            texts = [entry[name] for entries in built.values() for entry in entries for name in captioned]
+            texts = predictions.groupby(["scenario", "phase", "subject"])["caption"].agg("".join)
             raise submission.SubmissionError(
                 f"{run}: expected both captions of {len(truth)} segments, got {len(missing)} missing: "
-                f"{'; '.join(missing[:3])}; … For {texts.count('')} of them the model generated no text: "
+                f"{'; '.join(missing[:3])}; … For {(texts == '').sum()} of them the model generated no text: "
                 "train longer. Caption all images, add runs of other caption types (combine_with), or set "
                 "fill_missing."
             )

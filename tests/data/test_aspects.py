@@ -58,20 +58,15 @@ def assert_nothing_is_lost(caption, subject):
     assert Counter(split_sentences(merge_aspects(parts, subject))) == whole
 
 
-@needs_real_captions
-def test_no_sentence_of_a_real_caption_is_lost():
-    for subject, caption in real_captions():
+def test_no_sentence_of_a_real_caption_or_any_text_is_lost():
+    for subject, caption in real_captions() if SHARED.is_dir() else ():
         assert_nothing_is_lost(caption, subject)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_no_sentence_of_any_text_is_lost(seed):
-    rng = random.Random(seed)
+    rng = random.Random(0)
     words = (
         "the vehicle Pedestrian 1.5 m U.S. e.g. no. dry? 30s! “wet” . .. 速度 é \u00a0 road's (near) Mr. A"
     )
     words = words.split(" ")
-    for _ in range(300):
+    for _ in range(1500):
         assert_nothing_is_lost(" ".join(rng.choices(words, k=rng.randrange(30))), rng.choice(SUBJECTS))
 
 

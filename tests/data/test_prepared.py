@@ -36,9 +36,8 @@ def write_captions(path, scenarios, text, labels=LABELS):
 
 def write_images(folder, scenarios, prefix="avg", suffix=".jpg", labels=LABELS):
     folder.mkdir(parents=True, exist_ok=True)
-    for name in [
-        f"{video[:-4]}phase{n}" for videos in scenarios.values() for video in videos for n in labels
-    ]:
+    stems = [video.removesuffix(".mp4") for videos in scenarios.values() for video in videos]
+    for name in (f"{stem}phase{label}" for stem in stems for label in labels):
         pixels = np.random.default_rng(sum(map(ord, name))).integers(0, 256, (16, 16, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{prefix}{name}{suffix}")
 
@@ -102,12 +101,7 @@ def test_the_original_structure_becomes_a_run(tmp_path, tokenizer, kaggle):
 def test_test_images_without_for_test_json_name_the_segments(tmp_path):
     folders = write_input(tmp_path / "in", test=False)
     normal = "20231013_105827_normal_192.168.0.14_1_event_2"
-    more = [
-        "20230712_1_CD1_T2_192.168.0.28_3.mp4",
-        f"{normal}.mp4",
-        f"{normal}_vehicle_view.mp4",
-        "video9.mp4",
-    ]
+    more = ("20230712_1_CD1_T2_192.168.0.28_3", normal, f"{normal}_vehicle_view", "video9")
     write_images(folders["avg_normal_244_test"], {"more": more})
     phases, problems = import_from(tmp_path / "in", tmp_path / "run")
     test = phases[phases["split"] == "test"]
@@ -124,9 +118,8 @@ def test_images_in_both_train_and_val_are_one_problem(tmp_path, renamed):
     folders = write_input(tmp_path / "in", subjects=["vehicle"], aspects=["moving"], val=False)
     captions, images = folders["vehicle_caption"], folders["avg_normal_244_train"]
     name = "20230799_1_XX1_T1" if renamed else "video77"
-    write_captions(
-        captions / "val" / caption_file_name("vehicle", "moving"), {name: [f"{name}.mp4"]}, "It turns."
-    )
+    path = captions / "val" / caption_file_name("vehicle", "moving")
+    write_captions(path, {name: [f"{name}.mp4"]}, "It turns.")
     folder = images.with_name("copies_val")
     folder.mkdir()
     for label in LABELS:

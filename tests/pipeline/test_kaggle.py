@@ -16,7 +16,7 @@ REAL = ("wts", "tokenizer", "weights")
 @pytest.fixture
 def stage(monkeypatch, tmp_path):
     """`kaggle.stage` without wheels; it returns the staged folders."""
-    monkeypatch.setattr(kaggle, "fetch_wheels", lambda folder, _: folder.mkdir(parents=True) or folder)
+    monkeypatch.setattr(kaggle, "fetch_wheels", lambda folder, _: folder.mkdir())
     return lambda *arguments: kaggle.stage(tmp_path / "staged", *arguments)
 
 

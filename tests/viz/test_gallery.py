@@ -490,5 +490,5 @@ def test_100000_captions_open_and_filter_fast(tab, tmp_path):
           return performance.now() - start;
         })"""
     )
-    assert sorted(times)[2] < 600, times
+    assert sorted(times)[2] < 1500, times
     assert len(tab.find(".tile")) < 500
