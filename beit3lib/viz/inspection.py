@@ -14,7 +14,7 @@ import html
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -188,18 +188,25 @@ def page_link(page: Path) -> HTML:
 
 
 def gallery_frame(
-    predictions: pd.DataFrame, answers: pd.DataFrame, run: Path, images: int = 12, **options
+    predictions: pd.DataFrame,
+    answers: pd.DataFrame,
+    run: Path,
+    others: Mapping[str, pd.DataFrame],
+    images: int = 12,
+    **options,
 ) -> HTML:
     """Return a gallery of the images with most wrong captions as a frame that is part of the notebook.
 
     A link or a frame with an address would depend on where papermill, Jupyter or Kaggle saves the notebook.
-    `options` are those of `gallery.write_gallery`.
+    `others` and `options` are those of `gallery.write_gallery`.
     """
     wrong = predictions.loc[predictions["kind"] == "wrong", "image"].value_counts().index
     chosen = [*wrong, *predictions.loc[~predictions["image"].isin(wrong), "image"].unique()][:images]
-    own = predictions[predictions["image"].isin(chosen)].drop(columns=["frame", "video_path"])
-    asked = answers[answers["image"].isin(chosen)]
+    own, asked, *rest = (
+        table[table["image"].isin(chosen)] for table in (predictions, answers, *others.values())
+    )
+    own, others = own.drop(columns=["frame", "video_path"]), dict(zip(others, rest, strict=True))
     with tempfile.TemporaryDirectory() as folder:
-        page = write_gallery(own, Path(folder, "page.html"), run, answers=asked, **options)
+        page = write_gallery(own, Path(folder, "page.html"), run, others=others, answers=asked, **options)
         text = html.escape(page.read_text("utf-8"))
     return HTML(f'<div><iframe srcdoc="{text}" width="100%" height="650"></iframe></div>')

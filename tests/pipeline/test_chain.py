@@ -99,7 +99,8 @@ def test_a_preview_of_a_photo_with_other_beams_is_compared_with_the_demo(demo):
     assert "demo" in (other / "gallery.quick.html").read_text()
     assert (other / "predictions.quick.json").is_file() and (other / "answers.quick.json").is_file()
     assert (demo.run / "predictions.json").read_bytes() == before
-    assert "<iframe srcdoc=" in (demo.folder / "04_inspect_captions.ipynb").read_text()
+    executed = (demo.folder / "04_inspect_captions.ipynb").read_text()
+    assert "<iframe srcdoc=" in executed and len(executed) < 3e6  # of both runs it has few images
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the real WTS scenario is not at {REAL}")

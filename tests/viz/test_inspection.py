@@ -142,7 +142,9 @@ def test_the_frame_holds_the_page_of_the_images_with_most_wrong_captions(tmp_pat
         Image.new("RGB", (8, 8)).save(tmp_path / "images" / f"{i}.jpg")
     table = with_facts(TABLE).assign(frame=None, video_path=None)
     asked = questions(scenario=["b"]).assign(image="images/1.jpg")
-    page = inspection.gallery_frame(table, asked, tmp_path, images=3, title="Captions of run 'x'").data
+    page = inspection.gallery_frame(
+        table, asked, tmp_path, {"other": TABLE}, 3, title="Captions of run 'x'"
+    ).data
     assert page.startswith('<div><iframe srcdoc="&lt;!') and page.count("<") == 4
     assert set(re.findall(r"images/\d\.jpg", page)) == {"images/1.jpg", "images/2.jpg", "images/3.jpg"}
 
