@@ -7,11 +7,11 @@ same weights.
 
 `setup` builds a run, `fit` trains it, and `run/state.py` describes the files it leaves.
 
-Random numbers are seeded by (seed, epoch, image) or (seed, step, micro-batch), so they do not depend on the
-number of processes. A run resumed with the same number of processes ends with bit-equal weights on the same
-device. With another number of processes and the same global batch (batch_size x processes x update_freq),
-images, crops and masks are the same. If `batch_size` is also the same, losses differ by rounding only;
-otherwise stochastic depth and the ignored worst tokens, which depend on the micro-batch, differ too.
+Random numbers are seeded by (seed, epoch, image) or (seed, step, micro-batch). So a resumed run ends with
+bit-equal weights on the same device with the same number of processes. With another number of processes, but
+the same global batch (batch_size x processes x update_freq) and batch_size, weights are equal up to rounding.
+With another batch_size, images, crops and masks are the same; stochastic depth and the ignored worst tokens
+depend on the micro-batch.
 """
 
 import dataclasses
@@ -79,7 +79,7 @@ class Interrupted(BaseException):
 
 
 def parameter_groups(model: CaptionModel, config: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW's parameter groups: one per pair of weight decay and `lr_scale` = layer_decay^(top - layer).
+    """AdamW's parameter groups: one per pair of weight decay and `lr_scale` = layer_decay^(top - depth).
 
     Layer i has depth i + 1, embeddings have 0, and everything else is the top. Vectors, biases, the class
     token and image positions have no weight decay. Source: the reference implementation's `optim_factory`.
@@ -91,8 +91,9 @@ def parameter_groups(model: CaptionModel, config: TrainConfig) -> list[dict[str,
             no_decay = parameter.ndim <= 1 or name.endswith(("cls_token", "embed_positions.A.weight"))
             decay = 0.0 if no_decay else config.weight_decay
             number = re.search(r"\.layers\.(\d+)\.", name)
-            layer = 0 if "embed" in name else int(number[1]) + 1 if number else top
-            scale = config.layer_decay ** (top - layer)
+            depth = int(number[1]) + 1 if number else top
+            depth = 0 if "embed" in name else depth
+            scale = config.layer_decay ** (top - depth)
             group = {"params": [], "weight_decay": decay, "lr_scale": scale}
             groups.setdefault((decay, scale), group)["params"].append(parameter)
     return list(groups.values())
@@ -136,13 +137,16 @@ def train_step(
         number = part * world + accelerator.process_index  # of the micro-batch in the global batch
         seeds = np.random.SeedSequence((config.seed, step, number))
         torch.manual_seed(int(seeds.generate_state(1)[0]))  # of stochastic depth
-        is_last = part == len(batches) - 1  # only its backward pass adds up the gradients of all processes
+        is_last = part == len(batches) - 1
+        # Gradients of all processes are added up once, by the last micro-batch. DistributedDataParallel decides
+        # this in the forward pass.
         with accelerator.autocast(), nullcontext() if is_last else accelerator.no_sync(loss_model):
             losses = loss_model(batch)
         kept = losses.captions
         if config.drop_worst_ratio and step > config.drop_worst_after:
             kept = drop_worst(kept, config.drop_worst_ratio)
-        # Times world: DistributedDataParallel divides gradients by it.
+        # The mean of the kept tokens stands for all tokens of the micro-batch. Times world, because
+        # DistributedDataParallel divides gradients by it.
         loss = kept.mean() * (len(losses.captions) * world / tokens)
         question_loss = losses.questions.sum() * (world / questions)
         accelerator.backward(loss + config.question_weight * question_loss)
@@ -154,10 +158,11 @@ def train_step(
     if config.clip_grad:
         nn.utils.clip_grads_with_norm_(parameters, config.clip_grad, norm)
     # `tolist` waits for the device, in fp32 and bf16 the only wait of a step. It precedes `optimizer.step`,
-    # so that a non-finite loss never reaches the weights or last/.
+    # so that a non-finite loss never reaches the weights or last.pt.
     loss, question_loss, norm = torch.cat([accelerator.reduce(total, "mean"), norm[None]]).tolist()
-    skipped = scaler is not None and not math.isfinite(norm)  # `optimizer.step` below changes nothing then
-    if not math.isfinite(loss + question_loss) or not (math.isfinite(norm) or skipped):
+    overflow = not math.isfinite(norm)
+    skipped = overflow and scaler is not None  # `optimizer.step` below changes nothing then
+    if not math.isfinite(loss + question_loss) or (overflow and not skipped):
         names = ", ".join(gather_object([name for batch in batches for name in batch.names]))
         found = f"loss {loss + question_loss} and gradient norm {norm}"
         raise TrainingStopped(
@@ -270,7 +275,8 @@ def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=precision,
-        # `train_step` accumulates gradients itself; a variable of accelerate would divide them once more.
+        # `train_step` accumulates gradients itself. Without this line, the environment variable
+        # ACCELERATE_GRADIENT_ACCUMULATION_STEPS would divide them once more.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         log_with="tensorboard" if config.log_dir else None,
         project_dir=config.log_dir or config.output_dir,
@@ -336,7 +342,8 @@ def plan_steps(run: Training) -> None:
 def fit(run: Training, signals: list[int]) -> str:
     """Train until the last step, or until the run has to stop; return the reason. The run is saved by then.
 
-    `signals` receives the numbers of SIGTERM, SIGINT and SIGHUP.
+    Reasons: "finished", "no better score", "out of time", or the name of a signal. `signals` receives the numbers
+    of SIGTERM, SIGINT and SIGHUP.
     """
     config, state, accelerator = run.config, run.state, run.accelerator
     saved_at = time.monotonic()
@@ -370,8 +377,8 @@ def fit(run: Training, signals: list[int]) -> str:
             # A signal during a step or a save is only noted in `signals`; the run stops here, after the step.
             now = time.monotonic()
             wishes = {number.name: number in signals for number in SIGNALS}
-            # The last tenth of the time is for saving.
-            wishes["out of time"] = 0 < 54 * config.max_minutes < now - run.started
+            limit_s = 0.9 * 60 * config.max_minutes  # the last tenth of the time is for saving
+            wishes["out of time"] = 0 < limit_s < now - run.started
             wishes["save"] = 0 < 60 * config.save_every_minutes < now - saved_at
             wished = agree(accelerator, wishes)
             stop = next((reason for reason in wished if reason != "save"), "")
@@ -394,7 +401,7 @@ def load_batches(run: Training, epoch: int, first: int) -> Iterator[list[Batch]]
     world, rank = accelerator.num_processes, accelerator.process_index
     order = run.train_set.epoch_batches(epoch, run.global_batch)[first : run.steps_per_epoch]
     parts = range(rank, world * run.update_freq, world)  # of a global batch, those of this process
-    mine = [whole[part * size :][:size] for whole in order for part in parts]
+    mine = [whole[part * size : (part + 1) * size] for whole in order for part in parts]
     loader = torch.utils.data.DataLoader(
         run.train_set.at_epoch(epoch),
         batch_sampler=mine,
@@ -417,7 +424,7 @@ def agree(accelerator: Accelerator, wishes: dict[str, bool]) -> list[str]:
 
 
 def end_epoch(run: Training, signals: list[int]) -> bool:
-    """Validate, and keep the best captioner; False if a signal interrupted the validation: it is dropped."""
+    """Validate, and keep the best captioner. Return False if a signal came; its validation is then dropped."""
     config, state, result = run.config, run.state, None
 
     def interrupt(number: int) -> None:
@@ -427,18 +434,19 @@ def end_epoch(run: Training, signals: list[int]) -> bool:
     if run.val_set is not None:
         try:
             with on_signals(interrupt):
-                if signals:  # it came while last.pt was saved
+                if signals:  # one that came before this validation
                     raise Interrupted
                 result = validate(captioner(run), run.val_set, run.train_set, config, run.accelerator)
         except Interrupted:
             return False
         run.print(f"epoch {run.epoch + 1}: {summary(result)}")
+        timing = {"seconds": result.pop("seconds")}
     if state.add_validation(state.step, result and result["best_by"]):
         save_checkpoint(run, "best")
     if state.step % (run.steps_per_epoch * config.save_ckpt_freq) == 0 and state.step < run.total_steps:
         save_checkpoint(run, f"checkpoint-{run.epoch + 1}")
     if result:  # after best/ is saved: a run that is killed before this line validates again
-        log_event(run, "validation", result, {"seconds": result.pop("seconds")})
+        log_event(run, "validation", result, timing)
     run.accelerator.wait_for_everyone()
     return True
 
@@ -599,8 +607,8 @@ def validate_only(run: Training) -> dict[str, Any]:
 def finetune(config: TrainConfig) -> dict[str, Any]:
     """Fine-tune, or with --eval validate, in this process; return the results, as in results.json.
 
-    SIGTERM, SIGINT and SIGHUP end the process after the current step, with last.pt saved and status 143, 130
-    or 129.
+    SIGTERM, SIGINT and SIGHUP end it after the current step, and during a validation at once, which the next
+    start repeats. last.pt is saved, and the exit status is 143, 130 or 129.
     """
     run, signals = setup(config), []
     if config.eval:
@@ -629,7 +637,7 @@ def main(argv: list[str] | None = None) -> None:
     except torch.OutOfMemoryError as error:
         todo = "Lower --eval_batch_size if this was in validation, or add --checkpoint_activations."
         sys.exit(f"OutOfMemoryError: {error}\n{todo}")
-    except KeyboardInterrupt:  # before training has started
+    except KeyboardInterrupt:  # before training has started, or in --eval
         sys.exit(130)
     if results and int(os.environ.get("RANK", 0)) == 0:
         print(json.dumps(results, indent=1))
