@@ -142,7 +142,8 @@ def _caption_media(run: Path, source: Path, **options: Any) -> None:
     for problem in found.problems:
         print(problem)
     print(
-        f"{len(found.predictions)} captions of {found.predictions['image'].nunique()} images; open {found.page}"
+        f"{len(found.predictions)} captions of {found.predictions['image'].nunique()} images; "
+        f"open {found.page}"
     )
     if found.failed:
         sys.exit(f"{len(found.failed)} files have no captions: {', '.join(found.failed[:10])}")

@@ -138,8 +138,8 @@ def train_step(
         seeds = np.random.SeedSequence((config.seed, step, number))
         torch.manual_seed(int(seeds.generate_state(1)[0]))  # of stochastic depth
         is_last = part == len(batches) - 1
-        # Gradients of all processes are added up once, by the last micro-batch. DistributedDataParallel decides
-        # this in the forward pass.
+        # Gradients of all processes are added up once, by the last micro-batch: DistributedDataParallel
+        # decides this in the forward pass.
         with accelerator.autocast(), nullcontext() if is_last else accelerator.no_sync(loss_model):
             losses = loss_model(batch)
         kept = losses.captions
@@ -342,8 +342,8 @@ def plan_steps(run: Training) -> None:
 def fit(run: Training, signals: list[int]) -> str:
     """Train until the last step, or until the run has to stop; return the reason. The run is saved by then.
 
-    Reasons: "finished", "no better score", "out of time", or the name of a signal. `signals` receives the numbers
-    of SIGTERM, SIGINT and SIGHUP.
+    Reasons: "finished", "no better score", "out of time", or the name of a signal. `signals` receives the
+    numbers of SIGTERM, SIGINT and SIGHUP.
     """
     config, state, accelerator = run.config, run.state, run.accelerator
     saved_at = time.monotonic()
@@ -424,7 +424,7 @@ def agree(accelerator: Accelerator, wishes: dict[str, bool]) -> list[str]:
 
 
 def end_epoch(run: Training, signals: list[int]) -> bool:
-    """Validate, and keep the best captioner. Return False if a signal came; its validation is then dropped."""
+    """Validate, and keep the best captioner. False if a signal came; the validation is then dropped."""
     config, state, result = run.config, run.state, None
 
     def interrupt(number: int) -> None:

@@ -92,10 +92,12 @@ def _python_random(rng: np.random.Generator) -> Iterator[None]:
 
 _SIDE = re.compile(r"\b(?:left|right)(?=(?:most|wards?|hand)?\b)", re.IGNORECASE)
 _NO_DIRECTION = re.compile(
-    r"\b(?:have|has|had|having|was|were|be|been|being|and|just|then|already|recently) left\b(?!\s+(?:side|lane|turn|hand))"
+    r"\b(?:have|has|had|having|was|were|be|been|being|and|just|then|already|recently) left\b"
+    r"(?!\s+(?:side|lane|turn|hand))"
     r"|\bleft (?:the|a|an|his|her|their|behind|from)\b|(?<!the )\bright (?:in front of|next to)\b"
     r"|\bright(?: of way|-of-way| away| angles?| after| before| now)\b"
-    r"|\b(?:clockwise|counterclockwise|anticlockwise)\b|\b(?:sign|text|letters?|plate)\b.{0,20}\b(?:reads?|says?)\b",
+    r"|\b(?:clockwise|counterclockwise|anticlockwise)\b"
+    r"|\b(?:sign|text|letters?|plate)\b.{0,20}\b(?:reads?|says?)\b",
     re.IGNORECASE,
 )
 

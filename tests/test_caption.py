@@ -14,7 +14,7 @@ from test_media import checkpoint  # noqa: F401, a fixture
 from beit3lib.caption import main
 
 
-def test_a_broken_file_is_named_and_gives_exit_status_1(checkpoint, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_a_broken_file_is_named_with_exit_status_1(checkpoint, tmp_path, capsys, monkeypatch):  # noqa: F811
     (tmp_path / "media").mkdir()
     write_gray(tmp_path / "media" / "clip.mp4", range(0, 200, 20))
     (tmp_path / "media" / "broken.jpg").write_text("no image")

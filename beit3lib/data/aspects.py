@@ -11,12 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from beit3lib.data.facts import SLOT_ASPECT, Fact, find_facts, split_sentences
-from beit3lib.data.schema import ASPECTS
-
-READING_ORDER = {  # by the mean position of an aspect's sentences in real captions
-    "vehicle": ("position", "moving", "pedestrian_description", "weather", "road"),
-    "pedestrian": ("pedestrian_description", "weather", "road", "position", "moving"),
-}
+from beit3lib.data.schema import ASPECTS, READING_ORDER
 
 
 class Decision(NamedTuple):

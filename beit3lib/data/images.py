@@ -20,8 +20,8 @@ with suppress(ImportError):  # an optional package, which adds HEIC to Pillow's 
 
     pillow_heif.register_heif_opener()
 
-# All formats that this Pillow reads (AVIF since 11.3), except EPS, for which it runs Ghostscript, IPTC, which may
-# contain EPS, and those that it only names.
+# All formats that this Pillow reads (AVIF since 11.3), except EPS, for which it runs Ghostscript, IPTC, which
+# may contain EPS, and those that it only names.
 Image.init()
 EXCLUDED = ("EPS", "IPTC", "BUFR", "GRIB", "HDF5", "MPEG", "WMF")
 FORMATS = [name for name in Image.ID if name not in EXCLUDED]

@@ -12,7 +12,13 @@ from beit3lib.files import FileError, read_text, write_text
 SPLITS = ("train", "val", "test")
 PHASES = ("prerecognition", "recognition", "judgement", "action", "avoidance")  # of an event, numbered from 0
 SUBJECTS = ("vehicle", "pedestrian")
+# A new aspect also needs a place in READING_ORDER, its facts (`SLOT_ASPECT` in facts.py), and for the sample
+# sentences (`FACTS` in draw.py, and wordings.yaml).
 ASPECTS = ("moving", "pedestrian_description", "position", "road", "weather")
+READING_ORDER = {  # of the aspects in a full caption: the mean position of their sentences in real captions
+    "vehicle": ("position", "moving", "pedestrian_description", "weather", "road"),
+    "pedestrian": ("pedestrian_description", "weather", "road", "position", "moving"),
+}
 
 CaptionType = tuple[str, str]  # (subject, aspect)
 # The caption type of an index without subject and aspect, such as the reference implementation's.

@@ -17,8 +17,7 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw
 
-from beit3lib.data.aspects import READING_ORDER
-from beit3lib.data.schema import PHASES, SUBJECTS
+from beit3lib.data.schema import PHASES, READING_ORDER, SUBJECTS
 from beit3lib.files import atomic_folder, atomic_path, exit_on_error, write_json, write_text
 from beit3lib.sample import CHECKPOINT_PATH, DRAWN_NAME, SPM_PATH
 from beit3lib.sample.questions import write_questions

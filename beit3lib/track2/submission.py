@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from beit3lib.data.aspects import READING_ORDER, merge_aspects, split_sentences
+from beit3lib.data.aspects import merge_aspects, split_sentences
 from beit3lib.data.images import ImageError, open_image
-from beit3lib.data.schema import SUBJECTS
+from beit3lib.data.schema import READING_ORDER, SUBJECTS
 from beit3lib.files import Problem, write_json
 from beit3lib.track2.metrics import read_segments, segment_label
 

@@ -68,7 +68,7 @@ def _series(log: Iterable[Mapping], event: str, name: str, part: str | None = No
 
 
 def learning_curve(log: Sequence[Mapping], score_name: str = "validation score") -> Chart:
-    """Draw losses, validation score, and facts and answers of validation by step; `log` is that of `read_log`.
+    """Draw losses, score, and facts and answers of validations by step; `log` is that of `read_log`.
 
     A circle marks the epoch of `best/`. Panels of what was not measured are left out.
     """

@@ -72,7 +72,7 @@ def error_examples(predictions: pd.DataFrame, most: int = 12) -> pd.DataFrame:
 
 
 def slot_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return `fact_scores` to read: precision and recall in percent, the slots with most wrong facts first."""
+    """Return `fact_scores` to read: precision and recall in percent, slots with most wrong facts first."""
     table = scores.sort_values(["wrong", "omitted", "added"], ascending=False)
     shares = {name: [_percent(value) for value in table[name]] for name in ("precision", "recall")}
     table = table.assign(**shares).rename_axis("fact").reset_index()
@@ -141,7 +141,7 @@ def question_table(questions: pd.DataFrame) -> pd.DataFrame:
 
 
 def answer_table(answered: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per option of each question, with its probability as a bar; ✓ is correct, → was answered."""
+    """Return a row per option of each question, with its probability as a bar; ✓ correct, → answered."""
     rows = []
     for row in answered.itertuples():
         scores = np.array([row.log_probs[letter] for letter in row.options])

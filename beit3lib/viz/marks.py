@@ -26,8 +26,9 @@ MIN_COUNT, MAX_SHARE = 10, 0.01  # training captions of a fact; the share with a
 
 # Slots that cannot change within a scenario, which lasts seconds.
 CONSTANT_SLOTS = set(
-    "gender age height_cm upper_garment upper_color lower_garment lower_color hat hat_color glasses cane weather light "
-    "setting surface_condition incline surface road_type ways lanes sidewalk roadside_strip street_lights".split()
+    "gender age height_cm upper_garment upper_color lower_garment lower_color hat hat_color glasses cane "
+    "weather light setting surface_condition incline surface road_type ways lanes sidewalk roadside_strip "
+    "street_lights".split()
 )
 
 
