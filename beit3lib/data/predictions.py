@@ -79,7 +79,7 @@ def _read(path: str | Path) -> Predictions:
 
 
 def write_predictions(path: str | Path, table: pd.DataFrame, meta: dict[str, Any]) -> Path:
-    """Write `table` and `meta` atomically, one record per line; missing columns become null, others are added."""
+    """Write `table` and `meta`, one record per line; missing columns become null, others are added."""
     table = table.reindex(columns=list(dict.fromkeys([*COLUMNS, *table.columns]))).astype(object)
     records = table.where(table.notna(), None).to_dict("records")
     meta, *lines = (json.dumps(value, ensure_ascii=False, allow_nan=False) for value in [meta, *records])
