@@ -131,7 +131,7 @@ def import_prepared(prepared: PreparedRoot, run: str | Path) -> ImageTable:
     if any(file.split == "val" for file in prepared.files):
         captions = captions.merge(phases[KEYS])
     else:
-        phases, more, _ = split_by_group(phases, VAL_SHARE)
+        phases, more = split_by_group(phases, VAL_SHARE)
         problems += more
         captions = captions.drop(columns="split").merge(phases[KEYS], on=KEYS[1:])
     with atomic_folder(run / "captions") as new:

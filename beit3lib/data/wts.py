@@ -1,7 +1,7 @@
 """Read a WTS / BDD_PC_5K download as one table: one row per scenario, view, video and phase.
 
     from beit3lib.data.wts import read_wts
-    phases, problems, counts = read_wts("data/wts")
+    phases, problems = read_wts("data/wts")
 
 Every file is located from its path alone (see `LAYOUT`): `…/videos/<split>/<scenario>/<view>/<video>.mp4` and
 `…/annotations/caption/<split>/<scenario>/<view>/<scenario>_caption.json` are WTS; the same paths without
@@ -13,7 +13,7 @@ quirks that comments number are the thirteen of WTS that tests/data/test_wts.py 
 import os
 import random
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from reprlib import repr as show  # shortens any value for a message
@@ -21,20 +21,15 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from beit3lib.data.schema import NUMBERS, PHASE_COLUMNS, PHASES, SPLITS, SUBJECTS
+from beit3lib.data.schema import NUMBERS, PHASE_COLUMNS, PHASES, SUBJECTS
 from beit3lib.files import Problem, finite, printable, read_json
 
 
 class WtsTable(NamedTuple):
-    """The phases (columns `PHASE_COLUMNS`), the problems, and what was counted.
-
-    `read_wts` counts caption_files, phases (entries of caption files), videos (listed or on disk), how many
-    of each were used, and rows.
-    """
+    """The phases (columns `PHASE_COLUMNS`), and the problems."""
 
     phases: pd.DataFrame
     problems: list[Problem]
-    counts: dict[str, int]
 
 
 class WtsFile(NamedTuple):
@@ -180,7 +175,7 @@ def read_wts(root: str | Path, keep_missing: bool = False) -> WtsTable:
     video_path "", to list every segment of a submission. Raises FileNotFoundError if there is no caption file
     below `root`.
     """
-    root, problems, counts, rows = Path(root).expanduser(), [], Counter(), []
+    root, problems, rows = Path(root).expanduser(), [], []
     captions: dict[tuple, WtsFile] = {}  # {(split, scenario, view): caption file}
     videos: dict[tuple, dict[str, Path]] = defaultdict(dict)  # {(split, scenario, view): {stem: path}}
     for path in list_files(root, problems, skip=("bbox_annotated", "bbox_generated")):
@@ -194,7 +189,6 @@ def read_wts(root: str | Path, keep_missing: bool = False) -> WtsTable:
         if file.kind == "video":
             videos[camera].setdefault(video_stem(path.name), path)
             continue
-        counts["caption_files"] += 1
         if captions.setdefault(camera, file) is not file:
             first = captions[camera].path.as_posix()
             problems.append(Problem(where, f"the same scenario and view as {first}; skipped"))
@@ -205,12 +199,11 @@ def read_wts(root: str | Path, keep_missing: bool = False) -> WtsTable:
             f"found {found}. Unpack the download here, or give the folder that contains it."
         )
     for camera, file in captions.items():  # clocks of views differ by 25 to 36 s (quirk 1)
-        rows += _read_caption_file(root, file, videos.pop(camera, {}), keep_missing, problems, counts)
+        rows += _read_caption_file(root, file, videos.pop(camera, {}), keep_missing, problems)
     uncaptioned = defaultdict(list)
     for camera, found in videos.items():
         uncaptioned[camera[0]] += found.values()
     for split, paths in uncaptioned.items():
-        counts["videos"] += len(paths)
         examples = ", ".join(path.name for path in paths[:5])
         what = f"{len(paths)} videos without a caption file, such as {examples}; skipped"
         problems.append(Problem(f"videos/{split}", what))
@@ -224,7 +217,7 @@ def read_wts(root: str | Path, keep_missing: bool = False) -> WtsTable:
     for _, scenario, phase in differing[differing].index:
         what = "captions of views differ; each view keeps its own, and scores use those of the first view"
         problems.append(Problem(f"{scenario} phase {phase}", what))
-    return WtsTable(phases, problems, counts | {"rows": len(phases)})
+    return WtsTable(phases, problems)
 
 
 def _read_caption_file(
@@ -233,7 +226,6 @@ def _read_caption_file(
     found: dict[str, Path],
     keep_missing: bool,
     problems: list[Problem],
-    counts: Counter,
 ) -> list[tuple]:
     """Return the rows of one caption file; `found` are the videos on disk of its view: {stem: path}."""
 
@@ -242,7 +234,6 @@ def _read_caption_file(
 
     content = read_object(root, file.path, "event_phase", problems)
     if content is None:
-        counts["videos"] += len(found)
         return []
     phases: dict[int, tuple] = {}  # scenarios have one to five phases, in any order (quirks 4 and 5)
     for entry in content["event_phase"]:
@@ -272,8 +263,6 @@ def _read_caption_file(
     if not phases or not stems:
         found_instead = f"found {len(phases)} phases and {len(stems)} videos"
         report(f"expected phases and videos, {found_instead}; no row comes from this file")
-    counts.update(caption_files_used=1, phases=len(content["event_phase"]), phases_used=len(phases))
-    counts.update(videos=len(stems), videos_used=len(found) if phases else 0)
     return rows
 
 
@@ -312,7 +301,7 @@ def split_by_group(phases: pd.DataFrame, val_share: float | None = None) -> WtsT
     Without `val_share` the official split is kept: recordings in both splits, which are 21 in WTS, stay in
     val, and their train rows are dropped. With `val_share`, between 0 and 1, train and val are joined, and
     that share of the recordings of each source (wts, bdd) is drawn for val, at least one where there are two;
-    no row is dropped. In the counts, rows = train + val + test + skipped.
+    no row is dropped.
     """
     out, problems = phases.copy(), []
     groups = out["scenario"].map(recording_group)
@@ -333,5 +322,4 @@ def split_by_group(phases: pd.DataFrame, val_share: float | None = None) -> WtsT
                 problems.append(Problem(source, "expected 2 recordings or more to draw val from, found 1"))
             out.loc[rows, "split"] = "train"
             out.loc[rows & groups.isin(names[:number]), "split"] = "val"
-    counts = {"rows": len(phases), **{split: int((out["split"] == split).sum()) for split in SPLITS}}
-    return WtsTable(out.reset_index(drop=True), problems, counts | {"skipped": len(phases) - len(out)})
+    return WtsTable(out.reset_index(drop=True), problems)

@@ -194,7 +194,7 @@ def _prepare_videos(run: Path, root: Path, kind: str, options: dict[str, Any], j
     tables, segments, questions, problems, choices = [], [], [], [], []
     for folder in roots:
         read = read_wts(folder, keep_missing=True)  # a submission also contains the segments without a video
-        phases, split_problems, _ = split_by_group(read.phases)
+        phases, split_problems = split_by_group(read.phases)
         if count := options["max_scenarios"]:
             first = phases.drop_duplicates(["split", "scenario"]).groupby("split").head(count)
             phases = phases.merge(first[["split", "scenario"]])

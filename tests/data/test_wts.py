@@ -1,16 +1,12 @@
 """Read a WTS download: its quirks (11, boxes, in test_views.py), layouts, damage, the train/val split."""
 
-import json
 import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from wts_tree import SCENE, add_bdd, add_boxes, add_view, overhead, phase, touch, vehicle, write
+from wts_tree import SCENE, add_bdd, add_view, overhead, phase, touch, vehicle, write
 
 from beit3lib.data.schema import PHASES
-from beit3lib.data.views import read_boxes
 from beit3lib.data.wts import find_wts, list_segments, parse_phase, read_wts, recording_group, split_by_group
 
 REAL = Path(__file__).parents[3] / "shared/data/wts_real"
@@ -27,16 +23,11 @@ def values(table, *columns):
 
 
 def assert_nothing_is_lost(root, table):
-    """Counts equal the files on disk; the name or scenario of each skipped video is in a problem."""
-    files = [path for path in root.rglob("*") if not path.name.startswith(".")]
-    videos, used = {str(path) for path in files if path.suffix == ".mp4"}, set(table.phases["video_path"])
+    """Each video on disk is used, or its name or scenario is in a problem."""
+    videos = {str(path) for path in root.rglob("[!.]*.mp4")}
     listed = "\n".join(problems(table))
-    for path in map(Path, videos - used):
+    for path in map(Path, videos - set(table.phases["video_path"])):
         assert any(name in listed for name in (path.stem, path.parents[1].name)), path
-    counts = table.counts
-    assert counts["caption_files"] == sum(path.name.endswith("_caption.json") for path in files)
-    assert counts["videos"] >= len(videos) and counts["videos_used"] == len(used)
-    assert counts["rows"] == len(table.phases)
 
 
 def test_01_12_each_view_keeps_its_own_times_and_captions(tmp_path):
@@ -108,7 +99,7 @@ def test_10_train_and_val_share_no_recording(tmp_path):
     assert set(apart.phases["scenario"]) == {f"{NORMAL}_event_2", "20230707_2_CD2_T3"}
     (shared,) = problems(apart)
     assert shared.startswith(f"{NORMAL}:") and "5 train rows skipped" in shared and "_event_1" in shared
-    assert apart.counts == {"rows": 15, "train": 5, "val": 5, "test": 0, "skipped": 5}
+    assert apart.phases["split"].value_counts().to_dict() == {"train": 5, "val": 5}
 
 
 def test_13_a_broken_file_is_named_and_all_others_are_read(tmp_path):
@@ -124,8 +115,6 @@ def test_13_a_broken_file_is_named_and_all_others_are_read(tmp_path):
     assert set(table.phases["scenario"]) == {SCENE} and len(table.phases) == 5
     names = [half.name, *(f"video{n}_caption.json" for n in (1, 2, 3))]
     assert all(name in problem for name, problem in zip(names, sorted(problems(table)), strict=True))
-    assert table.counts["caption_files"] == table.counts["videos"] == 5
-    assert table.counts["caption_files_used"] == table.counts["videos_used"] == 1
     assert_nothing_is_lost(tmp_path, table)
 
 
@@ -148,7 +137,7 @@ def test_09_every_split_source_and_spelling_is_read(tmp_path):
         ["video2", "val", "bdd", "vehicle_view", "video2.mp4"],
         ["video3", "val", "bdd", "vehicle_view", "video3.mp4"],
     ]
-    assert not table.problems and table.counts["rows"] == 25
+    assert not table.problems and len(table.phases) == 25
     assert all(Path(path).is_file() for path in table.phases["video_path"])
     assert len(read_wts(tmp_path / "external/BDD_PC_5K").phases) == 5
 
@@ -186,22 +175,6 @@ def test_a_download_is_found_from_inside_or_its_absence_is_one_error(tmp_path, m
     assert find_wts(root) is None
 
 
-def test_unreadable_folders_are_reported(tmp_path, monkeypatch):
-    add_view(tmp_path, "overhead_view", [overhead(1)])
-    (tmp_path / "lost+found").mkdir()
-    scandir = os.scandir
-
-    def refuse(path="."):
-        if str(path).endswith("lost+found"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)  # root may read every folder, so permissions do not test this
-    table = read_wts(tmp_path)
-    assert len(table.phases) == 5
-    assert problems(table)[0].startswith("lost+found: expected a readable folder, found Permission denied")
-
-
 def test_files_that_cannot_be_matched_are_reported(tmp_path):
     add_view(tmp_path / "a", "overhead_view", [overhead(1)])
     add_view(tmp_path / "b", "overhead_view", [overhead(1)])  # the same scenario in a second download
@@ -229,7 +202,6 @@ def test_bad_phase_entries_are_skipped_and_listed(tmp_path):
     table = read_wts(tmp_path)
     assert values(table, "label", "start_s", "caption_vehicle") == [["2", 2, None]]
     assert len(table.problems) == len(bad) + 1
-    assert table.counts["phases"] == 6 and table.counts["phases_used"] == 1
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no real WTS scenario at {REAL}")
@@ -242,38 +214,10 @@ def test_the_real_scenario_is_read():
     assert_nothing_is_lost(REAL, table)
 
 
-SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["0", "4"])
-JSON = st.recursive(
-    SCALAR,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-)
-KEYS = ("labels", "start_time", "end_time", *CAPTIONS)
-LABELS = st.lists(st.sampled_from(["0", "1", "04", "judgement", 9]))
-ENTRY = st.fixed_dictionaries({}, optional=dict.fromkeys(KEYS, JSON) | {"labels": LABELS | JSON})
-CAPTION_FILE = JSON | st.fixed_dictionaries({"event_phase": st.lists(JSON | ENTRY), "overhead_videos": JSON})
-BOX = st.fixed_dictionaries({"image_id": JSON, "phase_number": JSON, "bbox": st.lists(JSON, min_size=4)})
-BOX_FILE = JSON | st.fixed_dictionaries({"annotations": st.lists(JSON | BOX)})
-
-
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(CAPTION_FILE, BOX_FILE)
-def test_any_content_of_caption_and_box_files_is_read_or_listed(tmp_path, caption, box):
-    add_view(tmp_path, "vehicle_view", [vehicle()])
-    write(add_view(tmp_path, "overhead_view", [overhead(1)]), json.dumps(caption))
-    write(add_boxes(tmp_path, vehicle(), {}, view="vehicle_view"), json.dumps(box))
-    table = read_wts(tmp_path)
-    assert (table.phases["view"] == "vehicle_view").sum() == 5
-    assert_nothing_is_lost(tmp_path, table)
-    table.phases.to_csv().encode("utf-8")
-    boxes = read_boxes(tmp_path, table.phases)
-    assert boxes.problems or len(boxes.boxes) or box["annotations"] == []
-
-
 def test_a_drawn_validation_split_shares_no_recording(tmp_path):
-    for number in range(10):
-        for take in (1, 2):
-            scenario = f"2023_{number}_AB{number}_T{take}"
-            add_view(tmp_path, "overhead_view", [f"{scenario}.mp4"], scenario=scenario)
+    for number in range(20):
+        scenario = f"2023_{number // 2}_AB_T{number % 2}"
+        add_view(tmp_path, "overhead_view", [f"{scenario}.mp4"], scenario=scenario)
     for number in range(5):
         add_bdd(tmp_path, number, split="val")
     add_bdd(tmp_path, 99, split="test")
@@ -284,5 +228,3 @@ def test_a_drawn_validation_split_shares_no_recording(tmp_path):
     val = drawn[drawn["split"] == "val"]
     assert val.groupby("source")["scenario"].nunique().to_dict() == {"wts": 4, "bdd": 1}
     assert drawn.loc[drawn["split"] == "test", "scenario"].unique().tolist() == ["video99"]
-    single = split_by_group(phases[phases["scenario"] == "video1"], val_share=0.5)
-    assert set(single.phases["split"]) == {"train"} and len(single.problems) == 1

@@ -35,7 +35,7 @@ def worded(count):
 
 
 def test_the_sample_is_read_as_a_download_without_problems(root):
-    phases, problems, _ = read_wts(root)
+    phases, problems = read_wts(root)
     assert problems == [] and set(phases["split"]) == {"train", "val", "test"}
     assert set(phases["scenario"]) == {scenario.name for scenario in draw.plan(SMALL)}
     assert set(phases.loc[phases["source"] == "bdd", "label"]) <= set(PHASES)
