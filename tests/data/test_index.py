@@ -80,15 +80,6 @@ def test_every_caption_is_paired_with_every_video(run, tokenizer, phases):
     assert str(report) == f"coco_captioning.train.jsonl: {counts}"
 
 
-def test_each_view_is_indexed_with_its_own_captions(run, tokenizer, phases):
-    phases.loc[phases["video"] == "a_1.mp4", "caption_vehicle"] = "It has stopped."
-    write_caption_files(phases, run / "captions")
-    report = build(run, tokenizer, phases)
-    lines = read_index(report.path).query("subject == 'vehicle' and aspect == 'moving'")
-    assert len(lines) == 6 and not report.problems
-    assert (lines["caption"] == "It has stopped.").tolist() == (lines["video"] == "a_1.mp4").tolist()
-
-
 @pytest.mark.parametrize("size", [0, 300])
 def test_captions_without_an_image_are_counted_and_listed(run, tokenizer, phases, size):
     broken = run / "images" / "avga_1phase1.jpg"
@@ -133,9 +124,7 @@ def test_indexes_of_the_reference_or_from_windows_are_read(tmp_path):
     "line, message",
     [
         ('{"image_path": "b.j', "Invalid JSON"),
-        ('{"image_path": "a.jpg"}', "text_segment: Field required"),
         (json.dumps(GOOD | {"text_segment": [1.5]}), "text_segment 0: expected a valid integer, found 1.5"),
-        (json.dumps(GOOD | {"subject": "dog"}), "subject: expected 'vehicle' or 'pedestrian', found 'dog'"),
     ],
 )
 def test_a_broken_line_is_an_error_with_its_file_and_number(tmp_path, line, message):
@@ -146,16 +135,6 @@ def test_a_broken_line_is_an_error_with_its_file_and_number(tmp_path, line, mess
     path.write_text("")
     with pytest.raises(FileError, match="expected a line"):
         read_index(path)
-
-
-def test_unicode_line_ends_in_captions_and_names_survive(run, tokenizer, phases):
-    phases["caption_vehicle"] = "It turns a\u2028b\u2029c\x85d\re\nf\x0bg."
-    phases["scenario"] = "s\u2028\x85"
-    write_caption_files(phases, run / "captions")
-    report = build(run, tokenizer, phases)
-    lines = read_index(report.path)
-    assert len(lines) == report.lines and set(lines["scenario"]) == {"s\u2028\x85"}
-    assert len(report.path.read_text(encoding="utf-8").splitlines()) == report.lines
 
 
 # Older pandas cuts a field at NUL, which `printable` replaces.
@@ -173,15 +152,7 @@ def test_any_text_and_number_survives_a_table(tmp_path, rows):
     assert list(back.itertuples(index=False, name=None)) == rows
 
 
-BROKEN_TABLES = [
-    b"",
-    b"\x89PNG\r\n\x1a\n\0",
-    b'"a","phase"\n"x",y\n',
-    b'"a","phase"\n"x",1\n"y",2',
-]
-
-
-@pytest.mark.parametrize("content", BROKEN_TABLES)
+@pytest.mark.parametrize("content", [b"", b'"a","phase"\n"x",1\n"y",2'])
 def test_a_broken_table_is_an_error_with_its_name(tmp_path, content):
     path = tmp_path / "phases.csv"
     path.write_bytes(content)

@@ -12,8 +12,6 @@ from beit3lib.track2.submission import (
     build_submission,
     check_submission,
     compose,
-    expected_segments,
-    most_frequent_captions,
     most_frequent_submission,
     nearest_submission,
     write_submission,
@@ -53,24 +51,13 @@ def test_the_most_probable_caption_of_each_segment_is_submitted():
     assert one == {"2023_a": [entry("4", caption_pedestrian="")]}
 
 
-def test_expected_segments_are_in_the_order_of_phases():
-    columns = ["split", "scenario", "label", "phase"]
-    table = [("test", "video7", "avoidance", 4), *[("test", "video7", "0", 0)] * 2, ("train", "x", "1", 1)]
-    assert expected_segments(pd.DataFrame(table, columns=columns), "test") == {"video7": ["0", "avoidance"]}
-
-
 SPOILED = {  # a problem, and what causes it in a correct submission
     "2023_a label 4: expected a segment, found none": lambda s: s["2023_a"].pop(),
-    "2023_a label 3: not expected": lambda s: s["2023_a"].append(entry("3")),
     '2023_a label 4: expected ["4"] in labels': lambda s: s["2023_a"][1].update(labels=["04"]),
     "2023_a label 0: expected text in caption_v": lambda s: s["2023_a"][0].update(caption_vehicle=" "),
-    "2023_a label 0: expected text in caption_p": lambda s: s["2023_a"][0].pop("caption_pedestrian"),
-    "2023_a label 0: unknown key mood": lambda s: s["2023_a"][0].update(mood="fine"),
     "2023_b: not expected": lambda s: s.update({"2023_b": []}),
     "video7 label avoidance: expected a segment, found none": lambda s: s.pop("video7"),
     "2023_a label 4: expected once, found again": lambda s: s["2023_a"].append(entry("4")),
-    "2023_a: expected a list of": lambda s: s["2023_a"][0].update(labels="0"),
-    "video7: expected a list of": lambda s: s.update(video7=entry("avoidance")),
 }
 
 
@@ -83,7 +70,7 @@ def test_each_kind_of_error_is_reported(problem):
 
 
 def test_all_errors_are_reported_and_nothing_is_written(tmp_path):
-    submission, together = correct(), [list(SPOILED)[number] for number in (0, 3, 6, 7)]
+    submission, together = correct(), [list(SPOILED)[number] for number in (0, 2, 3, 4)]
     for problem in together:
         SPOILED[problem](submission)
     with pytest.raises(SubmissionError, match="found 4 problems, wrote nothing") as error:
@@ -106,14 +93,6 @@ def test_missing_captions_are_an_error_or_filled(tmp_path):
     assert written.filled == list(filled) and check_submission(json.loads(path.read_text()), EXPECTED) == []
     assert written.submission["2023_a"] == [entry("0", caption_vehicle="It stops."), entry("4")]
     assert written.submission["video7"] == [{"labels": ["avoidance"], **frequent}]
-
-
-def test_a_subject_without_captions_cannot_be_filled(tmp_path):
-    train = pd.DataFrame({"caption_vehicle": [None, None], "caption_pedestrian": ["He walks.", None]})
-    frequent = most_frequent_captions(train)
-    assert frequent == {"caption_pedestrian": "He walks."}
-    with pytest.raises(SubmissionError, match="expected text in caption_vehicle, got ''"):
-        write_submission(tmp_path / "s.json", {}, EXPECTED, fill_missing=True, most_frequent=frequent)
 
 
 @pytest.fixture
