@@ -1,11 +1,10 @@
 """Write test clips, and make motion-blur images by seeking with OpenCV, to compare with.
 
-python tests/clips.py [VIDEO]     time one pass against OpenCV's seeking on a 1080p clip; prints JSON
+python tests/clips.py     time one pass against OpenCV's seeking on a 1080p clip; prints JSON
 """
 
 import json
 import math
-import sys
 import tempfile
 import time
 
@@ -90,7 +89,5 @@ def measure_speed(video_path, spans_s, size=224):
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        video = (
-            sys.argv[1] if sys.argv[1:] else write_clip(f"{folder}/a.mp4", 60, 1920, 1080, preset="veryfast")
-        )
+        video = write_clip(f"{folder}/a.mp4", 60, 1920, 1080, preset="veryfast")
         print(json.dumps(measure_speed(video, BENCH_SPANS_S)))

@@ -1,14 +1,12 @@
 """Caption files: the original repository's structure, written and read without loss."""
 
 import json
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from beit3lib.data.caption_files import (
     caption_file_name,
-    caption_type_of,
     read_caption_files,
     write_caption_files,
 )
@@ -83,10 +81,3 @@ def test_unusable_files_and_entries_are_listed(tmp_path):
         ("expected a name", "expected JSON", "found '9'", "s2: expected"),
     )
     assert len(problems) == 9 and all(part in listed for part in parts), listed
-
-
-def test_the_caption_type_is_read_from_the_file_name():
-    for name in ("Vehicle-Caption-%s-datasets.json", "vehicle_caption_%s_datasets.json"):
-        for aspect in ("pedestrian_description", "pedestrian-description"):
-            assert caption_type_of(Path(name % aspect)) == ("vehicle", "pedestrian_description")
-    assert caption_type_of(Path("vehicle_caption_mood_datasets.json")) is None

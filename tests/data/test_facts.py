@@ -25,13 +25,11 @@ PEDESTRIAN = """
 A woman in her twenties, 160 cm tall, wears a white T-shirt and a dark blue skirt. | gender: female; age: 20s; height_cm: 160; upper_color: white; upper_garment: t-shirt; lower_color: dark blue; lower_garment: skirt
 A middle-aged man holds a cane and wears a red hat, but no glasses. | gender: male; cane: yes; hat: yes; hat_color: red; glasses: no
 He is standing still and almost notices the vehicle. | motion: standing; aware: almost
-While walking, he prepares to cross. | motion: about to cross
 Slowly looking around, he is unaware of the vehicle. | visual_status: looking around slowly; aware: no
 She is aware of her surroundings. |
 Closely watching, he keeps his eyes on the parked vehicle. | visual_status: closely watching; line_of_sight: parked vehicle
 Her line of sight is in front, in the direction of travel. | line_of_sight: direction of travel
 She walks in the same direction as the vehicle. | motion: walking; travel_direction: same
-His direction of travel is in front of the vehicle. | travel_direction: front
 His body is perpendicular to the vehicle and to the right. | orientation: perpendicular right
 He faces diagonally to the left, in the opposite direction to the vehicle. | orientation: diagonal left opposite
 She is behind the vehicle on the right side. | position: behind right
@@ -45,7 +43,6 @@ VEHICLE = """
 The vehicle is going straight ahead at 0 km/h, so it is stationary. | motion: straight; speed_kmh: 0
 It is accelerating. |
 It is about to start moving, but is currently stationary. | motion: starting
-The vehicle has started moving. | motion: starting
 It is making a right turn. | motion: turning right
 It avoided a collision by emergency braking and stopped. | motion: braking
 It did not collide. |
@@ -58,7 +55,6 @@ It is sunny and well lit. | weather: clear; light: bright
 It is cloudy and the brightness is low. | weather: cloudy; light: dark
 The road is level and inclined, wet asphalt. | incline: level; surface_condition: wet; surface: asphalt
 A one-way main road with three lanes and heavy traffic. | ways: one; road_type: main; lanes: 3; traffic: heavy
-It is a parking lot in an urban area. | road_type: parking lot; setting: urban
 There is an intersection without a signal. | signal: no
 """
 

@@ -34,15 +34,15 @@ def write_captions(path, scenarios, text, labels=LABELS):
     path.write_text(json.dumps(content))
 
 
-def write_images(folder, scenarios, prefix="avg", suffix=".jpg", labels=LABELS):
+def write_images(folder, scenarios, prefix="avg", suffix=".jpg"):
     folder.mkdir(parents=True, exist_ok=True)
     stems = [video.removesuffix(".mp4") for videos in scenarios.values() for video in videos]
-    for name in (f"{stem}phase{label}" for stem in stems for label in labels):
+    for name in (f"{stem}phase{label}" for stem in stems for label in LABELS):
         pixels = np.random.default_rng(sum(map(ord, name))).integers(0, 256, (16, 16, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{prefix}{name}{suffix}")
 
 
-def write_input(root, kaggle=False, val=True, subjects=SUBJECTS, aspects=ASPECTS, test=True):
+def write_input(root, kaggle=False, val=True, subjects=SUBJECTS, aspects=ASPECTS):
     """Write `your_input` as in the original README or as Kaggle data sets; return {original name: folder}."""
     prefix, suffix = ("", ".PNG") if kaggle else ("avg", ".jpg")
     names = "avg_normal_244_train avg_normal_244_test test_6 vehicle_caption pedestrian_caption".split()
@@ -56,8 +56,7 @@ def write_input(root, kaggle=False, val=True, subjects=SUBJECTS, aspects=ASPECTS
             for split, scenarios in {"train": TRAIN, "val": VAL}.items() if val else [("train", TRAIN | VAL)]:
                 path = folders[f"{subject}_caption"] / split / caption_file_name(subject, aspect)
                 write_captions(path, scenarios, CAPTIONS[aspect])
-    if test:
-        write_captions(folders["test_6"] / "for_test.json", TEST, "", [*LABELS, "2"])
+    write_captions(folders["test_6"] / "for_test.json", TEST, "", [*LABELS, "2"])
     return folders
 
 
@@ -96,21 +95,6 @@ def test_the_original_structure_becomes_a_run(tmp_path, tokenizer, kaggle):
     if not kaggle:
         source = folders["avg_normal_244_train"] / "avgvideo77phase3.jpg"
         assert (run / "images" / source.name).read_bytes() == source.read_bytes()
-
-
-def test_test_images_without_for_test_json_name_the_segments(tmp_path):
-    folders = write_input(tmp_path / "in", test=False)
-    normal = "20231013_105827_normal_192.168.0.14_1_event_2"
-    more = ("20230712_1_CD1_T2_192.168.0.28_3", normal, f"{normal}_vehicle_view", "video9")
-    write_images(folders["avg_normal_244_test"], {"more": more})
-    phases, problems = import_from(tmp_path / "in", tmp_path / "run")
-    test = phases[phases["split"] == "test"]
-    assert set(test["scenario"]) == {*TEST, "20230712_1_CD1_T2", normal, "video9"} and len(test) == 18
-    assert test["caption_vehicle"].isna().all()
-    (problem,) = problems
-    assert "18 images of the test split without for_test.json" in problem.what
-    segments = list_test_segments(find_prepared(tmp_path / "in"))
-    assert set(segments["scenario"]) == set(test["scenario"]) and len(segments) == 4 * 3
 
 
 @pytest.mark.parametrize("renamed", [False, True])

@@ -94,14 +94,6 @@ def test_the_scenario_follows_from_the_name_of_a_video():
     assert scenario_of(f"{SCENE}_west.mp4", {SCENE, "20230707_1"}) == SCENE
 
 
-def test_a_second_copy_of_a_file_is_not_read_twice(tmp_path):
-    single = read_questions(quirky_tree(tmp_path / "a"))
-    quirky_tree(tmp_path / "b")
-    both = read_questions(tmp_path)
-    assert both.table.equals(single.table)
-    assert both.counts["questions_skipped"] == 4 + 14 and any("once" in str(p) for p in both.problems)
-
-
 def test_broken_files_and_unknown_labels_are_named(tmp_path):
     quirky_tree(tmp_path)
     add_questions(tmp_path, "[{", scenario="half")

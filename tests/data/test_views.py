@@ -3,7 +3,7 @@
 import pytest
 from wts_tree import SCENE, add_bdd, add_boxes, add_view, overhead, vehicle, write
 
-from beit3lib.data.views import choose_views, first_boxes, read_boxes
+from beit3lib.data.views import choose_views, read_boxes
 from beit3lib.data.wts import read_wts
 from beit3lib.files import FileError
 
@@ -52,22 +52,6 @@ def test_boxes_of_every_kind_and_source_are_read(root, phases):
     assert overhead(1)[:-4] in empty and "1 of 2 boxes" in empty
     assert broken.name in unread and "expected JSON" in unread
     assert "video1_bbox.json" in skipped and "1 of 2" in skipped
-
-
-def test_each_phase_gets_its_first_boxes(root, phases):
-    def boxes(*items):
-        return {"annotations": [{"image_id": n, "bbox": box, "phase_number": p} for n, p, box in items]}
-
-    path = add_boxes(root, overhead(1), {}, kind="generated")
-    write(path, boxes((9, "1", [9, 9, 9, 9]), (7, 1, [1.5, 2, 30, 40]), (3, 0, [3, 3, 3, 3])))
-    write(add_boxes(root, overhead(1), {}), boxes((5, 0, [5, 6, 7, 8]), (2, "0", [1, 1, 0, 1])))
-    add_boxes(root, overhead(1), {2: 20}, subject="vehicle")
-    table = first_boxes(root, phases)
-    assert table.drop(columns=[name for name in table if name.startswith("box_")]).equals(phases)
-    own = table[table["video"] == overhead(1)]
-    assert own["box_pedestrian_xywh_px"].tolist() == ["5 6 7 8", "1.5 2 30 40", "", "", ""]
-    assert own["box_vehicle_xywh_px"].tolist() == ["", "", "0 0 20 20", "", ""]
-    assert set(table.loc[table["video"] != overhead(1), "box_vehicle_xywh_px"]) == {""}
 
 
 def test_views_all_vehicle_and_overhead_keep_every_scenario(phases):

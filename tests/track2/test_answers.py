@@ -83,14 +83,6 @@ def test_the_most_frequent_answer_of_phase_then_question_then_all():
         assert "".join(found.values()) == letters
 
 
-def test_shuffled_answers_are_those_of_another_scenario():
-    texts = ["Red", "Blue", "Green"]  # option a is another color in each
-    rows = [asked(f"s{n}", 0, "Color?", texts[n:] + texts[:n]) for n in range(3)]
-    rows.append(asked("s4", 0, "Size?", ["Small"]))
-    shuffled = answers.shuffled_answers(frame(rows), {row["id"]: "a" for row in rows})
-    assert all(shuffled[row["id"]] in "bc" for row in rows[:3]) and shuffled["s4/0/Size?"] == "a"
-
-
 @settings(max_examples=100, database=None)
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=5), st.integers(0, 2**32 - 1))
 def test_viterbi_finds_the_best_of_all_paths(sizes, seed):

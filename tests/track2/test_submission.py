@@ -117,12 +117,3 @@ def test_baselines_repeat_the_nearest_or_the_most_frequent_caption(images):
     (folder / "light.png").write_text("no image")
     segments.loc[1, "image"] = "absent.png"
     assert nearest_submission(train, segments, folder) == {"d": [{"labels": ["4"], **entry_of("dark")}]}
-
-
-def test_the_nearest_image_is_never_of_the_same_scenario(images):
-    folder, train = images
-    built = nearest_submission(train, train, folder)
-    assert [found["caption_vehicle"] for (found,) in built.values()] == ["dark"] * 3 and len(built) == 3
-    assert (
-        nearest_submission(train[:1], train[:1], folder) == {} == nearest_submission(train[:0], train, folder)
-    )
