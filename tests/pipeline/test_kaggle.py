@@ -20,17 +20,6 @@ def stage(monkeypatch, tmp_path):
     return lambda *arguments: kaggle.stage(tmp_path / "staged", *arguments)
 
 
-def test_the_data_set_has_everything_that_notebooks_need(stage):
-    package, *notebooks = stage("someone")
-    assert [folder.name for folder in notebooks] == sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
-    needed = (
-        "beit3lib/sample/pretrained/sample.spm data_manifest.yaml requirements.txt constraints.txt wheels"
-    )
-    assert [name for name in needed.split() if not (package / name).exists()] == []
-    assert not list(package.rglob("__pycache__"))
-    assert read_json(package / "dataset-metadata.json")["id"] == "someone/beit3lib-package"
-
-
 @pytest.mark.parametrize("attach, inputs", [((), ([], [], [])), (REAL, (["wts"], *[["beit3-weights"]] * 2))])
 def test_notebooks_are_chained_and_those_with_gpus_use_both_within_the_time_limit(stage, attach, inputs):
     before = []
@@ -52,18 +41,3 @@ def test_notebooks_are_chained_and_those_with_gpus_use_both_within_the_time_limi
             copy = folder / meta["code_file"]
             assert copy.read_bytes() == (NOTEBOOKS / copy.name).read_bytes()
         before = [meta["id"]]
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ("--owner a/b", "--owner: expected your user name on Kaggle, got 'a/b'"),
-        ("--owner you --attach sample", "invalid choice: 'sample' .*wts.*weights"),
-    ],
-)
-def test_an_invalid_owner_or_input_is_named(tmp_path, monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr("sys.argv", ["kaggle", str(tmp_path / "staged"), *arguments.split()])
-    with pytest.raises(SystemExit) as stopped:
-        kaggle.main()
-    assert re.search(message, f"{stopped.value} {capsys.readouterr().err}")
-    assert list(tmp_path.iterdir()) == []

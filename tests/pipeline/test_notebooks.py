@@ -20,12 +20,6 @@ FOLDER, EXECUTED = PROJECT / "notebooks", PROJECT / "docs" / "executed"
 NAMES = ["01_prepare_data", "02_build_index", "03_finetune", "04_inspect_captions", "05_score_and_submit"]
 KEYS = "metadata.papermill metadata.language_info.version cell.metadata.papermill cell.metadata.execution"
 NBSTRIPOUT = ["--keep-id", "--extra-keys", KEYS, "--drop-tagged-cells", "injected-parameters"]
-# Words that earlier versions of this project used in a sense of their own.
-PRIVATE_WORDS = re.compile(
-    r"\b(told|said|says|meant|learnt|taught|held-out|pictures?|places?|lies|stands|goes on|begins anew"
-    r"|quick look|usual|stated|wordings|(the|original) recipe)\b",
-    re.IGNORECASE,
-)
 
 every_notebook = pytest.mark.parametrize("name", NAMES)
 
@@ -128,12 +122,10 @@ def test_cells_are_short_explained_and_define_nothing(name):
             assert max(map(len, text.splitlines())) <= 110, text
             tree = ast.parse(text)  # a cell magic is not Python and fails here
             assert not any(isinstance(node, (ast.ClassDef, ast.FunctionDef)) for node in ast.walk(tree)), text
-            text = "\n".join(re.findall("#.*", text))
         shows = r"\bfigures\.(?!reading_table|repeated)|\bgallery\.(image_row|caption_cards|storyboard)"
         shows += r"|\bgallery_frame\("
         if before.cell_type == "code" and re.search(shows, before.source):
             assert not cell.source.startswith("#"), f"explain what this figure shows:\n{before.source}"
-        assert not PRIVATE_WORDS.search(text), PRIVATE_WORDS.findall(text) + [text]
 
 
 @pytest.fixture(scope="module")
@@ -200,26 +192,6 @@ def test_a_lone_notebook_without_the_package_ends_with_the_reason(lone_python, t
     done = run_lone(lone_python, tmp_path / "empty", "")
     assert done.returncode and "set BEIT3LIB_SOURCE as described above" in done.stderr, done.stderr
     assert not (tmp_path / "empty" / "runs").exists()
-
-
-def test_make_badges_writes_address_and_links_once(repository):
-    folder, revision = repository
-    for name in ("old", "name"):
-        command = [sys.executable, folder / ".ci" / "badges.py", f"https://github.com/you/{name}"]
-        subprocess.run(command, check=True)
-    for name in NAMES:
-        cells = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4).cells
-        title = cells[0].source.split("\n")[0]
-        assert sum(f'"git+https://github.com/you/name@{revision}"' in cell.source for cell in cells) == 1
-        assert title.count(f"/notebooks/{name}.ipynb)") == 2 and "/old/" not in title
-        assert [cell.id for cell in cells] == [cell.id for cell in read(name).cells]
-    assert (folder / "README.md").read_text().count("[![Open in ") == 10
-    subprocess.run([sys.executable, "-m", "ruff", "check", folder / "notebooks"], check=True)
-    wrong = subprocess.run([*command[:2], "gitlab"], capture_output=True, text=True)
-    assert (
-        wrong.returncode == 1
-        and "REPOSITORY: expected https://github.com/you/name, got 'gitlab'" in wrong.stderr
-    )
 
 
 @every_notebook

@@ -3,7 +3,7 @@
 import pytest
 
 from beit3lib.files import FolderInUse
-from beit3lib.pipeline.run_folder import add_summary, open_run, read_record, read_summary, record_stage, stale
+from beit3lib.pipeline.run_folder import open_run, read_record, record_stage, stale
 
 
 def prepare(run, text="a"):
@@ -35,16 +35,6 @@ def test_a_run_name_that_is_a_path_is_an_error(tmp_path, name):
         open_run(name, str(tmp_path))
 
 
-@pytest.mark.parametrize("start", [".", "notebooks"])
-def test_a_new_run_is_in_the_project_and_has_no_folder_until_its_first_stage(tmp_path, monkeypatch, start):
-    for name in ("beit3lib", "notebooks"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "beit3lib" / "__init__.py").touch()
-    monkeypatch.chdir(tmp_path / start)
-    assert open_run("вечер-2.v1").resolve() == tmp_path.resolve() / "runs" / "вечер-2.v1"
-    assert not (tmp_path / "runs").exists()
-
-
 def test_the_mounted_run_that_ended_last_is_copied_complete_and_writable(tmp_path, monkeypatch, capsys):
     near, far = tmp_path / "input/one/runs/demo", tmp_path / "input/notebooks/someone/two/runs/demo"
     prepare(near, "near"), prepare(far, "far"), index(far)
@@ -63,14 +53,6 @@ def test_the_mounted_run_that_ended_last_is_copied_complete_and_writable(tmp_pat
     assert list(working.iterdir()) == [run] and not (run / "half a copy").exists()
     (run / "phases.csv").write_text("changed")
     assert (open_run("demo", str(working)) / "phases.csv").read_text() == "changed"
-
-
-def test_a_finished_stage_is_up_to_date_and_in_the_summary(run):
-    assert stale(run, "finetune") == "it was not run yet" and read_record(run, "finetune") == {}
-    assert stale(run, "prepare") == "" and read_record(run, "prepare")["options"] == {"views": "all"}
-    assert read_summary(run)["prepare"]["images"] == 1 and read_summary(run)["prepare"]["seconds"] >= 0
-    add_summary(run, "attributes", {"own": 1})
-    assert list(read_summary(run)) == ["prepare", "index", "attributes"]
 
 
 def test_a_stage_that_was_killed_or_stopped_early_is_unfinished(run):

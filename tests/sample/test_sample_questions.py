@@ -3,7 +3,6 @@
 import sentencepiece
 
 from beit3lib.data.questions import read_questions
-from beit3lib.data.wts import read_wts
 from beit3lib.sample import SPM_PATH, draw
 from beit3lib.sample.questions import NEW_OPTIONS, OPTIONS, QUESTIONS, write_questions
 
@@ -44,20 +43,3 @@ def test_every_question_of_every_phase_is_read_back_with_its_true_answer(tmp_pat
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(SPM_PATH))
     for text in set(table["question"]).union(*options.values()):
         assert len(ids := tokenizer.encode(text)) <= 18 and tokenizer.unk_id() not in ids
-
-
-def test_questions_are_about_the_attributes_of_scenes():
-    assert {name: tuple(values.split()) for name, (_, values) in QUESTIONS.items()} == draw.VALUES
-
-
-def test_the_written_sample_has_questions_of_all_splits(tmp_path):
-    counts = {"train": (1, 1, 1), "val": (1, 0, 0), "test": (1, 0, 1)}
-    root = draw.write_sample(tmp_path / "wts", counts, jobs=1)
-    questions, phases = read_questions(root), read_wts(root)
-    assert questions.problems == phases.problems == []
-    of_phases = questions.table[questions.table["scope"] == "phase"]
-    known, asked = (
-        set(table[["split", "scenario", "phase"]].itertuples(index=False, name=None))
-        for table in (phases.phases, of_phases)
-    )
-    assert known == asked

@@ -34,12 +34,11 @@ def draw_image(path, seed: int) -> None:
     image.save(path)
 
 
-def make_predictions(root, images: int, seed: int = 0, wrong: float = 0.3, draw: bool = True) -> pd.DataFrame:
+def make_predictions(root, images: int, seed: int = 0, wrong: float = 0.3) -> pd.DataFrame:
     """Ten captions per image, five phases and two cameras per scenario; some captions differ in one word."""
     rng, rows = random.Random(seed), []
     for i in range(images):
-        if draw:
-            draw_image(root / f"images/avg{i}.jpg", i)
+        draw_image(root / f"images/avg{i}.jpg", i)
         view = ("overhead_view", "vehicle_view")[i // 5 % 2]
         about = [f"images/avg{i}.jpg", f"s{i // 10}", "val", "wts", view, f"s{i // 10}_{view}.mp4"]
         about += [i % 5, str(i % 5)]
@@ -117,18 +116,6 @@ def test_images_below_image_root_are_linked_or_part_of_the_page(tmp_path, monkey
     assert read_data(write_gallery(absolute, run / "g.html", run))["images"][0]["src"] == "images/avg3.jpg"
 
 
-def test_missing_and_empty_texts_differ(tmp_path):
-    predictions = make_predictions(tmp_path, 1).astype({"caption": object, "reference": object})
-    predictions.loc[0, ["caption", "reference"]] = ["", np.nan]
-    predictions.loc[1, "reference"] = ""
-    predictions.at[2, "word_probs"] = [0.5]  # not one per word
-    text = Page(caption_cards(predictions.assign(phase=0.0), tmp_path).data).text
-    for shown in ("(no reference)", "(empty reference)", "(empty caption)", "phase 0 · prerecognition"):
-        assert shown in text
-    for phase, label, name in (("", "2–4 s", "2–4 s"), ("3", "a", "phase 3 · action · label a")):
-        assert gallery.phase_name(phase, label) == name
-
-
 def test_the_command_and_a_table_compare_runs(tmp_path, capsys):
     run = tmp_path / "demo"
     one = make_predictions(run, 3)
@@ -158,15 +145,13 @@ def test_tables_for_notebooks_need_no_style(tmp_path):
     assert all(text in one_line(page.text) for text in predictions["caption"][:20])
     assert f"{exact[:10].sum()} of 10 equal in fact" in page.text
     assert [tag for tag, _ in page.tags].count("img") == 2
-    row = image_row([tmp_path / "images/avg0.jpg", Image.new("L", (9, 9))], ["a <b> $x$", "gray"], "Title")
+    row = image_row([tmp_path / "images/avg0.jpg"], ["a <b> $x$"], "Title")
     assert "a <b> $x$" in Page(row.data).text
     board = Page(storyboard(predictions[::-1], "s1", tmp_path).data)
     assert re.findall(r"phase (\d) · ", board.text.split("overhead view")[0]) == list("01234")
     columns = [tag for tag, _ in board.tags if tag in ("img", "th")]  # a column per phase, a row per camera
     assert columns == ["th"] * 6 + ["img"] * 5 + ["th"] + ["img"] * 5
     assert "Contradiction in vehicle · moving: upper color" in board.text
-    with pytest.raises(ValueError, match="expected one of s0, s1, got 's9'"):
-        storyboard(predictions, "s9", tmp_path)
     for tag, attributes in page.tags + Page(row.data).tags + board.tags:
         assert tag in PLAIN and set(attributes) <= KEPT
 
@@ -213,11 +198,7 @@ class Tab:
     def __init__(self, driver) -> None:
         self.driver, self.js = driver, driver.execute_script
 
-    def open(self, path, fragment="", width=1280, dark=False) -> None:
-        device = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 600}
-        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
+    def open(self, path, fragment="") -> None:
         self.driver.get("about:blank")
         self.driver.get(path.as_uri() + fragment)
 
@@ -252,7 +233,7 @@ def tab(browser):
     assert [entry["message"] for entry in browser.get_log("browser")] == []
 
 
-def test_overview_facets_search_and_histogram(tab, page):
+def test_overview_facets_search_and_links(tab, page):
     path, one, other = page
     tab.open(path, "#order=up")
     names = ["image", "subject", "aspect", "caption", "official_score"]
@@ -260,11 +241,6 @@ def test_overview_facets_search_and_histogram(tab, page):
     assert sorted(found) == sorted(one[names].to_numpy().tolist())  # each caption once
     means = one.groupby("image", sort=False)["official_score"].mean().sort_values(kind="stable")
     assert tab.texts(".tile strong") == [f"{mean:.1f}" for mean in means]
-    exact = one["caption"] == one["reference"]
-    assert f"without {exact.sum()} that are equal to the reference" in tab.texts("#histogram-title")[0]
-    tab.click("#bars button", 5)
-    assert tab.count()[1] == one["official_score"].between(20, 24).sum() > 0
-    tab.click("#clear")
     tab.choose("query", "GREEN vehicle_view.mp4")
     green = (one["caption"] + one["reference"] + other["caption"]).str.contains("green")
     assert tab.count()[1] == (green & (one["view"] == "vehicle_view")).sum() > 0
@@ -306,22 +282,6 @@ def test_the_large_view_shows_attention_and_confidence(tab, page):
     assert tab.js("return window.hit") is None
 
 
-def test_nothing_is_wider_than_the_window(tab, page):
-    wide = """return [...document.querySelectorAll("body *")].filter(e => e.getClientRects().length
-      && !e.closest(".scroll") && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML)"""
-    bars = (
-        "return [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).length"
-    )
-    for width in (1280, 400):
-        for fragment in ("", "#view=captions", "#view=scenarios", "#image=images/avg3.jpg", "#other="):
-            tab.open(page[0], fragment, width, dark=width == 400)
-            assert tab.js("return document.documentElement.scrollWidth") == width
-            assert tab.js(wide) == [], fragment
-            assert width < 1280 or tab.js(bars) == 0  # five phases fit without a scroll bar
-    background = tab.js("return getComputedStyle(document.body).backgroundColor")
-    assert sum(map(int, re.findall(r"\d+", background))) < 150
-
-
 def test_marks_and_notes_are_kept_saved_and_loaded(tab, page, tmp_path):
     tab.open(page[0], "#image=images/avg3.jpg")
     tab.click("#large .tools button")
@@ -351,23 +311,8 @@ def test_two_runs_are_compared_by_score(tab, page):
     assert tab.texts(".compare tbody tr:last-child td")[:6] == expected
     tab.tick("outcome", "worse")
     assert tab.count()[1] == worse
-    tab.choose("measure", "change")
-    tab.choose("order", "up")
-    left, width = map(float, re.findall(r"[\d.]+", tab.find(".tile .meter i")[0].get_attribute("style")))
-    assert left + width == pytest.approx(50)  # negative differences end at the middle
     tab.choose("other", "-1")
     assert tab.find(".compare") == [] and tab.count()[1] == 600
-
-
-def test_scenarios_show_phases_cameras_and_contradictions(tab, page):
-    tab.open(page[0], "#view=scenarios&order=listed")
-    heads = tab.texts(".board:first-of-type th")[:7]
-    assert [head.split(" · ")[0] for head in heads[:5]] == [f"phase {i}" for i in range(5)]
-    assert heads[5:] == ["overhead view · s0_overhead_view.mp4", "vehicle view · s0_vehicle_view.mp4"]
-    assert tab.texts(".flag")[0].startswith("⚠ Contradiction in ")
-    assert "upper color: red" in tab.texts(".board .tag.even")
-    tab.choose("type", "1")
-    assert "vehicle · pedestrian description" in tab.texts("#boards .type")[0]
 
 
 def test_captions_with_wrong_facts_come_first(tab, tmp_path):
@@ -416,8 +361,6 @@ def test_frame_boxes_and_video_are_shown(tab, tmp_path):
     tab.open(path, "#image=images/avg0.jpg")
     assert tab.texts(".box") == ["pedestrian"]
     assert "left: 20%; top: 20%; width: 30%; height: 50%" in tab.find(".box")[0].get_attribute("style")
-    sizes = [picture.size for picture in tab.find(".picture img")]  # images for the model are square
-    assert [size["width"] / size["height"] for size in sizes] == pytest.approx([2, 2], rel=0.01)
     time.sleep(1)
     assert tab.js("return document.querySelector('video').currentTime") == 2.5
     now = tab.texts(".now")[0]  # the captions of the phase that the video shows
@@ -468,25 +411,3 @@ def test_odd_pages_work(tab, tmp_path):
             assert tab.count()[1] == len(part) and tab.find("#empty")[0].is_displayed() == (kind == "empty")
             assert kind != "one place" or view != "scenarios" or len(tab.find("#boards img")) == 2
         assert kind != "no reference" or "eference" not in tab.texts("#main")[0]
-
-
-@pytest.mark.slow
-def test_100000_captions_open_and_filter_fast(tab, tmp_path):
-    """On two idle cores it opens in 0.95 s and filters in 0.05 s; the bounds are for a busy machine."""
-    predictions = make_predictions(tmp_path, 10_000, draw=False)  # images that are missing have rows, too
-    path = write_gallery(predictions, tmp_path / "g.html", tmp_path)
-    start = time.perf_counter()
-    tab.open(path)
-    assert tab.count() == (10_000, 100_000) and time.perf_counter() - start < 9
-    times = tab.js(
-        """return [{query: "green"}, {query: ""}, {view: "captions"}, {view: "scenarios"}, {view: "overview"}]
-        .map(change => {
-          const start = performance.now();
-          Object.assign(state, change);
-          update();
-          document.body.offsetHeight;
-          return performance.now() - start;
-        })"""
-    )
-    assert sorted(times)[2] < 1500, times
-    assert len(tab.find(".tile")) < 500

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from beit3lib.viz.marks import find_contradictions, mark_facts, mark_words, styled_words
+from beit3lib.viz.marks import find_contradictions, mark_facts, mark_words
 
 
 def test_words_are_the_same_moved_or_other():
@@ -44,11 +44,7 @@ def test_a_color_that_changes_within_a_scenario_is_a_contradiction():
     [
         ("The man waits.", "A woman waits.", "gender"),
         ("A male in his 20s.", "A male in his 40s.", "age"),
-        ("The weather is clear.", "The weather is rainy.", "weather"),
-        ("The road is dry.", "The road is wet.", "surface condition"),
-        ("A concrete road.", "A gravel road.", "surface"),
         ("A two-way road without a sidewalk.", "There are sidewalks on both sides.", "sidewalk"),
-        ("He wears glasses.", "He is not wearing glasses.", "glasses"),
         ("White shirt, beige slacks.", "A white shirt and navy blue slacks.", "lower color"),
     ],
 )
@@ -61,8 +57,6 @@ def test_each_constant_fact_is_compared(one, other, fact):
     "one, other",
     [
         ("A gray coat.", "A grey coat."),
-        ("The man walks.", "A male runs."),
-        ("A red coat.", ""),
         ("A blue shirt.", "A navy blue T-shirt."),
         ("There are sidewalks.", "There are sidewalks on both sides."),
     ],
@@ -74,12 +68,6 @@ def test_the_same_fact_in_other_words_is_no_contradiction(one, other):
 def test_scenarios_and_caption_types_are_compared_separately():
     records = scenario_records("A red coat.") + scenario_records("A blue coat.", scenario="t")
     assert find_contradictions(records + scenario_records("A green coat.", aspect="moving")) == []
-
-
-def test_words_that_look_the_same_are_joined():
-    expected = [("a", "s", False), ("red", "o", False), ("car", "o", True)]
-    assert styled_words("a red car", "soo", [99, 80, 20]) == expected
-    assert styled_words("a red car", None, None) == [("a red car", "s", False)]
 
 
 def test_words_of_wrong_and_omitted_facts_are_marked():
