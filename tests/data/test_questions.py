@@ -1,7 +1,11 @@
 """Read WTS's questions with their nine quirks, and write the index of questions."""
 
+import json
+
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from question_tree import NORMAL, about_phase, add_questions, add_test_questions, ask, quirky_tree
 from wts_tree import SCENE, overhead, vehicle
 
@@ -128,3 +132,32 @@ def test_an_index_of_another_kind_is_an_error_with_its_line(tmp_path):
     (tmp_path / "i.jsonl").write_text('{"image_path": "a.jpg"}\n')
     with pytest.raises(FileError, match=r"i\.jsonl: expected split.*Rerun the stage index"):
         read_question_index(tmp_path / "i.jsonl")
+
+
+SCALAR = st.none() | st.booleans() | st.floats() | st.text() | st.sampled_from(["4", "action", "a", 1])
+NAME = st.sampled_from("abh") | st.text(max_size=2)
+JSON = st.recursive(SCALAR, lambda j: st.lists(j, max_size=3) | st.dictionaries(NAME, j), max_leaves=6)
+KEYS = ["question", "a", "b", "correct", "id"]
+QUESTION = JSON | st.fixed_dictionaries({}, optional=dict.fromkeys(KEYS, JSON | st.just("b")))
+ASKED = JSON | st.lists(QUESTION, max_size=4)
+PHASE = JSON | st.fixed_dictionaries({"labels": JSON | st.just(["action"]), "conversations": ASKED})
+BLOCKS = {"environment": ASKED, "conversations": ASKED, "event_phase": JSON | st.lists(PHASE)}
+ENTRY = st.fixed_dictionaries({}, optional={"videos": JSON} | BLOCKS)
+CONTENT = JSON | ENTRY | st.lists(ENTRY | JSON, max_size=3)
+
+
+@settings(max_examples=150, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(CONTENT, CONTENT)
+def test_any_content_is_read_or_named_and_counts_add_up(tmp_path, train, test):
+    add_questions(tmp_path, json.dumps(train))
+    add_test_questions(tmp_path, json.dumps(test))
+    add_questions(tmp_path, {"environment": [ask("Dry?", "Yes", "No")]}, "environment")
+    table, problems, counts = read_questions(tmp_path)
+    assert counts["questions"] - counts["questions_skipped"] == counts["questions_used"] == len(table)
+    assert len(problems) >= counts["questions_skipped"] and table["id"].is_unique
+    assert (table["question"] == "Dry?").any() and all(table["options"])
+    trained = table[table["split"] != "test"]
+    assert all(a in options for a, options in zip(trained["correct"], trained["options"], strict=True))
+    phases = pd.DataFrame(columns=["split", "scenario", "phase", "image"])
+    write_questions(tmp_path / "i.jsonl", add_images(table, phases, tmp_path, tmp_path)[0])
+    assert read_question_index(tmp_path / "i.jsonl")[COLUMNS].equals(table)

@@ -245,3 +245,28 @@ def test_a_submission_has_every_segment_and_question_of_the_test_split_or_is_not
     assert written.answers.filled == unseen != [] and len(written.captions.filled) == len(segments)
     *counts, _ = read_summary(captioned)["submit"].values()  # the last one is seconds
     assert counts == [len(segments), len(segments), len(asked), len(unseen)]
+
+
+def test_runs_of_other_caption_types_are_joined_to_one_submission(captioned):
+    def change_predictions(run, **values):
+        content = read_json(run / "predictions.json")
+        content["predictions"] = [row | values for row in content["predictions"]]
+        write_json(run / "predictions.json", content)
+
+    change_predictions(captioned, caption="It moves.")
+    other = copy(captioned, captioned.with_name("other"))
+    change_predictions(other, subject="pedestrian")
+    assert scoring.score(captioned, combine_with=" other,").scores["model"].missing == []
+    with pytest.raises(FileNotFoundError, match="combine_with: expected an existing file, got .*/typo/"):
+        scoring.score(captioned, combine_with="typo")
+
+
+def test_num_gpus_are_processes_and_missing_gpus_are_mentioned(run, started, capsys, monkeypatch):
+    configs, results = started
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    stages.finetune(run, num_gpus=2, **QUICK)
+    assert len(configs) == 1 and "num_gpus: expected 2 GPUs, found none" in capsys.readouterr().out
+    monkeypatch.setattr(train, "launch", lambda config, count: configs.append(count) or results)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    stages.finetune(run, num_gpus=0, **QUICK)
+    assert configs[1:] == [2]
