@@ -31,13 +31,6 @@ def test_a_broken_file_is_named_with_exit_status_1(checkpoint, tmp_path, capsys,
     assert "00:00:00.000 --> 00:00:00.500" in (tmp_path / "clip" / "captions.vtt").read_text()
 
 
-@pytest.mark.parametrize("options", [["--every", "2"], ["photo.jpg", "--splits", "val"]])
-def test_an_option_of_the_other_use_is_an_error(options, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(["runs/mine", *options])
-    assert "only for" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_killed_and_resumed_it_ends_with_the_same_files(checkpoint, tmp_path):  # noqa: F811
     (tmp_path / "media").mkdir()
