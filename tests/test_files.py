@@ -43,16 +43,6 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, error):
     assert path.read_text() == "old" and names(tmp_path) == ["a.jpg"]
 
 
-def test_a_full_disk_is_reported_with_the_file(tmp_path, monkeypatch):
-    def full(handle):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"No space left on device: '.*a\.txt'"):
-        write_text(tmp_path / "a.txt", "text")
-    assert not names(tmp_path)
-
-
 def test_a_folder_is_replaced_completely_or_not_at_all(tmp_path):
     (tmp_path / ".best.new").mkdir()  # left by a killed process
     for content in ("old", "new"):

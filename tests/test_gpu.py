@@ -24,13 +24,6 @@ ALL = {"subject": "all", "aspect": "all"}
 CUDA = ALL | {"device": "cuda"}
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gpu") / "run"
-    draw_run(folder)
-    return folder
-
-
 @pytest.fixture
 def deterministic():
     torch.use_deterministic_algorithms(True)
@@ -48,32 +41,32 @@ def test_captions_in_fp32_equal_the_cpu(num_beams, prompts):
 
 
 @pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-3), ("bf16", 3e-2), ("fp16", 1e-2)])
-def test_losses_of_ten_steps_equal_the_cpu(run, tmp_path, precision, tolerance):
+def test_losses_of_ten_steps_equal_the_cpu(drawn, tmp_path, precision, tolerance):
     options = {**ALL, "epochs": 5, "lr": 1e-3}  # without stochastic depth, which is drawn on the device
-    train.finetune(quick(run, tmp_path / "cpu", **options))
-    train.finetune(quick(run, tmp_path / "gpu", **options, device="cuda", precision=precision))
+    train.finetune(quick(drawn, tmp_path / "cpu", **options))
+    train.finetune(quick(drawn, tmp_path / "gpu", **options, device="cuda", precision=precision))
     expected, found = losses(tmp_path / "cpu"), losses(tmp_path / "gpu")
     assert len(found) == 10 and found == pytest.approx(expected, rel=tolerance)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_deterministic_runs_and_a_resumed_run_are_bitwise_equal(run, tmp_path, deterministic, precision):
+def test_deterministic_runs_and_a_resumed_run_are_bitwise_equal(drawn, tmp_path, deterministic, precision):
     """The run that is resumed stops after its first step, out of time."""
     options = {**CUDA, "precision": precision, "drop_path": 0.1}
-    train.finetune(quick(run, tmp_path / "one", **options))
-    train.finetune(quick(run, tmp_path / "two", **options))
-    train.finetune(quick(run, tmp_path / "resumed", **options, max_minutes=1e-6))
+    train.finetune(quick(drawn, tmp_path / "one", **options))
+    train.finetune(quick(drawn, tmp_path / "two", **options))
+    train.finetune(quick(drawn, tmp_path / "resumed", **options, max_minutes=1e-6))
     assert len(losses(tmp_path / "resumed")) == 1
-    train.finetune(quick(run, tmp_path / "resumed", **options))
+    train.finetune(quick(drawn, tmp_path / "resumed", **options))
     for other in ("two", "resumed"):
         assert losses(tmp_path / other) == losses(tmp_path / "one")
         assert same(last(tmp_path / other)["model"], last(tmp_path / "one")["model"])
 
 
-def test_fp16_skips_steps_that_overflow_and_continues(run, tmp_path, monkeypatch):
+def test_fp16_skips_steps_that_overflow_and_continues(drawn, tmp_path, monkeypatch):
     defaults = ("cuda", 2.0**40, 2.0, 0.5, 2000, True)
     monkeypatch.setattr(torch.amp.GradScaler.__init__, "__defaults__", defaults)
-    results = train.finetune(quick(run, tmp_path, **CUDA, precision="fp16", epochs=30))
+    results = train.finetune(quick(drawn, tmp_path, **CUDA, precision="fp16", epochs=30))
     assert 5 < results["skipped_steps"] < results["steps"]
     assert losses(tmp_path)[-1] < losses(tmp_path)[0]
 

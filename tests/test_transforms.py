@@ -14,7 +14,6 @@ from beit3lib.transforms import (
     can_swap,
     randaug_operation,
     swap_left_right,
-    to_image,
     to_tensor,
 )
 
@@ -69,11 +68,6 @@ def test_randaug_operations_have_the_strength_of_the_reference_implementation(th
         other = randaug["func_dict"][name](np.asarray(image), *randaug["arg_dict"][name](7))[inner]
         # OpenCV rotates around a center half a pixel away, which is worth 1.7 gray levels here.
         assert min(np.abs(pixels - other).mean() for pixels in ours) < 2.0
-
-
-def test_pixels_convert_to_an_image_and_back():
-    image = noise(64, 64)
-    assert to_image(to_tensor(image, 64)).tobytes() == image.tobytes()
 
 
 @pytest.mark.parametrize(

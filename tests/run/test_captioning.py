@@ -33,18 +33,13 @@ from beit3lib.tokenizer import load_tokenizer
 TYPES = [(subject, aspect) for subject in SUBJECTS for aspect in ASPECTS]
 
 
-def tiny_captioner(caption_types=TYPES):
-    tokenizer = load_tokenizer(SPM_PATH)
-    torch.manual_seed(0)
-    model = CaptionModel(model_config(MODEL))
-    load_pretrained(model, CHECKPOINT_PATH)
-    return Captioner(model.eval(), tokenizer, caption_types, max_tokens=8)
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A checkpoint folder of a tiny model with ten caption types."""
-    return save_captioner(tiny_captioner(), tmp_path_factory.mktemp("saved") / "best", SPM_PATH)
+    model = CaptionModel(model_config(MODEL)).eval()
+    load_pretrained(model, CHECKPOINT_PATH)
+    captioner = Captioner(model, load_tokenizer(SPM_PATH), TYPES, max_tokens=8)
+    return save_captioner(captioner, tmp_path_factory.mktemp("saved") / "best", SPM_PATH)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from test_captioning import TYPES, caption, captioner, run, saved, tiny_captioner  # noqa: F401
+from test_captioning import TYPES, caption, captioner, run, saved  # noqa: F401
 
 from beit3lib.config import TrainConfig
 from beit3lib.data.index import read_index
@@ -12,16 +12,12 @@ from beit3lib.run import captioning
 from beit3lib.run.validation import validate
 
 
-def dataset(run, tokenizer, split):  # noqa: F811
-    table = read_index(run / f"coco_captioning.{split}.jsonl")
-    return CaptionDataset(table, run, tokenizer, 64, TrainConfig(), train=split == "train")
-
-
-def validated(captioner, run, train=True, **options):  # noqa: F811
-    defaults = {"val_images": 0, "samples": 2, "num_beams": 2, "batch_size": 4, "eval_batch_size": 2}
-    config = TrainConfig(num_workers=0, **{**defaults, **options})
-    train_set = dataset(run, captioner.tokenizer, "train") if train else None
-    val_set = dataset(run, captioner.tokenizer, "val")
+def validated(captioner, run, val_images=0):  # noqa: F811
+    options = {"samples": 2, "num_beams": 2, "batch_size": 4, "eval_batch_size": 2, "num_workers": 0}
+    config = TrainConfig(val_images=val_images, **options)
+    tables = [read_index(run / f"coco_captioning.{split}.jsonl") for split in ("val", "train")]
+    val_set = CaptionDataset(tables[0], run, captioner.tokenizer, 64, config, train=False)
+    train_set = CaptionDataset(tables[1], run, captioner.tokenizer, 64, config, train=True)
     return validate(captioner, val_set, train_set, config, Accelerator(cpu=True))
 
 
