@@ -1,4 +1,4 @@
-"""Validation captions and scores images as captioning does, and skips what it cannot read."""
+"""Validation scores as captioning does, and skips unreadable images."""
 
 import pytest
 import torch
