@@ -40,22 +40,20 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 HIDDEN = ("torchscale", "fairscale", "av", "rouge_score", "sentencepiece")  # missing on Kaggle
 
 
-def draw_run(folder, train=8, val=4, phases=1, seed=0, spm=SPM_PATH):
-    """Write images, captions, index and drawn values of so many scenarios to a run; return the phases."""
-    rng, rows, drawn = np.random.default_rng(seed), [], {}
+def draw_run(folder, train=8, val=4, spm=SPM_PATH):
+    """Write images, captions, index and drawn values of scenarios with one phase; return the phases."""
+    rng, rows, drawn = np.random.default_rng(0), [], {}
     (folder / "images").mkdir(parents=True)
     for split, count in (("train", train), ("val", val)):
         for number in range(count):
-            name = f"2023{seed:02d}_{split}_{number:03d}"
-            for phase in range(phases):
-                scene = draw.Scene(**draw.draw_values(rng))
-                image = f"avg{name}phase{phase}.jpg"
-                draw.draw_blur(scene, draw.draw_camera(rng)).save(folder / "images" / image, quality=95)
-                captions = {f"caption_{subject}": draw.full_caption(scene, subject) for subject in SUBJECTS}
-                about = {"split": split, "source": "wts", "scenario": name, "view": "overhead_view"}
-                about |= {"video": f"{name}.mp4", "label": str(phase), "phase": phase, "image": image}
-                rows.append(about | captions)
-                drawn.setdefault(name, {})[str(phase)] = vars(scene)
+            name = f"202300_{split}_{number:03d}"
+            scene, image = draw.Scene(**draw.draw_values(rng)), f"avg{name}phase0.jpg"
+            draw.draw_blur(scene, draw.draw_camera(rng)).save(folder / "images" / image, quality=95)
+            captions = {f"caption_{subject}": draw.full_caption(scene, subject) for subject in SUBJECTS}
+            about = {"split": split, "source": "wts", "scenario": name, "view": "overhead_view"}
+            about |= {"video": f"{name}.mp4", "label": "0", "phase": 0, "image": image}
+            rows.append(about | captions)
+            drawn[name] = {"0": vars(scene)}
     write_json(folder / DRAWN_NAME, drawn)
     table = pd.DataFrame(rows)
     for split, part in table.groupby("split"):

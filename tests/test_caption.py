@@ -24,18 +24,6 @@ def test_a_broken_file_is_named_with_exit_status_1(checkpoint, tmp_path, capsys,
     output = capsys.readouterr().out
     assert "broken.jpg: expected an image" in output
     assert "20 captions of 2 images; open captions/gallery.html" in output
-    phase = {"labels": ["1"], "start_time": 0, "end_time": 0.5}
-    (tmp_path / "x_caption.json").write_text(json.dumps({"event_phase": [phase]}))  # the file for one video
-    options = ["--annotations", "x_caption.json", "--device", "cpu", "--out", "clip"]
-    main([str(checkpoint), "media/clip.mp4", *options])  # ends without an error
-    assert "00:00:00.000 --> 00:00:00.500" in (tmp_path / "clip" / "captions.vtt").read_text()
-
-
-@pytest.mark.parametrize("options", [["--every", "2"], ["photo.jpg", "--splits", "val"]])
-def test_an_option_of_the_other_use_is_an_error(options, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(["runs/mine", *options])
-    assert "only for" in capsys.readouterr().err
 
 
 @pytest.mark.slow

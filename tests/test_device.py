@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from beit3lib.device import choose_device, choose_precision, inference_precision
+from beit3lib.device import choose_device, choose_precision
 
 
 def gpu(monkeypatch, capability, kernels=("sm_70", "sm_75", "sm_80", "sm_86", "sm_90a")):
@@ -11,13 +11,6 @@ def gpu(monkeypatch, capability, kernels=("sm_70", "sm_75", "sm_80", "sm_86", "s
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Test GPU")
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(kernels))
-
-
-@pytest.mark.parametrize("requested", ["auto", "cuda", "cpu"])
-def test_without_a_gpu_the_cpu_is_used_and_cuda_prints_a_message(monkeypatch, capsys, requested):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device(requested) == torch.device("cpu")
-    assert ("no CUDA GPU found" in capsys.readouterr().out) == (requested == "cuda")
 
 
 @pytest.mark.parametrize("capability", [(6, 0), (10, 0)])
@@ -34,11 +27,3 @@ def test_precision_follows_the_compute_capability_unless_the_user_sets_it(monkey
     found, reason = choose_precision("auto", torch.device("cuda"))
     assert found == precision and "Test GPU" in reason
     assert choose_precision("fp32", torch.device("cuda")) == ("no", "set by the user")
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_inference_precision_is_bf16_where_the_cpu_has_it(monkeypatch, native):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
-    with inference_precision(torch.device("cpu")):
-        product = torch.ones(2, 2) @ torch.ones(2, 2)
-    assert product.dtype == (torch.bfloat16 if native else torch.float32)

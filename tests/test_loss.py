@@ -1,14 +1,11 @@
 """The loss equals the reference implementation's, also in chunks and without the worst tokens."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
-from test_model import TINY, make_inputs, make_model
 from torch import nn
 
 from beit3lib import loss
-from beit3lib.loss import LossModel, drop_worst, head_losses, label_smoothed_loss
+from beit3lib.loss import drop_worst, head_losses, label_smoothed_loss
 
 
 @pytest.mark.parametrize("smoothing, classes", [(0.0, 7), (0.1, 7), (0.5, 7), (0.1, 64010)])
@@ -47,14 +44,3 @@ def test_chunks_and_recomputation_change_neither_losses_nor_gradients(monkeypatc
         results.append([losses, *torch.autograd.grad(losses.mean(), [states, *head.parameters()])])
     for parts in zip(*results, strict=True):
         assert all(torch.allclose(part, parts[0], atol=1e-6) for part in parts)
-
-
-def test_loss_model_takes_the_loss_at_masked_tokens_only():
-    model, masked = make_model().eval(), torch.tensor([2, 5, 14])
-    images, text = make_inputs(TINY)
-    labels = torch.randint(3, TINY.vocab_size, text.shape)
-    batch = SimpleNamespace(images=images, input_ids=text, labels=labels, mask_positions=masked)
-    batch.positions = batch.doc_ids = batch.bidirectional = None
-    logits = model(images, text).flatten(0, 1)[masked]
-    expected = label_smoothed_loss(logits, labels.flatten()[masked], 0.1)
-    assert torch.allclose(LossModel(model, 0.1)(batch).captions, expected, atol=1e-5)

@@ -1,1 +1,1 @@
-"""Benchmarks and studies that are run by hand: speed beside the recipe, ablations, the README pictures."""
+"""Benchmarks that are run by hand: speed, and the images of the README."""

@@ -84,33 +84,26 @@ def captions_as_card(predictions: pd.DataFrame, run: Path) -> Image.Image:
     )
 
 
-def smaller_jpeg(match: re.Match) -> str:
-    """Return the data URI of a photo at SMALL_PX: notebooks show photos at 100 to 200 px."""
-    image = Image.open(io.BytesIO(base64.b64decode(match[1])))
-    image.thumbnail((SMALL_PX, SMALL_PX), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=70, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def chart_as_jpeg(encoded: str) -> str:
-    """Return a chart (PNG) as a JPEG of two thirds of its size; base64 in and out.
-
-    A palette of few colors would be as small, but merges the colors of curves and of color bars.
-    """
+def smaller_jpeg(encoded: str, share: float = 0.0) -> str:
+    """Return an image as a JPEG of a share of its size, or of SMALL_PX; base64 in and out."""
     image, buffer = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB"), io.BytesIO()
-    image = image.resize((image.width * 2 // 3, image.height * 2 // 3), Image.Resampling.LANCZOS)
+    size = (round(image.width * share), round(image.height * share)) if share else (SMALL_PX, SMALL_PX)
+    image.thumbnail(size, Image.Resampling.LANCZOS)
     image.save(buffer, "JPEG", quality=75, optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 def shrink(output: nbformat.NotebookNode) -> None:
-    """Shrink the images of an output in place."""
+    """Shrink the images of an output in place: charts, and photos, which notebooks show at 100 to 200 px.
+
+    A palette of few colors would make charts as small, but merges the colors of curves and of color bars.
+    """
     data = output.get("data", {})
     if "image/png" in data:
-        data["image/jpeg"] = chart_as_jpeg(data.pop("image/png"))
+        data["image/jpeg"] = smaller_jpeg(data.pop("image/png"), 2 / 3)
     if "text/html" in data:
-        data["text/html"] = re.sub(r"data:image/jpeg;base64,([\w+/=]+)", smaller_jpeg, data["text/html"])
+        photo = r"(?<=data:image/jpeg;base64,)[\w+/=]+"
+        data["text/html"] = re.sub(photo, lambda match: smaller_jpeg(match[0]), data["text/html"])
 
 
 def is_shown(output: nbformat.NotebookNode) -> bool:

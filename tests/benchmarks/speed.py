@@ -31,7 +31,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from beit3lib.captioner import Captioner
 from beit3lib.data.schema import ASPECTS, SUBJECTS
@@ -173,14 +172,23 @@ class Benchmark:
     def run(self) -> dict[str, Any]:
         """Measure the quantities asked for, and write the file after each."""
         for name in self.options.only:
-            for row in getattr(self, name)():
+            for row in self.measure(name):
                 self.rows.append(row)
-                values = (
-                    f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()
-                )
-                print("  ".join(values), flush=True)
+                values = [f"{value:.3f}" if isinstance(value, float) else value for value in row.values()]
+                print(*values, sep="  ", flush=True)
             write_json(self.options.out, self.result())
         return self.result()
+
+    def measure(self, quantity: str) -> list[dict[str, Any]]:
+        """Return the rows of a quantity; the reference has no prompts and captions an image ten times."""
+        batch = self.options.batch
+        if quantity == "generate":
+            return self.generate(self.images, [])
+        if quantity == "ten":
+            return self.generate(self.images[:1], CAPTION_TYPES)
+        if quantity == "answer":
+            return self.answer()
+        return self.train(batch, 1) if quantity == "train" else self.train(max(1, batch // 4), 10)
 
     def result(self) -> dict[str, Any]:
         """Return the figures so far, with hardware and versions."""
@@ -216,15 +224,8 @@ class Benchmark:
         with self.autocast(method.split()[-1]), inference_weights(model or self.model):
             yield
 
-    def generate(self) -> list[dict[str, Any]]:
-        """One caption per image."""
-        return self._generate(self.images, [])
-
-    def ten(self) -> list[dict[str, Any]]:
-        """Ten caption types of one image; the reference, which has no prompts, captions it ten times."""
-        return self._generate(self.images[:1], CAPTION_TYPES)
-
-    def _generate(self, images: Tensor, caption_types: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    def generate(self, images: Tensor, caption_types: list[tuple[str, str]]) -> list[dict[str, Any]]:
+        """Time captions of these types of every image."""
         tokens = self.options.tokens
         captioner = Captioner(self.model, self.tokenizer, caption_types, tokens)
 
@@ -272,15 +273,8 @@ class Benchmark:
         seconds = take_turns(methods, self.options.repeats, self.device, prepare)
         return summarize("10 captions, 12 questions", seconds, "captions fp32", same_captions=same)
 
-    def train(self) -> list[dict[str, Any]]:
-        """A training step with one caption per image."""
-        return self._train(self.options.batch, 1)
-
-    def train_ten(self) -> list[dict[str, Any]]:
-        """A training step with ten packed captions per image."""
-        return self._train(max(1, self.options.batch // 4), 10)
-
-    def _train(self, images: int, captions: int) -> list[dict[str, Any]]:
+    def train(self, images: int, captions: int) -> list[dict[str, Any]]:
+        """Time a training step on so many images with so many packed captions each."""
         packed, separate = make_batch(self.model, images, captions)
         loss_model, their_loss = LossModel(self.model, 0.1), self.reference.loss_function(0.1)
         inputs = [separate[name] for name in ("images", "input_ids", "padding", "masked")]
@@ -304,13 +298,9 @@ class Benchmark:
         same = bool(torch.allclose(ours("fp32"), theirs("fp32"), rtol=1e-4))
         methods = self.methods(partial(step, ours, fused), partial(step, theirs, plain))
         seconds = take_turns(methods, self.options.repeats, self.device)
-        with FlopCounterMode(display=False) as counter:
-            methods["ours"]()
         rows = summarize(f"training step, {images} x {captions} captions", seconds, same_loss=same)
-        for row in rows:
-            if row["method"].startswith("ours"):
-                row["tflop_per_s"] = round(counter.get_total_flops() / row["seconds"] / 1e12, 3)
-            if self.device.type == "cuda":  # weights, both optimizers' states and the batches included
+        if self.device.type == "cuda":  # weights, both optimizers' states and the batches included
+            for row in rows:
                 torch.cuda.reset_peak_memory_stats()
                 methods[row["method"]]()
                 row["peak_mb"] = round(torch.cuda.max_memory_allocated() / 1e6)

@@ -1,6 +1,4 @@
-"""Executed notebooks and screenshots for docs/."""
-
-import shutil
+"""Executed notebooks for docs/."""
 
 import nbformat
 import pytest
@@ -33,19 +31,3 @@ def test_copies_of_notebooks_have_no_progress_bars_paths_or_times(docs, tmp_path
     assert "papermill" not in copy.metadata and copy.cells[0].metadata == {"tags": ["parameters"]}
     assert copy.cells[0].source == "print(1)  # a cell"
     assert [output.text for output in copy.cells[0].outputs] == ["100%\nsaved to runs/demo\n"]
-
-
-def test_a_notebook_with_large_outputs_is_refused(docs, tmp_path):
-    executed_notebook(tmp_path / "run", "x" * pictures.MAX_NOTEBOOK_BYTES)
-    with pytest.raises(SystemExit, match="01_prepare_data.ipynb: expected at most 400000 bytes"):
-        pictures.copy_notebooks(tmp_path / "run")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
-def test_a_screenshot_ends_below_the_last_content():
-    image = pictures.screenshot_of_html(
-        '<div style="width: 200px; height: 100px; background: red"></div>', 400, 800
-    )
-    assert image.width == 400 and 110 <= image.height <= 150
-    assert image.getpixel((100, 60)) == (255, 0, 0) and image.getpixel((300, 60)) == (255, 255, 255)

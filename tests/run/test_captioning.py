@@ -16,13 +16,12 @@ import psutil
 import pytest
 import torch
 from conftest import draw_run
-from test_dataset import index_without_names
 
 from beit3lib import caption as command
 from beit3lib.caption import caption_run
 from beit3lib.captioner import Captioner
 from beit3lib.checkpoint import load_captioner, load_pretrained, save_captioner
-from beit3lib.data.predictions import COLUMNS, read_meta, read_predictions
+from beit3lib.data.predictions import read_meta, read_predictions
 from beit3lib.data.schema import ASPECTS, SUBJECTS
 from beit3lib.files import lock_folder
 from beit3lib.model import CaptionModel, model_config
@@ -34,18 +33,13 @@ from beit3lib.tokenizer import load_tokenizer
 TYPES = [(subject, aspect) for subject in SUBJECTS for aspect in ASPECTS]
 
 
-def tiny_captioner(caption_types=TYPES):
-    tokenizer = load_tokenizer(SPM_PATH)
-    torch.manual_seed(0)
-    model = CaptionModel(model_config(MODEL))
-    load_pretrained(model, CHECKPOINT_PATH)
-    return Captioner(model.eval(), tokenizer, caption_types, max_tokens=8)
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A checkpoint folder of a tiny model with ten caption types."""
-    return save_captioner(tiny_captioner(), tmp_path_factory.mktemp("saved") / "best", SPM_PATH)
+    model = CaptionModel(model_config(MODEL)).eval()
+    load_pretrained(model, CHECKPOINT_PATH)
+    captioner = Captioner(model, load_tokenizer(SPM_PATH), TYPES, max_tokens=8)
+    return save_captioner(captioner, tmp_path_factory.mktemp("saved") / "best", SPM_PATH)
 
 
 @pytest.fixture(scope="module")
@@ -132,13 +126,6 @@ def test_running_out_of_memory_halves_the_batch(run, captioner, monkeypatch, siz
     assert caption(captioner, run)["caption"].tolist() == expected and sizes == [1] * 12
 
 
-def test_references_that_are_not_known_have_no_score(run, drawn):
-    index_without_names(drawn, run, "val", null=lambda number: number != 2)
-    table = caption(tiny_captioner([("", "")]), run, splits=["val", "test"])  # there is no index of test
-    assert len(table) == 4 and table["reference"].notna().sum() == table["official_score"].notna().sum() == 1
-    assert table["scenario"].str.startswith("avg2023").all()
-
-
 @pytest.mark.parametrize("batches", [0, 1, 5])
 def test_a_stopped_run_resumes_and_ends_with_the_same_bytes(run, captioner, sizes, uninterrupted, batches):
     stop(captioner, run, sizes, batches)
@@ -147,30 +134,14 @@ def test_a_stopped_run_resumes_and_ends_with_the_same_bytes(run, captioner, size
     assert (run / "predictions.json").read_bytes() == uninterrupted and len(sizes) == 6 - batches
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def power_cut(path):
-    path.write_bytes(path.read_bytes()[:-100] + bytes(100))
-
-
-def spread_over_two_files(path):
-    header, *lines = path.read_text().split("\n")
-    path.write_text("\n".join([header, *lines[:1]]))
-    path.with_name("predictions.partial.1.jsonl").write_text("".join(f"\n{line}" for line in lines[1:]))
-
-
-@pytest.mark.parametrize("change, batches", [(cut, 4), (power_cut, 4), (spread_over_two_files, 3)])
-def test_a_partial_file_is_used_as_far_as_it_is_complete(
-    run, captioner, sizes, uninterrupted, change, batches
-):
-    """A batch is decoded again if one of its two images is missing."""
+def test_a_partial_file_is_used_as_far_as_it_is_complete(run, captioner, sizes, uninterrupted):
+    """A power cut left zeros at its end, so the last batch is decoded again."""
     stop(captioner, run, sizes, 3)
-    change(partial_path(run / "predictions.json"))
+    path = partial_path(run / "predictions.json")
+    path.write_bytes(path.read_bytes()[:-100] + bytes(100))
     stop(captioner, run, sizes, 1)
     caption(captioner, run)
-    assert (run / "predictions.json").read_bytes() == uninterrupted and len(sizes) == batches - 1
+    assert (run / "predictions.json").read_bytes() == uninterrupted and len(sizes) == 3
     assert not list(run.glob("predictions.partial*"))
 
 
@@ -227,20 +198,11 @@ def test_unreadable_images_are_listed_and_the_others_captioned(run, captioner, c
     assert str(run) not in json.dumps(skipped)  # the file does not depend on where the run folder is
 
 
-COMMAND = ["--num_beams", "1", "--batch_size", "1", "--num_workers", "0", "--device", "cpu"]
-
-
-def test_the_command_writes_the_file_of_a_run(run, sizes, capsys):
+def test_an_interrupted_command_ends_with_130(run, sizes, capsys):
     sizes.limit = 1
     with pytest.raises(SystemExit) as stopped:
-        command.main([str(run), *COMMAND])
+        command.main([str(run), "--batch_size", "1", "--num_workers", "0", "--device", "cpu"])
     assert stopped.value.code == 130 and "rerun the same command to resume" in capsys.readouterr().out
-    sizes.limit = None
-    command.main([str(run), *COMMAND])
-    table, out = read_predictions(run / "predictions.json"), capsys.readouterr().out
-    assert len(table) == 4 * 10 and list(table) == list(COLUMNS) and len(sizes) == 4
-    assert "100%" in out and "4 images on cpu" in out
-    assert len(read_meta(run / "predictions.json")["checkpoint_sha256"]) == 64
 
 
 def test_a_preview_leaves_the_predictions_alone(run):

@@ -1,14 +1,10 @@
-"""Validation captions and scores images as captioning does, and reports mode collapse."""
-
-import json
+"""Validation scores as captioning does, and skips unreadable images."""
 
 import pytest
 import torch
 from accelerate import Accelerator
-from test_captioning import TYPES, caption, captioner, run, saved, tiny_captioner  # noqa: F401
-from test_dataset import index_without_names
+from test_captioning import TYPES, caption, captioner, run, saved  # noqa: F401
 
-from beit3lib.captioner import Captioner
 from beit3lib.config import TrainConfig
 from beit3lib.data.index import read_index
 from beit3lib.dataset import CaptionDataset
@@ -16,16 +12,12 @@ from beit3lib.run import captioning
 from beit3lib.run.validation import validate
 
 
-def dataset(run, tokenizer, split):  # noqa: F811
-    table = read_index(run / f"coco_captioning.{split}.jsonl")
-    return CaptionDataset(table, run, tokenizer, 64, TrainConfig(), train=split == "train")
-
-
-def validated(captioner, run, train=True, **options):  # noqa: F811
-    defaults = {"val_images": 0, "samples": 2, "num_beams": 2, "batch_size": 4, "eval_batch_size": 2}
-    config = TrainConfig(num_workers=0, **{**defaults, **options})
-    train_set = dataset(run, captioner.tokenizer, "train") if train else None
-    val_set = dataset(run, captioner.tokenizer, "val")
+def validated(captioner, run, val_images=0):  # noqa: F811
+    options = {"samples": 2, "num_beams": 2, "batch_size": 4, "eval_batch_size": 2, "num_workers": 0}
+    config = TrainConfig(val_images=val_images, **options)
+    tables = [read_index(run / f"coco_captioning.{split}.jsonl") for split in ("val", "train")]
+    val_set = CaptionDataset(tables[0], run, captioner.tokenizer, 64, config, train=False)
+    train_set = CaptionDataset(tables[1], run, captioner.tokenizer, 64, config, train=True)
     return validate(captioner, val_set, train_set, config, Accelerator(cpu=True))
 
 
@@ -42,27 +34,6 @@ def test_scores_equal_those_of_captioning(run, captioner, monkeypatch):  # noqa:
     first = found["samples"][0]
     assert first["caption"] == table["caption"][0] and first["reference"] == table["reference"][0]
     assert 0 < found["distinct"] <= 1 and 0 <= found["references"]["memorized"] <= 1 and found["seconds"] >= 0
-
-
-def test_a_model_that_repeats_a_training_caption_is_recognized(run, captioner, monkeypatch):  # noqa: F811
-    """One text for all of ten caption types and four images: ten distinct captions of forty."""
-    text = dataset(run, captioner.tokenizer, "train").reference(0)["vehicle", "road"]
-    generate = Captioner.generate
-
-    def same(self, x, **options):
-        return [caption._replace(text=text) for caption in generate(self, x, **options)]
-
-    monkeypatch.setattr(Captioner, "generate", same)
-    found = validated(captioner, run)
-    assert found["distinct"] == pytest.approx(10 / 40) and 1 / 10 <= found["memorized"] < 1
-
-
-def test_without_references_there_are_captions_and_no_score(run, captioner, drawn, capsys):  # noqa: F811
-    index_without_names(drawn, run, "val", null=lambda number: True)
-    found = validated(tiny_captioner([("", "")]), run, train=False)
-    assert found["score"] is None and found["captions"] == 4 and found["memorized"] == 0
-    assert "4 of 4 captions have no reference" in capsys.readouterr().out and len(found["samples"]) == 2
-    json.dumps(found, allow_nan=False)
 
 
 def test_an_unreadable_image_is_skipped(run, captioner, capsys):  # noqa: F811
