@@ -22,7 +22,7 @@ from beit3lib.data.questions import (
 )
 from beit3lib.dataset import pack
 from beit3lib.model import CaptionModel, model_config
-from beit3lib.question import Question, encode_question
+from beit3lib.question import Question, collate_options, encode_question
 from beit3lib.sample import draw
 from beit3lib.sample.questions import OPTIONS, QUESTIONS, answer_of
 from beit3lib.sample.truth import read_drawn
@@ -185,3 +185,23 @@ def test_answers_are_written_beside_captions_for_every_question(asked):
     (expected,) = captioner.answer(asked / row["images"][0], [(row["question"], row["options"])])
     (values,) = found.loc[found["id"] == row["id"], "log_probs"]
     assert values == pytest.approx(expected, abs=0.02)  # bf16 rounds
+
+
+def test_an_answer_map_changes_no_caption(captioner, pixels):
+    plain = CaptionModel(model_config(sample.MODEL))
+    load_pretrained(plain, sample.CHECKPOINT_PATH)
+    without = Captioner(plain.eval(), captioner.tokenizer, captioner.caption_types)
+    assert [c.text for c in without.generate(pixels)] == [c.text for c in captioner.generate(pixels)]
+    with pytest.raises(ValueError, match="expected a model that was trained with questions"):
+        without.answer("photo.jpg", ASKED)
+
+
+def test_options_with_the_same_words_in_another_order_have_other_vectors():
+    questions = [
+        Question([0, 2], [[7, 8, 9], [9, 8, 7], [7, 7]], 1),
+        Question([0, 2], [[7, 8, 9], [9, 8]], 0),
+    ]
+    shares = [part.tolist() for part in collate_options(questions).weights.split([3, 3, 2, 3, 2])]
+    assert shares[0] == shares[1] and shares[0][0] > shares[0][1] > shares[0][2]
+    assert shares[2] == [0.5, 0.5] and shares[3] == pytest.approx([1 / 3] * 3)
+    assert [sum(share) for share in shares] == pytest.approx([1] * 5)
