@@ -91,8 +91,10 @@ class TrainConfig:
         "swap", "horizontal flip: swap also swaps left and right in captions, recipe flips images alone"
     )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = option("auto", "auto: what the device supports")
-    best_by: Literal["score", "facts", "accuracy"] = option(
-        "score", "best/ has the best official score, F1 of the facts of captions, or accuracy of answers"
+    best_by: Literal["s2", "score", "facts", "accuracy"] = option(
+        "s2",
+        "best/ has the best official score of captions, F1 of their facts, accuracy of answers, or with s2 "
+        "the mean of score and accuracy, without questions the score",
     )
     patience: NonNegativeInt = option(0, "stop after so many epochs without a better score; 0: never")
     max_minutes: NonNegativeFloat = option(0.0, "save and stop before so many minutes; 0: no limit")

@@ -129,6 +129,7 @@ def test_questions_are_trained_beside_captions_and_validated(asked, tmp_path):
     validation = events(tmp_path, "validation")[-1]
     assert results["stopped"] == "finished" and sum(question_losses[-4:]) < sum(question_losses[:4])
     assert validation["questions"] == 2 * 11 and 0 <= validation["accuracy"] <= 100
+    assert validation["best_by"] == (validation["score"] + validation["accuracy"]) / 2
     assert load_captioner(tmp_path / "best", "cpu").model.config.answers
     plain = train.setup(quick(asked, tmp_path / "plain", questions=0))
     assert not plain.state.model.config.answers and not plain.train_set[0].questions

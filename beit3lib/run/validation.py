@@ -65,8 +65,10 @@ def validate(
         followed = [chosen[i] for i in _spread(len(chosen), config.samples)] if config.samples else []
         result = _validation_result(texts, followed, val_set, train_set)
         result |= {"accuracy": 100 * float(np.mean(right)) if right else None, "questions": len(right)}
-        best_by = result[config.best_by]
-        result["best_by"] = best_by and best_by["f1"] if config.best_by == "facts" else best_by
+        measured = [result[name] for name in ("score", "accuracy") if result[name] is not None]
+        criteria = result | {"s2": float(np.mean(measured)) if measured else None}
+        criteria["facts"] = result["facts"] and result["facts"]["f1"]
+        result["best_by"] = criteria[config.best_by]
         result["seconds"] = round(time.monotonic() - started, 1)
     return broadcast_object_list([result])[0]
 

@@ -21,7 +21,7 @@ from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 from PIL import Image, ImageChops
 
 from beit3lib.data.predictions import read_predictions
-from beit3lib.viz.gallery import caption_cards
+from beit3lib.viz.gallery import storyboard, with_facts
 
 DOCS = Path(__file__).parents[2] / "docs"
 CHARTS = ("learning_curve", "attributes")
@@ -72,16 +72,18 @@ def screenshot_of_html(html: str, width: int, height: int) -> Image.Image:
         return screenshot(page, width, height)
 
 
-def captions_as_card(predictions: pd.DataFrame, run: Path) -> Image.Image:
-    """Return a typical bright image, the one with the median score, with all its captions."""
-    bright = predictions.loc[predictions["reference"].str.contains(r"\bbright\b"), "image"]
-    scores = (
-        predictions[predictions["image"].isin(bright)].groupby("image")["official_score"].mean().sort_values()
+def captions_of_scenario(predictions: pd.DataFrame, run: Path) -> Image.Image:
+    """Return the strip of a bright scenario of one camera, in which exactly one caption has a wrong fact."""
+    shown = with_facts(predictions[predictions["aspect"].isin(["moving", "pedestrian_description"])])
+    shown = shown[shown["subject"] == "pedestrian"]
+    bright = predictions.loc[predictions["reference"].str.contains(r"\bbright\b", na=False), "video"]
+    shown = shown[shown["video"].isin(bright)]
+    of_video = shown.groupby("video").agg(
+        phases=("phase", "nunique"), wrong=("kind", lambda kinds: (kinds == "wrong").sum())
     )
-    image = scores.index[len(scores) // 2]
-    return screenshot_of_html(
-        caption_cards(predictions[predictions["image"] == image], run, 1).data, 1100, 2400
-    )
+    one = of_video[of_video["wrong"] >= 1].sort_values(["wrong", "phases"], ascending=[True, False])
+    strip = shown[shown["video"] == one.index[0]]
+    return screenshot_of_html(storyboard(strip, strip["scenario"].iloc[0], run).data, 1100, 2400)
 
 
 def smaller_jpeg(encoded: str, share: float = 0.0) -> str:
@@ -147,7 +149,7 @@ def main() -> None:
     predictions = predictions[predictions["reference"].notna()]
     images = {name: Image.open(run / f"{name}.png") for name in CHARTS}
     images |= {
-        "captions": captions_as_card(predictions, run),
+        "captions": captions_of_scenario(predictions, run),
         "gallery": screenshot(run / "gallery.html", 1280, 900),
     }
     for name, image in images.items():
