@@ -167,8 +167,13 @@ def run_lone(python, folder, source):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
+LONG = {"marks": pytest.mark.long}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["git repository", "wheel", "folder of wheels"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("git repository", **LONG), pytest.param("wheel", **LONG), "folder of wheels"]
+)
 def test_a_lone_notebook_in_an_empty_folder_installs_the_package(kind, lone_python, repository, tmp_path):
     folder, revision = repository
     source = f"git+{folder.as_uri()}@{revision}"

@@ -293,7 +293,9 @@ main()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cause", ["exception", "killed worker", signal.SIGTERM])
+@pytest.mark.parametrize(
+    "cause", [pytest.param("exception", marks=pytest.mark.long), "killed worker", signal.SIGTERM]
+)
 def test_it_ends_within_seconds_though_workers_load_images(saved, tmp_path, cause):
     draw_many(saved, tmp_path / "run", 60)
     code = {"code": FAILING} if cause == "exception" else {}
